@@ -1,0 +1,15 @@
+"""Attention, written once against the Python array API standard.
+
+>>> import numpy as np
+>>> from polyattn import attention
+>>> q = k = v = np.eye(2)
+>>> attention(q, k, v, scale=0.0)
+array([[0.5, 0.5],
+       [0.5, 0.5]])
+"""
+
+from polyattn import masks, mods
+from polyattn.attention import AttentionAux, AuxRequest, attention
+
+__all__ = ["AttentionAux", "AuxRequest", "attention", "masks", "mods"]
+__version__ = "0.1.0"

@@ -1,0 +1,165 @@
+"""The one function: check, choose an implementation, run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, overload
+
+from polyattn import softmax
+from polyattn.backend import Array
+from polyattn.masks.algebra import Mask
+from polyattn.mods import ScoreMod
+from polyattn.problem import pose
+from polyattn.reference import reference
+
+Implementation = Literal["auto", "reference", "blockwise", "native"]
+
+
+class AuxRequest(NamedTuple):
+    """Which intermediate values `attention` returns beside its result."""
+
+    lse: bool = False
+    weights: bool = False
+    scores: bool = False
+    max_scores: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionAux:
+    """Intermediate values of one call, in the compute dtype (at least float32); None where not requested."""
+
+    lse: Array | None = None  # (..., Hq, L) natural log of the sum of exp(score) over the keys, sink excluded
+    weights: Array | None = None  # (..., Hq, L, S) after softmax, before dropout
+    scores: Array | None = None  # (..., Hq, L, S) before softmax, -inf where hidden
+    max_scores: Array | None = None  # (..., Hq, L) largest score, -inf where a row sees nothing
+    implementation: str = "reference"  # what ran
+
+
+@overload
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    mask: Mask | Array | Callable[[Array, Array, Array, Array], Array] | None = ...,
+    bias: Array | None = ...,
+    score_mod: ScoreMod | None = ...,
+    is_causal: bool = ...,
+    query_offset: int | Literal["end"] | Array | None = ...,
+    scale: float | Array | None = ...,
+    sinks: float | Array | None = ...,
+    dropout_rate: float = ...,
+    dropout_seed: int | Array | None = ...,
+    layout: Literal["BHLD", "BLHD"] = ...,
+    return_aux: None = ...,
+    implementation: Implementation = ...,
+) -> Array: ...
+@overload
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    mask: Mask | Array | Callable[[Array, Array, Array, Array], Array] | None = ...,
+    bias: Array | None = ...,
+    score_mod: ScoreMod | None = ...,
+    is_causal: bool = ...,
+    query_offset: int | Literal["end"] | Array | None = ...,
+    scale: float | Array | None = ...,
+    sinks: float | Array | None = ...,
+    dropout_rate: float = ...,
+    dropout_seed: int | Array | None = ...,
+    layout: Literal["BHLD", "BLHD"] = ...,
+    return_aux: AuxRequest,
+    implementation: Implementation = ...,
+) -> tuple[Array, AttentionAux]: ...
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    mask: Mask | Array | Callable[[Array, Array, Array, Array], Array] | None = None,
+    bias: Array | None = None,
+    score_mod: ScoreMod | None = None,
+    is_causal: bool = False,
+    query_offset: int | Literal["end"] | Array | None = None,
+    scale: float | Array | None = None,
+    sinks: float | Array | None = None,
+    dropout_rate: float = 0.0,
+    dropout_seed: int | Array | None = None,
+    layout: Literal["BHLD", "BLHD"] = "BHLD",
+    return_aux: AuxRequest | None = None,
+    implementation: Implementation = "auto",
+) -> Array | tuple[Array, AttentionAux]:
+    """Scaled dot-product attention, softmax(scale Q K^T) V, on arrays of any array API library.
+
+    Shapes: query (..., Hq, L, D), key (..., Hkv, S, D), value (..., Hkv, S, E) -> (..., Hq, L, E), of
+    query's dtype; with layout "BLHD" the two axes before the last change places. Hkv divides Hq: query
+    head h reads kv head h // (Hq // Hkv). Leading axes broadcast; rank 2 is one head. Order of work:
+
+        s = scale (q . k);  s = score_mod(s);  s = s + bias;  s = -inf where hidden
+        w = softmax([s, sink]);  out = dropout(w) @ v
+
+    mask: bool array broadcasting to (..., Hq, L, S), `polyattn.masks` mask, or mask_mod(b, h, q, kv);
+        True = may attend. is_causal adds `masks.causal()`.
+    bias: real array, broadcasting likewise; -inf also hides. score_mod: see `polyattn.mods`.
+    query_offset: position of query row 0: integer, one per batch item, or "end" (= S - L).
+    scale: number or (Hq,) array; None = 1/sqrt(D). sinks: scalar or (Hq,) extra logits.
+    dropout_rate, dropout_seed: the same seed drops the same weights on every library.
+    return_aux: also return an `AttentionAux` with what the `AuxRequest` names.
+    implementation: "reference" is the definition; "auto" chooses, and aux.implementation tells.
+
+    A row that sees no key gives 0 and gradient 0. Errors: TypeError for wrong dtypes and libraries,
+    ValueError for wrong shapes and values. Source: Vaswani 2017, arXiv:1706.03762, equation 1.
+
+    >>> import numpy as np
+    >>> from polyattn import attention
+    >>> x = np.array([[0.0], [1.0], [2.0]])
+    >>> attention(x, x, x, is_causal=True)
+    array([[0.        ],
+           [0.73105858],
+           [1.85093709]])
+    """
+    problem = pose(
+        query,
+        key,
+        value,
+        mask=mask,
+        bias=bias,
+        score_mod=score_mod,
+        is_causal=is_causal,
+        query_offset=query_offset,
+        scale=scale,
+        sinks=sinks,
+        dropout_rate=dropout_rate,
+        dropout_seed=dropout_seed,
+        layout=layout,
+    )
+    if implementation in ("blockwise", "native"):
+        raise NotImplementedError(
+            f"polyattn.attention: expected implementation 'reference' or 'auto', got {implementation!r}, which "
+            "does not exist yet; use 'auto'"
+        )
+    if implementation not in ("auto", "reference"):
+        raise ValueError(
+            "polyattn.attention: expected implementation 'auto', 'reference', 'blockwise' or 'native', "
+            f"got {implementation!r}; use 'auto'"
+        )
+    if return_aux is not None and not isinstance(return_aux, AuxRequest):
+        raise TypeError(
+            f"polyattn.attention: expected return_aux to be an AuxRequest or None, got {return_aux!r}; "
+            "write return_aux=AuxRequest(lse=True)"
+        )
+    result = reference(problem)
+    out = problem.restore(problem.backend.astype(result.out, query.dtype), 1)
+    if return_aux is None:
+        return out
+    weights = softmax.weights(result.scores, result.seen) if return_aux.weights else None
+    return out, AttentionAux(
+        lse=problem.restore(result.lse, 0) if return_aux.lse else None,
+        weights=None if weights is None else problem.restore(weights, 0),
+        scores=problem.restore(result.scores, 0) if return_aux.scores else None,
+        max_scores=problem.restore(result.keys.top[..., 0], 0) if return_aux.max_scores else None,
+        implementation="reference",
+    )

@@ -1,0 +1,157 @@
+"""What attention needs and the array API standard lacks, and how an array finds it.
+
+A `Backend` belongs to one array library. This base class does everything with the standard and
+plain Python, so an array library nobody wrote an adapter for still works; an adapter overrides
+what its library does better. Adapters are found through the entry-point group
+``polyattn.backends`` at the first call with an array of theirs, never at import.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from typing import Any
+
+import array_api_compat
+
+Array = Any
+Namespace = Any
+
+GROUP = "polyattn.backends"
+
+
+class Backend:
+    """One array library, as attention sees it.
+
+    `name` is the first word of the array namespace ("numpy", "jax", "torch"), `xp` its array API
+    namespace. See `backends/README.md` for the contract on one page.
+    """
+
+    def __init__(self, name: str, xp: Namespace) -> None:
+        self.name = name
+        self.xp = xp
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+    # numbers
+
+    def compute_dtype(self, dtype: Any) -> Any:
+        """The dtype in which sums over `dtype` are carried, or None if it is not real floating.
+
+        At least float32; float64 stays float64.
+        """
+        xp = self.xp
+        if not xp.isdtype(dtype, "real floating"):
+            return None
+        return xp.float32 if xp.finfo(dtype).bits < 32 else dtype
+
+    def astype(self, x: Array, dtype: Any) -> Array:
+        return x if x.dtype == dtype else self.xp.astype(x, dtype)
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        """`a @ b` of two arrays in the compute dtype, to the full precision of that dtype."""
+        return self.xp.matmul(a, b)
+
+    # autodiff and tracing
+
+    def stop_gradient(self, x: Array) -> Array:
+        """`x`, taken as a constant by autodiff."""
+        return x
+
+    def is_concrete(self, x: Array) -> bool:
+        """Whether the values of `x` can be read now (False while a compiler or vmap traces)."""
+        return True
+
+    def to_list(self, x: Array) -> Any:
+        """The values of a concrete array as nested Python lists (a number if 0-d)."""
+        if x.ndim == 0:
+            return x.__bool__() if self.xp.isdtype(x.dtype, "bool") else x.__int__()
+        return [self.to_list(x[i, ...]) for i in range(x.shape[0])]
+
+    def opaque(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """`f`, a function of integer arrays, as one indivisible step for the library's compiler."""
+        return f
+
+    # devices
+
+    def device(self, x: Array) -> Any:
+        """The device on which new arrays for use beside `x` are made; None lets the library choose."""
+        return array_api_compat.device(x)
+
+    def arange(self, start: int, stop: int, like: Array) -> Array:
+        """int32 positions start .. stop-1 on the device of `like`."""
+        return self.xp.arange(start, stop, dtype=self.xp.int32, device=self.device(like))
+
+    def asarray(self, value: Any, dtype: Any, like: Array) -> Array:
+        """Python numbers as an array on the device of `like`."""
+        return self.xp.asarray(value, dtype=dtype, device=self.device(like))
+
+    # loops
+
+    def map(self, f: Callable[[int], Any], n: int) -> Sequence[Any]:
+        """[f(0), ..., f(n - 1)], in any order."""
+        return [f(i) for i in range(n)]
+
+    def tile(self, x: Array, start: Any, size: int, axis: int) -> Array:
+        """`size` consecutive elements of `x` along the (negative) `axis`."""
+        return x[(..., slice(start, start + size), *(slice(None),) * (-axis - 1))]
+
+
+_BY_TYPE: dict[type, Backend] = {}  # a plain dict: compilers can look through it
+_BY_NAME: dict[str, Backend] = {}
+
+
+def backend_of(array: Array) -> Backend:
+    """The backend of an array; a TypeError if it is not an array of an array API library.
+
+    >>> import numpy as np
+    >>> backend_of(np.zeros(3)).name
+    'numpy'
+    """
+    kind = type(array)
+    if _load_for(kind):
+        return _BY_TYPE[kind]
+    return _backend_of_namespace(array)
+
+
+def _load_for(kind: type) -> bool:
+    """See to it that the backend of an array type is known, by the package that defines the type."""
+    if kind in _BY_TYPE:
+        return True
+    for base in kind.__mro__:
+        found = backend_named(base.__module__.partition(".")[0])
+        if found is not None:
+            _BY_TYPE[kind] = found
+            return True
+    return False
+
+
+# `torch.compile` calls a function marked so for real and takes its result as a constant, which
+# makes the first, cold look-up legal inside a compiled function.
+_load_for._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _backend_of_namespace(array: Array) -> Backend:
+    try:
+        xp = array_api_compat.array_namespace(array)
+    except TypeError:
+        raise TypeError(
+            f"polyattn: expected an array of an array API library (NumPy, JAX, PyTorch, ...), got "
+            f"{type(array).__module__}.{type(array).__qualname__}; convert it first, "
+            "for example with numpy.asarray"
+        ) from None
+    name = xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
+    found = backend_named(name)
+    if found is None:
+        found = _BY_NAME[name] = Backend(name, xp)
+    _BY_TYPE[type(array)] = found
+    return found
+
+
+def backend_named(name: str) -> Backend | None:
+    """The backend registered under a name, loaded on first use; None if nobody registered it."""
+    if name not in _BY_NAME:
+        for entry in entry_points(group=GROUP, name=name):
+            _BY_NAME[name] = entry.load()
+    return _BY_NAME.get(name)

@@ -1,0 +1,308 @@
+"""What every mask is: a predicate on (batch, head, query, key), combined with & | ~."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from polyattn.backend import Array, Backend, backend_named, backend_of
+from polyattn.masks.tiles import Box, Tile, classify, grid, invert
+from polyattn.positions import Positions, gather, whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Frame(NamedTuple):
+    """The score matrix that a mask is laid upon."""
+
+    batch: int
+    heads: int
+    rows: int
+    keys: int
+    lead: tuple[int, ...]  # the axes before the head axis as the caller wrote them; batch is their product
+
+
+class Mask(ABC):
+    """A set of visible (batch, head, query, key) places. Immutable; composes with ``&``, ``|``, ``~``.
+
+    Calling it is its `mask_mod`: ``mask(b, h, q_idx, kv_idx)`` on integer arrays (or on the scalars that
+    FlexAttention passes) gives bools, True where the query may attend to the key.
+
+    >>> from polyattn import masks
+    >>> print((masks.causal() & masks.window(1, 0)).show(4))
+    # . . .
+    # # . .
+    . # # .
+    . . # #
+    """
+
+    #: Whether the mask compares query positions with key positions, so that it needs to know the offset.
+    compares_positions = False
+    #: Whether `tile` is exact (False once an arbitrary function takes part).
+    exact = True
+
+    @abstractmethod
+    def allowed(self, at: Positions) -> Array:
+        """Bools broadcasting to the tile of scores at those positions."""
+
+    @abstractmethod
+    def box(self, box: Box) -> Tile:
+        """EMPTY, FULL or PARTIAL on a rectangle of the score matrix."""
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+    def fit(self, frame: Frame) -> Mask:
+        """This mask with its arrays checked against a score matrix and brought to full rank."""
+        return self
+
+    def arrays(self) -> Iterator[Array]:
+        """The arrays that the mask holds."""
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, Mask):
+                yield from value.arrays()
+            elif hasattr(value, "dtype"):
+                yield value
+
+    def __repr__(self) -> str:
+        return f"<mask {self}>"
+
+    def __and__(self, other: Mask) -> Mask:
+        return And(self, other) if isinstance(other, Mask) else NotImplemented
+
+    def __or__(self, other: Mask) -> Mask:
+        return Or(self, other) if isinstance(other, Mask) else NotImplemented
+
+    def __invert__(self) -> Mask:
+        return Not(self)
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            f"polyattn.masks: the mask {self} has no truth value; combine masks with & | ~ (not and, or, not)"
+        )
+
+    # forms
+
+    def __call__(self, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
+        return self.allowed(gather(b, h, q_idx, kv_idx))
+
+    @property
+    def mask_mod(self) -> Self:
+        """The mask as a function (b, h, q_idx, kv_idx) -> bool, as FlexAttention takes it."""
+        return self
+
+    def dense(
+        self,
+        queries: int,
+        keys: int | None = None,
+        *,
+        batch: int | None = None,
+        heads: int | None = None,
+        query_offset: int | Array = 0,
+        like: Array | None = None,
+    ) -> Array:
+        """The mask as a bool array, True = may attend.
+
+        Shape (queries, keys), or (batch, heads, queries, keys) as soon as `batch` or `heads` is
+        given; `keys` defaults to `queries`. The array is of the library of `like`, else of the
+        mask's own arrays, else NumPy.
+
+        >>> from polyattn import masks
+        >>> masks.causal().dense(2)
+        array([[ True, False],
+               [ True,  True]])
+        """
+        keys = queries if keys is None else keys
+        backend, like = self._library(like)
+        frame = Frame(batch or 1, heads or 1, queries, keys, (batch or 1,))
+        at = whole(backend, like, frame.batch, frame.heads, queries, keys, query_offset)
+        shape = (frame.batch, frame.heads, queries, keys)
+        full = backend.xp.broadcast_to(self.fit(frame).allowed(at), shape)
+        return full if batch is not None or heads is not None else full[0, 0, ...]
+
+    def additive(self, queries: int, keys: int | None = None, *, dtype: Any = None, **where: Any) -> Array:
+        """The mask as a bias: 0 where a query may attend, -inf where not. Arguments as for `dense`.
+
+        >>> from polyattn import masks
+        >>> masks.causal().additive(2)
+        array([[  0., -inf],
+               [  0.,   0.]])
+        """
+        allowed = self.dense(queries, keys, **where)
+        backend = backend_of(allowed)
+        xp = backend.xp
+        if dtype is None:
+            dtype = xp.asarray(0.0).dtype
+        zero = backend.asarray(0.0, dtype, allowed)
+        return xp.where(allowed, zero, backend.asarray(-xp.inf, dtype, allowed))
+
+    def tile(
+        self,
+        queries: range,
+        keys: range,
+        *,
+        b: int | None = None,
+        h: int | None = None,
+        query_offset: int | Array = 0,
+    ) -> Tile:
+        """EMPTY, FULL or PARTIAL: what an engine need not compute, need not mask, or must mask.
+
+        `queries` and `keys` are ranges of row and key indices, `b` and `h` a batch item and a head
+        (None: all of them at once). Exact, except that an arbitrary function counts as PARTIAL.
+
+        >>> from polyattn import masks
+        >>> masks.causal().tile(range(0, 4), range(4, 8)).name
+        'EMPTY'
+        """
+        return classify(self, Box(queries, keys, b, h, query_offset))
+
+    def tiles(
+        self,
+        queries: int,
+        keys: int,
+        tile: tuple[int, int],
+        *,
+        b: int | None = None,
+        h: int | None = None,
+        query_offset: int | Array = 0,
+    ) -> list[list[Tile]]:
+        """`tile` for every tile of a score matrix cut into `tile = (rows, keys)`, the last ones ragged."""
+        return grid(self, queries, keys, tile, b, h, query_offset)
+
+    def to_block_mask(self, *, B: int | None, H: int | None, Q_LEN: int, KV_LEN: int, **options: Any) -> Any:
+        """The mask as a `torch.nn.attention.flex_attention.BlockMask` (options of `create_block_mask`)."""
+        torch = backend_named("torch")
+        if torch is None:
+            raise ImportError(
+                f"polyattn.masks: the mask {self} becomes a BlockMask in PyTorch only, which is not here; "
+                "pip install 'polyattn[torch]'"
+            )
+        return torch.block_mask(self, B, H, Q_LEN, KV_LEN, **options)  # type: ignore[attr-defined]
+
+    # pictures
+
+    def show(self, queries: int, keys: int | None = None, *, query_offset: int = 0, b: int = 0, h: int = 0) -> str:
+        """The mask in text, a line per query: ``#`` may attend, ``.`` may not."""
+        from polyattn import draw
+
+        return draw.mask_text(self._picture(queries, keys, query_offset, b, h))
+
+    def figure(
+        self, queries: int, keys: int | None = None, *, query_offset: int = 0, b: int = 0, h: int = 0
+    ) -> Figure:
+        """The mask drawn with matplotlib."""
+        from polyattn import draw
+
+        return draw.mask_figure(self._picture(queries, keys, query_offset, b, h), title=str(self))
+
+    def _picture(self, queries: int, keys: int | None, query_offset: int, b: int, h: int) -> list[list[bool]]:
+        batch, heads = max(b + 1, self.batch_size()), max(h + 1, self.head_count())
+        full = self.dense(queries, keys, batch=batch, heads=heads, query_offset=query_offset)
+        values: list[list[bool]] = backend_of(full).to_list(full[b, h, ...])
+        return values
+
+    def batch_size(self) -> int:
+        """The batch axis of the mask's arrays, 1 if they have none."""
+        return 1
+
+    def head_count(self) -> int:
+        """The head axis of the mask's arrays, 1 if they have none."""
+        return 1
+
+    def _library(self, like: Array | None) -> tuple[Backend, Array]:
+        if like is None:
+            like = next(self.arrays(), None)
+        if like is not None:
+            return backend_of(like), like
+        numpy = backend_named("numpy")
+        if numpy is None:
+            raise ImportError("polyattn.masks: no array library to build the mask with; pass like=array")
+        return numpy, numpy.xp.zeros(())
+
+
+@dataclass(frozen=True, repr=False)
+class Pair(Mask):
+    """Two masks joined by a boolean operation."""
+
+    left: Mask
+    right: Mask
+
+    @property
+    def compares_positions(self) -> bool:  # type: ignore[override]
+        return self.left.compares_positions or self.right.compares_positions
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        return self.left.exact and self.right.exact
+
+    def fit(self, frame: Frame) -> Mask:
+        return replace(self, left=self.left.fit(frame), right=self.right.fit(frame))
+
+    def batch_size(self) -> int:
+        return max(self.left.batch_size(), self.right.batch_size())
+
+    def head_count(self) -> int:
+        return max(self.left.head_count(), self.right.head_count())
+
+
+class And(Pair):
+    """Places visible in both."""
+
+    def allowed(self, at: Positions) -> Array:
+        return self.left.allowed(at) & self.right.allowed(at)
+
+    def box(self, box: Box) -> Tile:
+        return self.left.box(box) & self.right.box(box)
+
+    def __str__(self) -> str:
+        return " & ".join(f"({m})" if isinstance(m, Or) else str(m) for m in (self.left, self.right))
+
+
+class Or(Pair):
+    """Places visible in either."""
+
+    def allowed(self, at: Positions) -> Array:
+        return self.left.allowed(at) | self.right.allowed(at)
+
+    def box(self, box: Box) -> Tile:
+        return invert(invert(self.left.box(box)) & invert(self.right.box(box)))
+
+    def __str__(self) -> str:
+        return f"{self.left} | {self.right}"
+
+
+@dataclass(frozen=True, repr=False)
+class Not(Mask):
+    """Places hidden in another mask."""
+
+    inner: Mask
+
+    @property
+    def compares_positions(self) -> bool:  # type: ignore[override]
+        return self.inner.compares_positions
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        return self.inner.exact
+
+    def allowed(self, at: Positions) -> Array:
+        return ~self.inner.allowed(at)
+
+    def box(self, box: Box) -> Tile:
+        return invert(self.inner.box(box))
+
+    def fit(self, frame: Frame) -> Mask:
+        return Not(self.inner.fit(frame))
+
+    def batch_size(self) -> int:
+        return self.inner.batch_size()
+
+    def head_count(self) -> int:
+        return self.inner.head_count()
+
+    def __str__(self) -> str:
+        return f"~({self.inner})" if isinstance(self.inner, Pair) else f"~{self.inner}"

@@ -1,0 +1,391 @@
+"""The masks of the field, each a few lines: what is allowed, and what that means for a rectangle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from polyattn.backend import Array, backend_of
+from polyattn.masks.algebra import Frame, Mask
+from polyattn.masks.tiles import EMPTY, FULL, PARTIAL, UNSURE, Box, Tile
+from polyattn.positions import Positions
+
+Lengths = int | tuple[int, ...] | Array
+
+
+def _decide(full: bool, empty: bool) -> Tile:
+    return FULL if full else EMPTY if empty else PARTIAL
+
+
+@dataclass(frozen=True, repr=False)
+class Window(Mask):
+    """q - left <= kv <= q + right; None = unbounded. `causal()` is the window (None, 0)."""
+
+    left: int | None
+    right: int | None
+    compares_positions = True
+
+    def allowed(self, at: Positions) -> Array:
+        distance = at.kv - at.q
+        if self.left is None and self.right is None:
+            return distance == distance
+        if self.left is None:
+            return distance <= self.right
+        if self.right is None:
+            return distance >= -self.left
+        return (distance >= -self.left) & (distance <= self.right)
+
+    def box(self, box: Box) -> Tile:
+        if box.corners is None:
+            return UNSURE
+        q0, q1, k0, k1 = box.corners
+        least, most = k0 - q1, k1 - q0  # every distance between is there
+        left = -self.left if self.left is not None else least
+        right = self.right if self.right is not None else most
+        return _decide(left <= least and most <= right, most < left or right < least)
+
+    def __str__(self) -> str:
+        return "causal()" if (self.left, self.right) == (None, 0) else f"window({self.left}, {self.right})"
+
+
+@dataclass(frozen=True, repr=False)
+class Chunked(Mask):
+    """Queries and keys in the same chunk of `size` positions."""
+
+    size: int
+    compares_positions = True
+
+    def allowed(self, at: Positions) -> Array:
+        return at.q // self.size == at.kv // self.size
+
+    def box(self, box: Box) -> Tile:
+        if box.corners is None:
+            return UNSURE
+        q0, q1, k0, k1 = (position // self.size for position in box.corners)
+        return _decide(q0 == q1 == k0 == k1, q1 < k0 or k1 < q0)
+
+    def __str__(self) -> str:
+        return f"chunked({self.size})"
+
+
+@dataclass(frozen=True, repr=False)
+class Dilated(Mask):
+    """Keys at a distance that is a multiple of `step`."""
+
+    step: int
+    compares_positions = True
+
+    def allowed(self, at: Positions) -> Array:
+        return (at.q - at.kv) % self.step == 0
+
+    def box(self, box: Box) -> Tile:
+        if box.corners is None:
+            return UNSURE
+        q0, q1, k0, k1 = box.corners
+        least, most = q0 - k1, q1 - k0
+        hit = most // self.step * self.step >= least  # a multiple lies between
+        return _decide(hit and (self.step == 1 or least == most), not hit)
+
+    def __str__(self) -> str:
+        return f"dilated({self.step})"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Below(Mask):
+    """Rows or keys whose index is below a length: one for all, or one for every batch item."""
+
+    lengths: Lengths
+    name: str  # "prefix", "key_lengths" (both bound the key) or "query_lengths" (bounds the row)
+
+    def allowed(self, at: Positions) -> Array:
+        index = at.row if self.name == "query_lengths" else at.kv
+        lengths = self.lengths
+        if isinstance(lengths, tuple):
+            backend = backend_of(index)
+            lengths = backend.asarray(lengths, backend.xp.int32, index)
+        return index < (lengths if isinstance(lengths, int) or lengths.ndim == 0 else lengths[at.b])
+
+    def box(self, box: Box) -> Tile:
+        if self._values is None:
+            return UNSURE
+        values = self._values if box.b is None or len(self._values) == 1 else (self._values[box.b],)
+        indices = box.rows if self.name == "query_lengths" else box.keys
+        return _decide(indices[-1] < min(values), indices[0] >= max(values))
+
+    @property
+    def _values(self) -> tuple[int, ...] | None:
+        """The lengths as Python numbers; None while they are traced."""
+        if isinstance(self.lengths, int):
+            return (self.lengths,)
+        if isinstance(self.lengths, tuple):
+            return self.lengths
+        backend = backend_of(self.lengths)
+        if not backend.is_concrete(self.lengths):
+            return None
+        values = backend.to_list(self.lengths)
+        return (values,) if isinstance(values, int) else tuple(values)
+
+    def batch_size(self) -> int:
+        return math.prod(self._shape)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        if isinstance(self.lengths, int):
+            return ()
+        return (len(self.lengths),) if isinstance(self.lengths, tuple) else tuple(self.lengths.shape)
+
+    def fit(self, frame: Frame) -> Mask:
+        shape = self._shape
+        if shape not in ((), (1,), (frame.batch,), frame.lead):
+            raise ValueError(
+                f"polyattn.attention: expected the lengths of masks.{self.name} as one integer or as one per "
+                f"batch item, shape ({frame.batch},), got shape {shape}; "
+                "the batch is every axis before the head axis (give a rank-3 query a head axis: query[:, None])"
+            )
+        limit = frame.rows if self.name == "query_lengths" else frame.keys
+        for value in self._values or ():
+            if not 0 <= value <= limit:
+                raise ValueError(
+                    f"polyattn.attention: expected the lengths of masks.{self.name} between 0 and {limit}, "
+                    f"got {value}; clip them, or check that they count "
+                    f"{'query rows' if self.name == 'query_lengths' else 'keys'}"
+                )
+        if shape == (1,):
+            return replace(self, lengths=self.lengths[0])
+        return replace(self, lengths=_reshape(self.lengths, (-1,))) if len(shape) > 1 else self
+
+    def __str__(self) -> str:
+        return f"{self.name}({self.lengths if isinstance(self.lengths, int) else '...'})"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Segments(Mask):
+    """Queries and keys with the same segment id (documents packed into one sequence)."""
+
+    q_ids: Array  # (L,) or (batch, L)
+    kv_ids: Array  # (S,) or (batch, S)
+    memory: dict[Any, Any] = field(default_factory=dict)  # the ids once read, and the sets made of them
+
+    def allowed(self, at: Positions) -> Array:
+        q_ids, kv_ids = self._rank4
+        return at.cut(q_ids) == at.cut(kv_ids)
+
+    @property
+    def _rank4(self) -> tuple[Array, Array]:
+        q_ids = _reshape(self.q_ids, (self.q_ids.shape[0] if self.q_ids.ndim > 1 else 1, 1, -1, 1))
+        kv_ids = _reshape(self.kv_ids, (self.kv_ids.shape[0] if self.kv_ids.ndim > 1 else 1, 1, 1, -1))
+        return q_ids, kv_ids
+
+    def box(self, box: Box) -> Tile:
+        if self._values() is None:
+            return UNSURE
+        tile: Tile | None = None
+        for b in range(self.batch_size()) if box.b is None else (box.b,):
+            queries, keys = self._ids(0, b, box.rows), self._ids(1, b, box.keys)
+            here = _decide(len(queries | keys) == 1, not queries & keys)
+            if here is PARTIAL or (tile is not None and here is not tile):
+                return PARTIAL
+            tile = here
+        return EMPTY if tile is None else tile
+
+    def _values(self) -> tuple[list[list[int]], ...] | None:
+        """The ids as Python numbers, a list per batch item; None while they are traced."""
+        arrays = (self.q_ids, self.kv_ids)
+        if not all(backend_of(a).is_concrete(a) for a in arrays):
+            return None
+        if "values" not in self.memory:
+            lists = (backend_of(a).to_list(a) for a in arrays)
+            self.memory["values"] = tuple([x] if a.ndim == 1 else x for a, x in zip(arrays, lists, strict=True))
+        return self.memory["values"]
+
+    def _ids(self, side: int, b: int, indices: range) -> frozenset[int]:
+        """The ids that occur in a range of rows (side 0) or keys (side 1)."""
+        key = (side, b, indices)
+        if key not in self.memory:
+            rows = self._values()[side]  # type: ignore[index]
+            self.memory[key] = frozenset(rows[b if len(rows) > 1 else 0][indices.start : indices.stop])
+        return self.memory[key]
+
+    def batch_size(self) -> int:
+        return max(a.shape[0] if a.ndim > 1 else 1 for a in (self.q_ids, self.kv_ids))
+
+    def fit(self, frame: Frame) -> Mask:
+        for ids, name, size in ((self.q_ids, "q_ids", frame.rows), (self.kv_ids, "kv_ids", frame.keys)):
+            shape = tuple(ids.shape)
+            if shape not in ((size,), (1, size), (frame.batch, size), (*frame.lead, size)):
+                raise ValueError(
+                    f"polyattn.attention: expected {name} of masks.segments to have shape ({size},) or "
+                    f"({frame.batch}, {size}), got {shape}; give one id per "
+                    f"{'query row' if name == 'q_ids' else 'key'} (kv_ids too where L != S)"
+                )
+        q_ids, kv_ids = (_reshape(a, (-1, a.shape[-1])) if a.ndim > 2 else a for a in (self.q_ids, self.kv_ids))
+        return self if (q_ids is self.q_ids and kv_ids is self.kv_ids) else Segments(q_ids, kv_ids)
+
+    def cumulative_lengths(self) -> list[list[int]]:
+        """The boundaries of the query segments of every batch item: 0, ..., L, as "cu_seqlens" of varlen kernels.
+
+        >>> import numpy as np
+        >>> Segments(np.array([7, 7, 9]), np.array([7, 7, 9])).cumulative_lengths()
+        [[0, 2, 3]]
+        """
+        values = self._values()
+        if values is None:
+            raise ValueError(
+                "polyattn.masks: expected concrete segment ids for cumulative_lengths, got traced ones; "
+                "call it outside jit"
+            )
+        return [
+            [0, *(i for i in range(1, len(ids)) if ids[i] != ids[i - 1]), len(ids)] for ids in values[0]
+        ]
+
+    def __str__(self) -> str:
+        return "segments(...)"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class FromArray(Mask):
+    """A bool array laid on the scores row by row, whatever their positions."""
+
+    array: Array
+
+    def allowed(self, at: Positions) -> Array:
+        return at.cut(self._rank4)
+
+    @property
+    def _rank4(self) -> Array:
+        return fill_rank(self.array, 4)
+
+    def box(self, box: Box) -> Tile:
+        array = self._rank4
+        backend = backend_of(array)
+        if not backend.is_concrete(array):
+            return UNSURE
+        index = tuple(
+            slice(None) if n == 1 or r is None else slice(r.start, r.stop)
+            for n, r in zip(
+                array.shape,
+                (_one(box.b), _one(box.h), box.rows, box.keys),
+                strict=True,
+            )
+        )
+        part = array[index]
+        if not backend.to_list(backend.xp.any(part)):
+            return EMPTY
+        return FULL if backend.to_list(backend.xp.all(part)) else PARTIAL
+
+    def batch_size(self) -> int:
+        return int(self._rank4.shape[0])
+
+    def head_count(self) -> int:
+        return int(self._rank4.shape[1])
+
+    def fit(self, frame: Frame) -> Mask:
+        return FromArray(fit_array(self.array, frame, "mask"))
+
+    def __str__(self) -> str:
+        return f"from_array({' x '.join(map(str, self.array.shape))})"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Function(Mask):
+    """An arbitrary mask_mod(b, h, q_idx, kv_idx) -> bool."""
+
+    function: Callable[[Array, Array, Array, Array], Array]
+    compares_positions = True  # it may: it is given both
+    exact = False
+
+    def allowed(self, at: Positions) -> Array:
+        allowed = self.function(at.b, at.h, at.q, at.kv)
+        if not hasattr(allowed, "dtype") or not backend_of(allowed).xp.isdtype(allowed.dtype, "bool"):
+            raise TypeError(
+                "polyattn.attention: expected mask_mod(b, h, q_idx, kv_idx) to return a bool array, got "
+                f"{getattr(allowed, 'dtype', type(allowed).__name__)}; return a comparison, True = may attend"
+            )
+        return fill_rank(allowed, at.kv.ndim)
+
+    def box(self, box: Box) -> Tile:
+        return UNSURE
+
+    def __str__(self) -> str:
+        return f"mask_mod({getattr(self.function, '__name__', 'function')})"
+
+
+def fit_array(array: Array, frame: Frame, name: str) -> Array:
+    """A mask or bias array checked against the scores (lead..., H, L, S) and brought to rank 4."""
+    lead = frame.lead
+    scores = (*lead, frame.heads, frame.rows, frame.keys)
+    shape = tuple(array.shape)
+    advice = "write a key padding mask of shape (B, S) as mask[:, None, None, :], an (L, S) one as mask[None, None]"
+    advice = advice.replace("mask[", f"{name}[")
+    if len(shape) < 2:
+        raise ValueError(
+            f"polyattn.attention: expected a {name} of rank 2 or more, got shape {shape}; {advice}"
+        )
+    fits = len(shape) <= max(len(scores), 4) and all(
+        n in (1, size) for n, size in zip(reversed(shape), (*reversed(scores), 1, 1), strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"polyattn.attention: expected a {name} that broadcasts to the scores (..., Hq, L, S) = {scores}, "
+            f"got shape {shape}; {advice}"
+        )
+    batch = lead[0] if len(lead) == 1 else 1
+    first_axis = len(scores) - len(shape)  # the axis of the scores that the first axis of the array falls on
+    if first_axis > 0 and shape[0] == batch > 1 and (len(lead) == 1):
+        raise ValueError(
+            f"polyattn.attention: expected a {name} whose first axis can be told apart, got shape {shape} for "
+            f"scores (B, Hq, L, S) = {scores}, where its first axis could be B or "
+            f"{'Hq' if first_axis == 1 else 'L'}; {advice}"
+        )
+    if len(scores) <= 4:
+        return fill_rank(array, 4)
+    xp = backend_of(array).xp
+    here = (*(1,) * (len(scores) - len(shape)), *shape)[: len(lead)]
+    tail = (*(1,) * (3 - len(shape)), *shape[-3:])
+    if all(n == 1 for n in here):
+        return _reshape(array, (1, *tail))
+    return _reshape(xp.broadcast_to(array, (*lead, *tail)), (frame.batch, *tail))
+
+
+def _one(index: int | None) -> range | None:
+    return None if index is None else range(index, index + 1)
+
+
+def _reshape(array: Array, shape: tuple[int, ...]) -> Array:
+    return backend_of(array).xp.reshape(array, shape)
+
+
+def positive(value: Any, function: str, name: str, least: int = 1) -> int:
+    """A Python integer of at least `least`, or the sentence that says otherwise."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(
+            f"polyattn.masks.{function}: expected {name} to be an integer, got {value!r}; pass a Python int"
+        )
+    if value.__index__() < least:
+        raise ValueError(
+            f"polyattn.masks.{function}: expected {name} >= {least}, got {value!r}; "
+            + ("use None for an unbounded side" if function == "window" else "pass a larger number")
+        )
+    return int(value.__index__())
+
+
+def lengths(value: int | Sequence[int] | Array, function: str) -> Lengths:
+    """Lengths as a Python int, a tuple of ints, or an integer array."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(positive(n, function, "every length", 0) for n in value)
+    if hasattr(value, "dtype"):
+        backend = backend_of(value)
+        if not backend.xp.isdtype(value.dtype, "integral"):
+            raise TypeError(
+                f"polyattn.masks.{function}: expected integer lengths, got an array of {value.dtype}; "
+                "a bool mask goes to masks.from_array"
+            )
+        return value
+    return positive(value, function, "the length", 0)
+
+
+def fill_rank(array: Array, rank: int) -> Array:
+    """The array with axes of size 1 in front, up to a rank."""
+    return array if array.ndim >= rank else _reshape(array, (*(1,) * (rank - array.ndim), *array.shape))

@@ -1,0 +1,220 @@
+"""Score modifications: functions (score, b, h, q_idx, kv_idx) -> score, as FlexAttention has them.
+
+They act on scale * (q . k), before the bias and the mask. Those built in carry their parameters as
+arrays, so autodiff sees them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+
+from polyattn.backend import Array, backend_of
+
+ScoreMod = Callable[[Array, Array, Array, Array, Array], Array]
+
+
+class Mod:
+    """A built-in score modification."""
+
+    #: Whether it compares query positions with key positions, so that it needs to know the offset.
+    compares_positions = False
+
+    def __call__(self, score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
+        raise NotImplementedError
+
+    def arrays(self) -> Iterator[Array]:
+        """The arrays that the modification holds."""
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            for part in value if isinstance(value, tuple) else (value,):
+                if isinstance(part, Mod):
+                    yield from part.arrays()
+                elif hasattr(part, "dtype"):
+                    yield part
+
+
+@dataclass(frozen=True, eq=False)
+class Softcap(Mod):
+    cap: float | Array
+
+    def __call__(self, score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
+        return backend_of(score).xp.tanh(score / self.cap) * self.cap
+
+
+@dataclass(frozen=True, eq=False)
+class Alibi(Mod):
+    slopes: tuple[float, ...] | Array
+    compares_positions = True
+
+    def __call__(self, score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
+        backend = backend_of(score)
+        slopes = self.slopes
+        if isinstance(slopes, tuple):
+            slopes = backend.asarray(slopes, score.dtype, score)
+        distance = backend.astype(abs(q_idx - kv_idx), score.dtype)
+        return score - backend.astype(slopes[h], score.dtype) * distance
+
+
+@dataclass(frozen=True, eq=False)
+class RelativePositionBias(Mod):
+    table: Array
+    bidirectional: bool
+    max_distance: int
+    compares_positions = True
+
+    def __call__(self, score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
+        backend = backend_of(score)
+        bucket = relative_bucket(
+            kv_idx - q_idx, self.table.shape[0], bidirectional=self.bidirectional, max_distance=self.max_distance
+        )
+        return score + backend.astype(self.table[bucket, h], score.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Compose(Mod):
+    parts: tuple[ScoreMod, ...]
+
+    @property
+    def compares_positions(self) -> bool:  # type: ignore[override]
+        return any(compares_positions(part) for part in self.parts)
+
+    def __call__(self, score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
+        for part in self.parts:
+            score = part(score, b, h, q_idx, kv_idx)
+        return score
+
+
+def softcap(cap: float | Array) -> Mod:
+    """s -> cap * tanh(s / cap): scores bounded by cap > 0 (Gemma 2, arXiv:2408.00118, section 2).
+
+    cap: a number, or a 0-d array that autodiff can see.
+
+    >>> import numpy as np
+    >>> softcap(2.0)(np.array([0.0, 100.0]), None, None, None, None)
+    array([0., 2.])
+    """
+    if isinstance(cap, bool) or not (isinstance(cap, (int, float)) or hasattr(cap, "dtype")):
+        raise TypeError(f"polyattn.mods.softcap: expected a number or a 0-d array, got {cap!r}; pass cap > 0")
+    if isinstance(cap, (int, float)) and not 0 < cap < math.inf:
+        raise ValueError(
+            f"polyattn.mods.softcap: expected cap > 0 and finite, got {cap!r}; leave the mod out for no cap"
+        )
+    if hasattr(cap, "dtype") and backend_of(cap).is_concrete(cap) and not float(cap) > 0:
+        raise ValueError(
+            f"polyattn.mods.softcap: expected cap > 0 and finite, got {float(cap)!r}; leave the mod out for no cap"
+        )
+    return Softcap(cap)
+
+
+def alibi(slopes: int | Sequence[float] | Array) -> Mod:
+    """s -> s - slope_h * |q - kv|: attention with linear biases (Press 2021, arXiv:2108.12409, section 3).
+
+    slopes: (Hq,) numbers, or an array that autodiff can see; an integer asks for the paper's slopes of
+    that many heads (`alibi_slopes`). Under a causal mask |q - kv| is the paper's q - kv.
+
+    >>> import numpy as np
+    >>> q, kv, h = np.arange(2)[:, None], np.arange(2), np.array(0)
+    >>> alibi([0.5])(np.zeros((2, 2)), None, h, q, kv)
+    array([[ 0. , -0.5],
+           [-0.5,  0. ]])
+    """
+    if isinstance(slopes, int):
+        slopes = alibi_slopes(slopes)
+    if hasattr(slopes, "dtype"):
+        if slopes.ndim != 1:
+            raise ValueError(
+                f"polyattn.mods.alibi: expected slopes of shape (Hq,), got {tuple(slopes.shape)}; give one per head"
+            )
+        return Alibi(slopes)
+    return Alibi(tuple(float(slope) for slope in slopes))
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """The slopes of ALiBi: 2^(-8/n), 2^(-16/n), ... for a power of two n, else those of the power below
+    followed by every other one of the power above.
+
+    >>> alibi_slopes(4)
+    [0.25, 0.0625, 0.015625, 0.00390625]
+    """
+    if heads < 1:
+        raise ValueError(f"polyattn.mods.alibi_slopes: expected heads >= 1, got {heads}; pass the number of heads")
+    below = 2 ** (heads.bit_length() - 1)
+    slopes = [2.0 ** (-8 * (i + 1) / below) for i in range(below)]
+    return slopes + [2.0 ** (-4 * (i + 1) / below) for i in range(0, 2 * (heads - below), 2)]
+
+
+def relative_position_bias(table: Array, *, bidirectional: bool = True, max_distance: int = 128) -> Mod:
+    """s -> s + table[bucket(kv - q), h]: the learned buckets of T5 (Raffel 2019, arXiv:1910.10683, section 2.1).
+
+    table: (buckets, Hq), differentiable. bidirectional: keys after the query have buckets of their own
+    (encoders); otherwise they share bucket 0 (decoders). max_distance: all keys farther share one bucket.
+
+    >>> import numpy as np
+    >>> table = np.arange(8.0)[:, None]
+    >>> q, kv, h = np.arange(2)[:, None], np.arange(3), np.array(0)
+    >>> relative_position_bias(table)(np.zeros((2, 3)), None, h, q, kv)
+    array([[0., 5., 6.],
+           [1., 0., 5.]])
+    """
+    if not hasattr(table, "dtype") or table.ndim != 2:
+        raise ValueError(
+            "polyattn.mods.relative_position_bias: expected a table of shape (buckets, Hq), got "
+            f"{tuple(table.shape) if hasattr(table, 'dtype') else type(table).__name__}; give one column per head"
+        )
+    exact = table.shape[0] // (4 if bidirectional else 2)
+    if exact < 1 or max_distance <= exact:
+        raise ValueError(
+            f"polyattn.mods.relative_position_bias: expected at least {4 if bidirectional else 2} buckets and "
+            f"max_distance beyond the {exact} exact ones, got {table.shape[0]} and {max_distance}; "
+            "T5 has 32 buckets and 128"
+        )
+    return RelativePositionBias(table, bidirectional, max_distance)
+
+
+def relative_bucket(distance: Array, buckets: int, *, bidirectional: bool, max_distance: int) -> Array:
+    """The T5 bucket of kv - q: one each for small distances, logarithmic up to max_distance, then one.
+
+    >>> import numpy as np
+    >>> relative_bucket(np.array([-200, -8, -1, 0, 1]), 32, bidirectional=True, max_distance=128)
+    array([15,  8,  1,  0, 17], dtype=int32)
+    """
+    backend = backend_of(distance)
+    xp = backend.xp
+    distance = backend.astype(distance, xp.int32)
+    if bidirectional:
+        buckets //= 2
+        start = backend.astype(distance > 0, xp.int32) * buckets
+        distance = abs(distance)
+    else:
+        start = 0
+        distance = xp.where(distance > 0, 0, -distance)
+    exact = buckets // 2
+    # The logarithmic buckets begin where the integers say so: no logarithm of rounded numbers.
+    bucket = xp.where(distance < exact, distance, exact)
+    for step in range(1, buckets - exact):
+        begins = exact * (max_distance / exact) ** (step / (buckets - exact))
+        bucket = bucket + backend.astype(distance >= math.ceil(begins - 1e-9), xp.int32)
+    return bucket + start
+
+
+def compose(*mods: ScoreMod) -> Mod:
+    """The modifications one after the other, the first one first.
+
+    >>> import numpy as np
+    >>> compose(lambda s, b, h, q, kv: s + 1, lambda s, b, h, q, kv: 2 * s)(np.array(1.0), 0, 0, 0, 0)
+    np.float64(4.0)
+    """
+    for mod in mods:
+        if not callable(mod):
+            raise TypeError(
+                "polyattn.mods.compose: expected functions (score, b, h, q_idx, kv_idx) -> score, "
+                f"got {mod!r}; an array of additive values is attention's bias="
+            )
+    return Compose(mods)
+
+
+def compares_positions(mod: ScoreMod) -> bool:
+    """Whether a modification may depend on where queries and keys stand to each other."""
+    return mod.compares_positions if isinstance(mod, Mod) else True

@@ -1,0 +1,20 @@
+"""Agreement, measured: truth, oracle, error measure, and the cases that cover the contract."""
+
+from polyattn.parity.measure import ACCEPTANCE, FLOOR_ACCEPTANCE, UNIT_ROUNDOFF, eta, floor_ratio, round_to
+from polyattn.parity.oracle import OracleResult, oracle
+from polyattn.parity.spec import Spec
+from polyattn.parity.truth import Judged, truth
+
+__all__ = [
+    "ACCEPTANCE",
+    "FLOOR_ACCEPTANCE",
+    "UNIT_ROUNDOFF",
+    "Judged",
+    "OracleResult",
+    "Spec",
+    "eta",
+    "floor_ratio",
+    "oracle",
+    "round_to",
+    "truth",
+]

@@ -1,0 +1,106 @@
+"""The definition of attention: reads like the formula, O(L S) memory.
+
+    s = scale (q . k);  s = score_mod(s);  s = s + bias;  s = -inf where hidden
+    w = softmax([s, sink]);  out = dropout(w) @ v
+
+Every other implementation is a theorem about this one.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from polyattn.backend import Array
+from polyattn.dropout import keep_factors
+from polyattn.positions import Positions
+from polyattn.problem import Problem
+from polyattn.softmax import Partial, finish, grouped_matmul, lift, log_sum, merge
+
+
+class Result(NamedTuple):
+    """What attention computes, in canonical axes and the compute dtype."""
+
+    out: Array  # (B, Hq, L, E)
+    lse: Array  # (B, Hq, L) over the keys alone
+    scores: Array  # (B, Hq, L, S), -inf where hidden
+    keys: Partial  # the average over the keys
+    seen: Partial  # the same, the sink included
+
+
+def reference(p: Problem) -> Result:
+    """Attention by its definition."""
+    backend, xp, frame = p.backend, p.backend.xp, p.frame
+    at = p.positions()
+    q, k, v = (backend.astype(x, p.compute_dtype) for x in (p.q, p.k, p.v))
+    bias = None if p.bias is None else backend.astype(p.bias, p.compute_dtype)
+
+    allowed = allowed_at(p, at, bias)
+    if allowed is not None:
+        # What nobody may see is replaced before it is used: 0 * NaN is NaN, forward and backward.
+        visible = _visible_to_some_query(p, allowed)
+        k, v = xp.where(visible, k, 0.0), xp.where(visible, v, 0.0)
+
+    scores = scores_at(p, at, q, k, bias, allowed)
+    scores = xp.broadcast_to(scores, (frame.batch, frame.heads, frame.rows, frame.keys))
+    keys = lift(scores, v, dropout_at(p, at))
+    seen = keys if p.sinks is None else merge(keys, sink(p, keys))
+    return Result(finish(seen), log_sum(keys), scores, keys, seen)
+
+
+def allowed_at(p: Problem, at: Positions, bias: Array | None) -> Array | None:
+    """Mask and bias together: True where a query may attend; None where every query may attend to every key."""
+    allowed = None if p.mask is None else p.mask.allowed(at)
+    if bias is not None:
+        reachable = bias != -p.backend.xp.inf
+        allowed = reachable if allowed is None else allowed & reachable
+    return allowed
+
+
+def scores_at(
+    p: Problem, at: Positions, q: Array, k: Array, bias: Array | None, allowed: Array | None
+) -> Array:
+    """scale (q . k), modified, biased, -inf where hidden: rule 1 of the definition, on any tile."""
+    xp = p.backend.xp
+    scores = grouped_matmul(q, xp.matrix_transpose(k)) * p.scale
+    if p.score_mod is not None:
+        if allowed is not None:
+            scores = xp.where(allowed, scores, 0.0)  # a modification never meets a hidden score
+        scores = _modified(p, scores, at)
+    if bias is not None:
+        scores = scores + bias
+    if allowed is not None:
+        scores = xp.where(allowed, scores, -xp.inf)
+    return scores
+
+
+def dropout_at(p: Problem, at: Positions) -> Array | None:
+    """The factors on the weights of a tile, None without dropout."""
+    if p.dropout_rate == 0.0:
+        return None
+    return keep_factors(p.dropout_rate, p.dropout_seed, at, p.compute_dtype)
+
+
+def sink(p: Problem, like: Partial) -> Partial:
+    """A sink is one more key, with the sink as its score and nothing as its value."""
+    zero = p.backend.asarray([[[0.0] * p.v.shape[-1]]], p.compute_dtype, like.acc)
+    return lift(p.sinks, p.backend.xp.reshape(zero, (1, 1, p.v.shape[-1])))
+
+
+def _visible_to_some_query(p: Problem, allowed: Array) -> Array:
+    """(B|1, Hkv|1, S|1, 1): True for keys that some query of their kv head may attend to."""
+    xp = p.backend.xp
+    some = xp.any(allowed, axis=-2)  # (B|1, Hq|1, S|1)
+    if some.shape[1] > 1 and p.k.shape[1] > 0:
+        some = xp.any(xp.reshape(some, (some.shape[0], p.k.shape[1], -1, some.shape[2])), axis=2)
+    return some[..., None]
+
+
+def _modified(p: Problem, scores: Array, at: Positions) -> Array:
+    assert p.score_mod is not None
+    modified = p.score_mod(scores, at.b, at.h, at.q, at.kv)
+    if not hasattr(modified, "dtype") or p.backend.compute_dtype(modified.dtype) is None:
+        raise TypeError(
+            "polyattn.attention: expected score_mod(score, b, h, q_idx, kv_idx) to return real floating scores, "
+            f"got {getattr(modified, 'dtype', type(modified).__name__)}; return an array made from score"
+        )
+    return p.backend.astype(modified, p.compute_dtype)
