@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, TypeGuard
 
 import array_api_compat
 
@@ -66,7 +66,8 @@ class Backend:
     def to_list(self, x: Array) -> Any:
         """The values of a concrete array as nested Python lists (a number if 0-d)."""
         if x.ndim == 0:
-            return x.__bool__() if self.xp.isdtype(x.dtype, "bool") else x.__int__()
+            kind = self.xp.isdtype
+            return bool(x) if kind(x.dtype, "bool") else int(x) if kind(x.dtype, "integral") else float(x)
         return [self.to_list(x[i, ...]) for i in range(x.shape[0])]
 
     def opaque(self, f: Callable[..., Any]) -> Callable[..., Any]:
@@ -96,6 +97,11 @@ class Backend:
     def tile(self, x: Array, start: Any, size: int, axis: int) -> Array:
         """`size` consecutive elements of `x` along the (negative) `axis`."""
         return x[(..., slice(start, start + size), *(slice(None),) * (-axis - 1))]
+
+
+def is_array(x: object) -> TypeGuard[Array]:
+    """Whether a value looks like an array of some library, rather than a Python number or a function."""
+    return hasattr(x, "dtype")
 
 
 _BY_TYPE: dict[type, Backend] = {}  # a plain dict: compilers can look through it

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
-from polyattn.backend import Array, backend_of
+from polyattn.backend import Array, backend_of, is_array
 
 ScoreMod = Callable[[Array, Array, Array, Array, Array], Array]
 
@@ -31,7 +31,7 @@ class Mod:
             for part in value if isinstance(value, tuple) else (value,):
                 if isinstance(part, Mod):
                     yield from part.arrays()
-                elif hasattr(part, "dtype"):
+                elif is_array(part):
                     yield part
 
 
@@ -67,7 +67,10 @@ class RelativePositionBias(Mod):
     def __call__(self, score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
         backend = backend_of(score)
         bucket = relative_bucket(
-            kv_idx - q_idx, self.table.shape[0], bidirectional=self.bidirectional, max_distance=self.max_distance
+            kv_idx - q_idx,
+            self.table.shape[0],
+            bidirectional=self.bidirectional,
+            max_distance=self.max_distance,
         )
         return score + backend.astype(self.table[bucket, h], score.dtype)
 
@@ -95,13 +98,13 @@ def softcap(cap: float | Array) -> Mod:
     >>> softcap(2.0)(np.array([0.0, 100.0]), None, None, None, None)
     array([0., 2.])
     """
-    if isinstance(cap, bool) or not (isinstance(cap, (int, float)) or hasattr(cap, "dtype")):
+    if isinstance(cap, bool) or not (isinstance(cap, (int, float)) or is_array(cap)):
         raise TypeError(f"polyattn.mods.softcap: expected a number or a 0-d array, got {cap!r}; pass cap > 0")
     if isinstance(cap, (int, float)) and not 0 < cap < math.inf:
         raise ValueError(
             f"polyattn.mods.softcap: expected cap > 0 and finite, got {cap!r}; leave the mod out for no cap"
         )
-    if hasattr(cap, "dtype") and backend_of(cap).is_concrete(cap) and not float(cap) > 0:
+    if is_array(cap) and backend_of(cap).is_concrete(cap) and not float(cap) > 0:
         raise ValueError(
             f"polyattn.mods.softcap: expected cap > 0 and finite, got {float(cap)!r}; leave the mod out for no cap"
         )
@@ -122,7 +125,7 @@ def alibi(slopes: int | Sequence[float] | Array) -> Mod:
     """
     if isinstance(slopes, int):
         slopes = alibi_slopes(slopes)
-    if hasattr(slopes, "dtype"):
+    if is_array(slopes):
         if slopes.ndim != 1:
             raise ValueError(
                 f"polyattn.mods.alibi: expected slopes of shape (Hq,), got {tuple(slopes.shape)}; give one per head"
@@ -139,7 +142,9 @@ def alibi_slopes(heads: int) -> list[float]:
     [0.25, 0.0625, 0.015625, 0.00390625]
     """
     if heads < 1:
-        raise ValueError(f"polyattn.mods.alibi_slopes: expected heads >= 1, got {heads}; pass the number of heads")
+        raise ValueError(
+            f"polyattn.mods.alibi_slopes: expected heads >= 1, got {heads}; pass the number of heads"
+        )
     below = 2 ** (heads.bit_length() - 1)
     slopes = [2.0 ** (-8 * (i + 1) / below) for i in range(below)]
     return slopes + [2.0 ** (-4 * (i + 1) / below) for i in range(0, 2 * (heads - below), 2)]
@@ -158,7 +163,7 @@ def relative_position_bias(table: Array, *, bidirectional: bool = True, max_dist
     array([[0., 5., 6.],
            [1., 0., 5.]])
     """
-    if not hasattr(table, "dtype") or table.ndim != 2:
+    if not is_array(table) or table.ndim != 2:
         raise ValueError(
             "polyattn.mods.relative_position_bias: expected a table of shape (buckets, Hq), got "
             f"{tuple(table.shape) if hasattr(table, 'dtype') else type(table).__name__}; give one column per head"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from polyattn.backend import Array
+from polyattn.backend import Array, is_array
 from polyattn.dropout import keep_factors
 from polyattn.positions import Positions
 from polyattn.problem import Problem
@@ -98,7 +98,7 @@ def _visible_to_some_query(p: Problem, allowed: Array) -> Array:
 def _modified(p: Problem, scores: Array, at: Positions) -> Array:
     assert p.score_mod is not None
     modified = p.score_mod(scores, at.b, at.h, at.q, at.kv)
-    if not hasattr(modified, "dtype") or p.backend.compute_dtype(modified.dtype) is None:
+    if not is_array(modified) or p.backend.compute_dtype(modified.dtype) is None:
         raise TypeError(
             "polyattn.attention: expected score_mod(score, b, h, q_idx, kv_idx) to return real floating scores, "
             f"got {getattr(modified, 'dtype', type(modified).__name__)}; return an array made from score"

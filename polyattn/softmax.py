@@ -57,7 +57,7 @@ def lift(scores: Array, values: Array, keep: Array | None = None) -> Partial:
 def merge(a: Partial, b: Partial) -> Partial:
     """The average over the keys of both: associative and commutative, an average over no keys is its identity.
 
-        top = max(top_a, top_b),  sum = sum_a exp(top_a - top) + sum_b exp(top_b - top),  acc alike
+    top = max(top_a, top_b),  sum = sum_a exp(top_a - top) + sum_b exp(top_b - top),  acc alike
     """
     xp = backend_of(a.top).xp
     top = xp.maximum(a.top, b.top)

@@ -17,13 +17,13 @@ _OPAQUE: dict[Callable[..., Any], Callable[..., Any]] = {}
 def _opaque_threefry() -> None:
     # Inductor inlines every use of an intermediate value: twenty rounds that use each value twice
     # would take it 2^20 steps, so the generator is an operator of its own.
-    @torch.library.custom_op("polyattn::threefry2x32", mutates_args=())
+    @torch.library.custom_op("polyattn::threefry2x32", mutates_args=())  # type: ignore[untyped-decorator]
     def threefry(
         a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return threefry2x32(a, b, c, d)
 
-    @threefry.register_fake
+    @threefry.register_fake  # type: ignore[untyped-decorator]
     def _(a: Any, b: Any, c: Any, d: Any) -> Any:
         shape = torch.broadcast_shapes(a.shape, b.shape, c.shape, d.shape)
         return c.new_empty(shape), c.new_empty(shape)
@@ -63,7 +63,9 @@ class TorchBackend(Backend):
     def opaque(self, f: Callable[..., Any]) -> Callable[..., Any]:
         return _OPAQUE[f] if torch.compiler.is_compiling() else f
 
-    def block_mask(self, mask: Any, b: int | None, h: int | None, rows: int, keys: int, **options: Any) -> Any:
+    def block_mask(
+        self, mask: Any, b: int | None, h: int | None, rows: int, keys: int, **options: Any
+    ) -> Any:
         """A polyattn mask as FlexAttention's BlockMask."""
         from torch.nn.attention.flex_attention import create_block_mask
 

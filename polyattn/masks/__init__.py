@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from polyattn.backend import Array, backend_of
+from polyattn.backend import Array, backend_of, is_array
 from polyattn.masks.algebra import Frame, Mask
 from polyattn.masks.builtin import (
     Below,
@@ -22,9 +22,8 @@ from polyattn.masks.builtin import (
     Function,
     Segments,
     Window,
-    lengths,
-    positive,
 )
+from polyattn.masks.fitting import lengths, positive
 from polyattn.masks.tiles import EMPTY, FULL, PARTIAL, Tile
 
 __all__ = [
@@ -71,7 +70,9 @@ def window(left: int | None, right: int | None) -> Mask:
     . # # #
     . . # #
     """
-    return Window(*(side if side is None else positive(side, "window", "both sides", 0) for side in (left, right)))
+    return Window(
+        *(side if side is None else positive(side, "window", "both sides", 0) for side in (left, right))
+    )
 
 
 def sliding_window(size: int) -> Mask:
@@ -135,7 +136,7 @@ def segments(q_ids: Array, kv_ids: Array | None = None) -> Mask:
     """
     kv_ids = q_ids if kv_ids is None else kv_ids
     for ids in (q_ids, kv_ids):
-        if not hasattr(ids, "dtype") or not backend_of(ids).xp.isdtype(ids.dtype, "integral"):
+        if not is_array(ids) or not backend_of(ids).xp.isdtype(ids.dtype, "integral"):
             raise TypeError(
                 "polyattn.masks.segments: expected arrays of integer ids, got "
                 f"{getattr(ids, 'dtype', type(ids).__name__)}; number the documents"
@@ -178,7 +179,7 @@ def from_array(allowed: Array) -> Mask:
     # .
     # #
     """
-    if not hasattr(allowed, "dtype") or not backend_of(allowed).xp.isdtype(allowed.dtype, "bool"):
+    if not is_array(allowed) or not backend_of(allowed).xp.isdtype(allowed.dtype, "bool"):
         raise TypeError(
             "polyattn.masks.from_array: expected a bool array (True = may attend), got "
             f"{getattr(allowed, 'dtype', type(allowed).__name__)}; "

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from polyattn.backend import Array, Backend, backend_named, backend_of
+from polyattn.backend import Array, Backend, backend_named, backend_of, is_array
 from polyattn.masks.tiles import Box, Tile, classify, grid, invert
 from polyattn.positions import Positions, gather, whole
 
@@ -65,7 +65,7 @@ class Mask(ABC):
             value = getattr(self, field.name)
             if isinstance(value, Mask):
                 yield from value.arrays()
-            elif hasattr(value, "dtype"):
+            elif is_array(value):
                 yield value
 
     def __repr__(self) -> str:
@@ -185,7 +185,9 @@ class Mask(ABC):
 
     # pictures
 
-    def show(self, queries: int, keys: int | None = None, *, query_offset: int = 0, b: int = 0, h: int = 0) -> str:
+    def show(
+        self, queries: int, keys: int | None = None, *, query_offset: int = 0, b: int = 0, h: int = 0
+    ) -> str:
         """The mask in text, a line per query: ``#`` may attend, ``.`` may not."""
         from polyattn import draw
 

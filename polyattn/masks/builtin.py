@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from polyattn.backend import Array, backend_of
+from polyattn.backend import Array, backend_of, is_array
 from polyattn.masks.algebra import Frame, Mask
+from polyattn.masks.fitting import Lengths, fill_rank, fit_array, reshape
 from polyattn.masks.tiles import EMPTY, FULL, PARTIAL, UNSURE, Box, Tile
 from polyattn.positions import Positions
-
-Lengths = int | tuple[int, ...] | Array
 
 
 def _decide(full: bool, empty: bool) -> Tile:
@@ -152,9 +151,9 @@ class Below(Mask):
                     f"got {value}; clip them, or check that they count "
                     f"{'query rows' if self.name == 'query_lengths' else 'keys'}"
                 )
-        if shape == (1,):
-            return replace(self, lengths=self.lengths[0])
-        return replace(self, lengths=_reshape(self.lengths, (-1,))) if len(shape) > 1 else self
+        if isinstance(self.lengths, int) or len(shape) == 0 or shape == (frame.batch,):
+            return self
+        return replace(self, lengths=self.lengths[0] if shape == (1,) else reshape(self.lengths, (-1,)))
 
     def __str__(self) -> str:
         return f"{self.name}({self.lengths if isinstance(self.lengths, int) else '...'})"
@@ -174,8 +173,8 @@ class Segments(Mask):
 
     @property
     def _rank4(self) -> tuple[Array, Array]:
-        q_ids = _reshape(self.q_ids, (self.q_ids.shape[0] if self.q_ids.ndim > 1 else 1, 1, -1, 1))
-        kv_ids = _reshape(self.kv_ids, (self.kv_ids.shape[0] if self.kv_ids.ndim > 1 else 1, 1, 1, -1))
+        q_ids = reshape(self.q_ids, (self.q_ids.shape[0] if self.q_ids.ndim > 1 else 1, 1, -1, 1))
+        kv_ids = reshape(self.kv_ids, (self.kv_ids.shape[0] if self.kv_ids.ndim > 1 else 1, 1, 1, -1))
         return q_ids, kv_ids
 
     def box(self, box: Box) -> Tile:
@@ -197,8 +196,11 @@ class Segments(Mask):
             return None
         if "values" not in self.memory:
             lists = (backend_of(a).to_list(a) for a in arrays)
-            self.memory["values"] = tuple([x] if a.ndim == 1 else x for a, x in zip(arrays, lists, strict=True))
-        return self.memory["values"]
+            self.memory["values"] = tuple(
+                [x] if a.ndim == 1 else x for a, x in zip(arrays, lists, strict=True)
+            )
+        values: tuple[list[list[int]], ...] = self.memory["values"]
+        return values
 
     def _ids(self, side: int, b: int, indices: range) -> frozenset[int]:
         """The ids that occur in a range of rows (side 0) or keys (side 1)."""
@@ -206,7 +208,8 @@ class Segments(Mask):
         if key not in self.memory:
             rows = self._values()[side]  # type: ignore[index]
             self.memory[key] = frozenset(rows[b if len(rows) > 1 else 0][indices.start : indices.stop])
-        return self.memory[key]
+        ids: frozenset[int] = self.memory[key]
+        return ids
 
     def batch_size(self) -> int:
         return max(a.shape[0] if a.ndim > 1 else 1 for a in (self.q_ids, self.kv_ids))
@@ -220,7 +223,9 @@ class Segments(Mask):
                     f"({frame.batch}, {size}), got {shape}; give one id per "
                     f"{'query row' if name == 'q_ids' else 'key'} (kv_ids too where L != S)"
                 )
-        q_ids, kv_ids = (_reshape(a, (-1, a.shape[-1])) if a.ndim > 2 else a for a in (self.q_ids, self.kv_ids))
+        q_ids, kv_ids = (
+            reshape(a, (-1, a.shape[-1])) if a.ndim > 2 else a for a in (self.q_ids, self.kv_ids)
+        )
         return self if (q_ids is self.q_ids and kv_ids is self.kv_ids) else Segments(q_ids, kv_ids)
 
     def cumulative_lengths(self) -> list[list[int]]:
@@ -236,9 +241,7 @@ class Segments(Mask):
                 "polyattn.masks: expected concrete segment ids for cumulative_lengths, got traced ones; "
                 "call it outside jit"
             )
-        return [
-            [0, *(i for i in range(1, len(ids)) if ids[i] != ids[i - 1]), len(ids)] for ids in values[0]
-        ]
+        return [[0, *(i for i in range(1, len(ids)) if ids[i] != ids[i - 1]), len(ids)] for ids in values[0]]
 
     def __str__(self) -> str:
         return "segments(...)"
@@ -298,7 +301,7 @@ class Function(Mask):
 
     def allowed(self, at: Positions) -> Array:
         allowed = self.function(at.b, at.h, at.q, at.kv)
-        if not hasattr(allowed, "dtype") or not backend_of(allowed).xp.isdtype(allowed.dtype, "bool"):
+        if not is_array(allowed) or not backend_of(allowed).xp.isdtype(allowed.dtype, "bool"):
             raise TypeError(
                 "polyattn.attention: expected mask_mod(b, h, q_idx, kv_idx) to return a bool array, got "
                 f"{getattr(allowed, 'dtype', type(allowed).__name__)}; return a comparison, True = may attend"
@@ -312,80 +315,5 @@ class Function(Mask):
         return f"mask_mod({getattr(self.function, '__name__', 'function')})"
 
 
-def fit_array(array: Array, frame: Frame, name: str) -> Array:
-    """A mask or bias array checked against the scores (lead..., H, L, S) and brought to rank 4."""
-    lead = frame.lead
-    scores = (*lead, frame.heads, frame.rows, frame.keys)
-    shape = tuple(array.shape)
-    advice = "write a key padding mask of shape (B, S) as mask[:, None, None, :], an (L, S) one as mask[None, None]"
-    advice = advice.replace("mask[", f"{name}[")
-    if len(shape) < 2:
-        raise ValueError(
-            f"polyattn.attention: expected a {name} of rank 2 or more, got shape {shape}; {advice}"
-        )
-    fits = len(shape) <= max(len(scores), 4) and all(
-        n in (1, size) for n, size in zip(reversed(shape), (*reversed(scores), 1, 1), strict=False)
-    )
-    if not fits:
-        raise ValueError(
-            f"polyattn.attention: expected a {name} that broadcasts to the scores (..., Hq, L, S) = {scores}, "
-            f"got shape {shape}; {advice}"
-        )
-    batch = lead[0] if len(lead) == 1 else 1
-    first_axis = len(scores) - len(shape)  # the axis of the scores that the first axis of the array falls on
-    if first_axis > 0 and shape[0] == batch > 1 and (len(lead) == 1):
-        raise ValueError(
-            f"polyattn.attention: expected a {name} whose first axis can be told apart, got shape {shape} for "
-            f"scores (B, Hq, L, S) = {scores}, where its first axis could be B or "
-            f"{'Hq' if first_axis == 1 else 'L'}; {advice}"
-        )
-    if len(scores) <= 4:
-        return fill_rank(array, 4)
-    xp = backend_of(array).xp
-    here = (*(1,) * (len(scores) - len(shape)), *shape)[: len(lead)]
-    tail = (*(1,) * (3 - len(shape)), *shape[-3:])
-    if all(n == 1 for n in here):
-        return _reshape(array, (1, *tail))
-    return _reshape(xp.broadcast_to(array, (*lead, *tail)), (frame.batch, *tail))
-
-
 def _one(index: int | None) -> range | None:
     return None if index is None else range(index, index + 1)
-
-
-def _reshape(array: Array, shape: tuple[int, ...]) -> Array:
-    return backend_of(array).xp.reshape(array, shape)
-
-
-def positive(value: Any, function: str, name: str, least: int = 1) -> int:
-    """A Python integer of at least `least`, or the sentence that says otherwise."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(
-            f"polyattn.masks.{function}: expected {name} to be an integer, got {value!r}; pass a Python int"
-        )
-    if value.__index__() < least:
-        raise ValueError(
-            f"polyattn.masks.{function}: expected {name} >= {least}, got {value!r}; "
-            + ("use None for an unbounded side" if function == "window" else "pass a larger number")
-        )
-    return int(value.__index__())
-
-
-def lengths(value: int | Sequence[int] | Array, function: str) -> Lengths:
-    """Lengths as a Python int, a tuple of ints, or an integer array."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(positive(n, function, "every length", 0) for n in value)
-    if hasattr(value, "dtype"):
-        backend = backend_of(value)
-        if not backend.xp.isdtype(value.dtype, "integral"):
-            raise TypeError(
-                f"polyattn.masks.{function}: expected integer lengths, got an array of {value.dtype}; "
-                "a bool mask goes to masks.from_array"
-            )
-        return value
-    return positive(value, function, "the length", 0)
-
-
-def fill_rank(array: Array, rank: int) -> Array:
-    """The array with axes of size 1 in front, up to a rank."""
-    return array if array.ndim >= rank else _reshape(array, (*(1,) * (rank - array.ndim), *array.shape))

@@ -87,7 +87,9 @@ def grid(
     """`classify` for every tile."""
     return [
         [
-            classify(mask, Box(range(i, min(i + tile[0], rows)), range(j, min(j + tile[1], keys)), b, h, offset))
+            classify(
+                mask, Box(range(i, min(i + tile[0], rows)), range(j, min(j + tile[1], keys)), b, h, offset)
+            )
             for j in range(0, keys, tile[1])
         ]
         for i in range(0, rows, tile[0])
@@ -141,11 +143,16 @@ def _evaluate(mask: Mask, box: Box, like: Array) -> Tile:
     def cut(array: Array) -> Array:
         ranges = (batches, heads, box.rows, box.keys)
         return array[
-            tuple(slice(None) if n == 1 else slice(r.start, r.stop) for r, n in zip(ranges, array.shape, strict=True))
+            tuple(
+                slice(None) if n == 1 else slice(r.start, r.stop)
+                for r, n in zip(ranges, array.shape, strict=True)
+            )
         ]
 
     row = positions(box.rows, 2)
-    at = Positions(positions(batches, 0), positions(heads, 1), row, row + box.offset, positions(box.keys, 3), cut)
+    at = Positions(
+        positions(batches, 0), positions(heads, 1), row, row + box.offset, positions(box.keys, 3), cut
+    )
     allowed = mask.allowed(at)
     if not backend.to_list(xp.any(allowed)):
         return EMPTY

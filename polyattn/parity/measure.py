@@ -12,6 +12,9 @@ from polyattn.parity.truth import Judged
 #: Largest relative error of one rounding, u = 2^-p.
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
+#: Smallest normal number of the dtype in which weights are carried.
+_TINY = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-126, "bfloat16": 2.0**-126}
+
 #: Correct code measures 0.1 to 2.5 on any dtype and amplitude; the smallest known defect 14.
 ACCEPTANCE = 4.0
 
@@ -20,7 +23,7 @@ FLOOR_ACCEPTANCE = 1.5
 
 
 def eta(computed: Floats, judged: Judged, dtype: str) -> float:
-    """max |computed - value| / (u * condition); at most 4 for correct code.
+    """max |computed - value| / (u * condition + tiny * floor); at most 4 for correct code.
 
     inf where the computed value is NaN, has another shape, or differs where the condition is 0 or the
     value is infinite (such an element must be exact). 0 for empty arrays.
@@ -29,13 +32,13 @@ def eta(computed: Floats, judged: Judged, dtype: str) -> float:
     >>> eta(np.array([1 + 2**-52]), Judged(one, one), "float64")
     2.0
     """
-    value, condition = judged
+    value, condition, floor = judged
     computed = np.asarray(computed, np.longdouble)
     if computed.shape != value.shape:
         return math.inf
     if computed.size == 0:
         return 0.0
-    unit = UNIT_ROUNDOFF[dtype] * np.broadcast_to(condition, value.shape)
+    unit = UNIT_ROUNDOFF[dtype] * np.broadcast_to(condition, value.shape) + _TINY[dtype] * floor
     if dtype == "float16":  # below the normal range a rounding is absolute
         unit = np.where(unit > 0, np.maximum(unit, 2.0**-25), unit)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -37,4 +37,4 @@ class Spec:
         scale = self.scale
         if scale is None:
             scale = 1.0 / np.sqrt(self.q.shape[-1]) if self.q.shape[-1] else 1.0
-        return np.broadcast_to(np.asarray(scale, np.float64), (self.q.shape[1],))
+        return np.broadcast_to(np.asarray(scale, np.longdouble), (self.q.shape[1],))

@@ -15,10 +15,15 @@ from polyattn.parity.spec import Floats, Spec
 
 
 class Judged(NamedTuple):
-    """A true value and its condition: |computed - value| <= eta * u * condition, elementwise."""
+    """A true value, its condition, and how it follows a weight that underflows to zero.
+
+    |computed - value| <= eta * (u * condition + tiny * floor), elementwise, with u the unit roundoff of the
+    result and tiny the smallest normal number of the dtype in which weights are carried.
+    """
 
     value: Floats
     condition: Floats
+    floor: Floats | float = 0.0
 
 
 def truth(spec: Spec, cotangent: Floats | None = None) -> dict[str, Judged]:
@@ -36,7 +41,7 @@ def truth(spec: Spec, cotangent: Floats | None = None) -> dict[str, Judged]:
 
 def _truth(spec: Spec, cotangent: Floats | None) -> dict[str, Judged]:
     real = np.longdouble
-    batch, heads, _, keys = shape = spec.shape
+    batch, heads, _, _ = shape = spec.shape
     group = heads // spec.k.shape[1] if spec.k.shape[1] else 1
 
     def full(x: Floats, repeat: int) -> Floats:
@@ -82,7 +87,7 @@ def _truth(spec: Spec, cotangent: Floats | None) -> dict[str, Judged]:
     mean_sabs = (w * sabs).sum(-1, keepdims=True) + w_sink * np.abs(np.where(np.isfinite(sink), sink, 0))
     spread = 1 + sabs + mean_sabs
     judged = {
-        "out": Judged((w * keep) @ v, (w * keep * spread) @ np.abs(v)),
+        "out": Judged((w * keep) @ v, (w * keep * spread) @ np.abs(v), (allowed * keep) @ np.abs(v)),
         "lse": Judged(lse, 1 + np.abs(np.where(np.isfinite(lse), lse, 0)) + (own * sabs).sum(-1)),
     }
     if cotangent is None:
@@ -96,28 +101,51 @@ def _truth(spec: Spec, cotangent: Floats | None) -> dict[str, Judged]:
     ds_abs = w * (spread * np.abs(dp - delta) + dp_abs + delta_abs)
     d_raw, d_raw_abs = slope * ds, slope * ds_abs
     if spec.softcap is not None:
-        d_raw_abs = d_raw_abs + np.abs(ds) * (1 + 2 * np.abs(bent) * slope * raw_sabs / spec.softcap)
+        # slope = 1 - bent^2: the roundings of bent, its square and the difference, then the error of raw.
+        d_raw_abs = d_raw_abs + np.abs(ds) * (
+            1 + 3 * bent**2 + 2 * np.abs(bent) * slope * raw_sabs / spec.softcap
+        )
     weight = d_raw_abs + np.abs(d_raw)
 
     def ungroup(x: Floats, like: Floats) -> Floats:
         """Summed over the query heads that share a kv head, and over a batch axis that was broadcast."""
-        x = x.reshape(batch, like.shape[1], -1, *x.shape[2:]).sum(2) if like.shape[1] else x
+        kv_heads = like.shape[1]
+        x = x.reshape(batch, kv_heads, heads // kv_heads, *x.shape[2:]).sum(2) if kv_heads else x
         return x.sum(0, keepdims=True) if like.shape[0] == 1 < batch else x
 
     def reduce(x: Floats, target: tuple[int, ...]) -> Floats:
         axes = tuple(a for a, n in enumerate(target) if n == 1)
-        return x.sum(axes, keepdims=True)
+        total: Floats = x.sum(axes, keepdims=True)
+        return total
 
+    ds_floor = allowed * (np.abs(dp) + np.abs(delta))
+    floor = slope * ds_floor
     aq, ak, ascale = np.abs(q), np.abs(k), np.abs(scale)
-    judged["dq"] = Judged(ungroup(scale * (d_raw @ k), spec.q), ungroup(ascale * (weight @ ak), spec.q))
+
+    def back(x: Floats, ds: Floats, scale: Floats) -> Floats:
+        return scale * (ds @ x)
+
+    judged["dq"] = Judged(
+        *(
+            ungroup(back(*parts), spec.q)
+            for parts in ((k, d_raw, scale), (ak, weight, ascale), (ak, floor, ascale))
+        )
+    )
     judged["dk"] = Judged(
-        ungroup(scale * (d_raw.mT @ q), spec.k), ungroup(ascale * (weight.mT @ aq), spec.k)
+        *(
+            ungroup(back(*parts), spec.k)
+            for parts in ((q, d_raw.mT, scale), (aq, weight.mT, ascale), (aq, floor.mT, ascale))
+        )
     )
     judged["dv"] = Judged(
-        ungroup((w * keep).mT @ do, spec.v), ungroup((w * keep * (spread + 1)).mT @ np.abs(do), spec.v)
+        *(
+            ungroup((x * keep).mT @ y, spec.v)
+            for x, y in ((w, do), (w * (spread + 1), np.abs(do)), (allowed, np.abs(do)))
+        )
     )
     if spec.bias is not None:
-        judged["dbias"] = Judged(reduce(ds, spec.bias.shape), reduce(ds_abs + np.abs(ds), spec.bias.shape))
+        shape_of_bias = spec.bias.shape
+        judged["dbias"] = Judged(*(reduce(x, shape_of_bias) for x in (ds, ds_abs + np.abs(ds), ds_floor)))
     if spec.sinks is not None:
         mean = np.abs(np.where(np.isfinite(sink), sink, 0)) + 1 + mean_sabs
         d_sink = -(w_sink * delta).sum((0, 2, 3))
@@ -126,5 +154,5 @@ def _truth(spec: Spec, cotangent: Floats | None) -> dict[str, Judged]:
     per_head_abs = (weight * (aq @ ak.mT)).sum((0, 2, 3))
     if np.ndim(spec.scale if spec.scale is not None else 0.0) == 0:
         per_head, per_head_abs = per_head.sum(), per_head_abs.sum()
-    judged["dscale"] = Judged(per_head, per_head_abs)
+    judged["dscale"] = Judged(per_head, per_head_abs, np.sum(floor * (aq @ ak.mT)))
     return judged

@@ -1,0 +1,1 @@
+"""Examples that can be imported: readable files on top of `polyattn`."""

@@ -1,0 +1,5 @@
+"""python -m polyattn"""
+
+from polyattn.cli import main
+
+main()

@@ -1,0 +1,86 @@
+"""What the arguments of masks must be, and how arrays are fitted to the scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from polyattn.backend import Array, backend_of, is_array
+from polyattn.masks.algebra import Frame
+
+Lengths = int | tuple[int, ...] | Array
+
+
+def fit_array(array: Array, frame: Frame, name: str) -> Array:
+    """A mask or bias array checked against the scores (lead..., H, L, S) and brought to rank 4."""
+    lead = frame.lead
+    scores = (*lead, frame.heads, frame.rows, frame.keys)
+    shape = tuple(array.shape)
+    advice = "write a key padding mask of shape (B, S) as mask[:, None, None, :], an (L, S) one as mask[None, None]"
+    advice = advice.replace("mask[", f"{name}[")
+    if len(shape) < 2:
+        raise ValueError(
+            f"polyattn.attention: expected a {name} of rank 2 or more, got shape {shape}; {advice}"
+        )
+    fits = len(shape) <= max(len(scores), 4) and all(
+        n in (1, size) for n, size in zip(reversed(shape), (*reversed(scores), 1, 1), strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"polyattn.attention: expected a {name} that broadcasts to the scores (..., Hq, L, S) = {scores}, "
+            f"got shape {shape}; {advice}"
+        )
+    batch = lead[0] if len(lead) == 1 else 1
+    first_axis = len(scores) - len(shape)  # the axis of the scores that the first axis of the array falls on
+    if first_axis > 0 and shape[0] == batch > 1 and (len(lead) == 1):
+        raise ValueError(
+            f"polyattn.attention: expected a {name} whose first axis can be told apart, got shape {shape} for "
+            f"scores (B, Hq, L, S) = {scores}, where its first axis could be B or "
+            f"{'Hq' if first_axis == 1 else 'L'}; {advice}"
+        )
+    if len(scores) <= 4:
+        return fill_rank(array, 4)
+    xp = backend_of(array).xp
+    here = (*(1,) * (len(scores) - len(shape)), *shape)[: len(lead)]
+    tail = (*(1,) * (3 - len(shape)), *shape[-3:])
+    if all(n == 1 for n in here):
+        return reshape(array, (1, *tail))
+    return reshape(xp.broadcast_to(array, (*lead, *tail)), (frame.batch, *tail))
+
+
+def reshape(array: Array, shape: tuple[int, ...]) -> Array:
+    return backend_of(array).xp.reshape(array, shape)
+
+
+def positive(value: Any, function: str, name: str, least: int = 1) -> int:
+    """A Python integer of at least `least`, or the sentence that says otherwise."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(
+            f"polyattn.masks.{function}: expected {name} to be an integer, got {value!r}; pass a Python int"
+        )
+    if value.__index__() < least:
+        raise ValueError(
+            f"polyattn.masks.{function}: expected {name} >= {least}, got {value!r}; "
+            + ("use None for an unbounded side" if function == "window" else "pass a larger number")
+        )
+    return int(value.__index__())
+
+
+def lengths(value: int | Sequence[int] | Array, function: str) -> Lengths:
+    """Lengths as a Python int, a tuple of ints, or an integer array."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(positive(n, function, "every length", 0) for n in value)
+    if is_array(value):
+        backend = backend_of(value)
+        if not backend.xp.isdtype(value.dtype, "integral"):
+            raise TypeError(
+                f"polyattn.masks.{function}: expected integer lengths, got an array of {value.dtype}; "
+                "a bool mask goes to masks.from_array"
+            )
+        return value
+    return positive(value, function, "the length", 0)
+
+
+def fill_rank(array: Array, rank: int) -> Array:
+    """The array with axes of size 1 in front, up to a rank."""
+    return array if array.ndim >= rank else reshape(array, (*(1,) * (rank - array.ndim), *array.shape))

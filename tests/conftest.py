@@ -1,0 +1,43 @@
+"""The benches that every contract test runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import array_api_strict
+import pytest
+
+from polyattn.testing import Bench, JaxBench, NumpyBench, StrictBench, TorchBench
+
+VARIANTS: dict[str, Callable[[], Bench]] = {
+    "numpy": NumpyBench,
+    "strict": StrictBench,
+    "strict-device1": lambda: StrictBench("device1", name="strict-device1"),
+    "strict-no-float64": lambda: StrictBench("no_float64", float64=False, name="strict-no-float64"),
+    "strict-no-x64": lambda: StrictBench("no_x64", float64=False, name="strict-no-x64"),
+    "strict-flags": lambda: StrictBench(name="strict-flags"),
+    "jax-eager": lambda: JaxBench(jit=False),
+    "jax-jit": JaxBench,
+    "torch": TorchBench,
+    "torch-compile": lambda: TorchBench(compile="aot_eager"),
+}
+
+
+def _set_up(variant: str) -> Iterator[Bench]:
+    if variant == "strict-flags":
+        with array_api_strict.ArrayAPIStrictFlags(boolean_indexing=False, data_dependent_shapes=False):
+            yield VARIANTS[variant]()
+    else:
+        yield VARIANTS[variant]()
+
+
+@pytest.fixture(params=list(VARIANTS))
+def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """Every library, in every way it can run."""
+    yield from _set_up(request.param)
+
+
+@pytest.fixture(params=["numpy", "strict", "jax-eager", "torch"])
+def eager(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """Every library, run eagerly: for laws that do not depend on a compiler."""
+    yield from _set_up(request.param)
