@@ -53,6 +53,24 @@ def mask_argument(backend: Backend, query: Array, mask: Any, is_causal: bool, fr
     return None if mask is None else mask.fit(frame)
 
 
+def mod_argument(backend: Backend, query: Array, score_mod: Any, frame: Frame) -> None:
+    if score_mod is None:
+        return
+    if not callable(score_mod):
+        raise TypeError(
+            "polyattn.attention: expected score_mod to be a function (score, b, h, q_idx, kv_idx) -> score, "
+            f"got {type(score_mod).__name__}; an array of additive values goes to bias="
+        )
+    if isinstance(score_mod, mods.Mod):
+        same_place(backend, query, "the arrays of score_mod", score_mod.arrays())
+        for mod in score_mod.built_in():
+            if mod.heads not in (None, frame.heads):
+                raise ValueError(
+                    f"polyattn.attention: expected score_mod to have parameters for {frame.heads} heads, got "
+                    f"{mod.heads}; give one slope or column per head"
+                )
+
+
 def offset_argument(
     backend: Backend,
     query: Array,

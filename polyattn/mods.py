@@ -20,19 +20,22 @@ class Mod:
 
     #: Whether it compares query positions with key positions, so that it needs to know the offset.
     compares_positions = False
+    #: The number of heads that it has parameters for; None for any.
+    heads: int | None = None
 
     def __call__(self, score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
         raise NotImplementedError
 
+    def built_in(self) -> Iterator[Mod]:
+        """The built-in modifications that this one consists of."""
+        yield self
+
     def arrays(self) -> Iterator[Array]:
         """The arrays that the modification holds."""
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            for part in value if isinstance(value, tuple) else (value,):
-                if isinstance(part, Mod):
-                    yield from part.arrays()
-                elif is_array(part):
-                    yield part
+        for part in self.built_in():
+            for field in fields(part):  # type: ignore[arg-type]
+                if is_array(value := getattr(part, field.name)):
+                    yield value
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +50,10 @@ class Softcap(Mod):
 class Alibi(Mod):
     slopes: tuple[float, ...] | Array
     compares_positions = True
+
+    @property
+    def heads(self) -> int:  # type: ignore[override]
+        return len(self.slopes) if isinstance(self.slopes, tuple) else int(self.slopes.shape[0])
 
     def __call__(self, score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
         backend = backend_of(score)
@@ -63,6 +70,10 @@ class RelativePositionBias(Mod):
     bidirectional: bool
     max_distance: int
     compares_positions = True
+
+    @property
+    def heads(self) -> int:  # type: ignore[override]
+        return int(self.table.shape[1])
 
     def __call__(self, score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
         backend = backend_of(score)
@@ -82,6 +93,11 @@ class Compose(Mod):
     @property
     def compares_positions(self) -> bool:  # type: ignore[override]
         return any(compares_positions(part) for part in self.parts)
+
+    def built_in(self) -> Iterator[Mod]:
+        for part in self.parts:
+            if isinstance(part, Mod):
+                yield from part.built_in()
 
     def __call__(self, score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
         for part in self.parts:

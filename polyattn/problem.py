@@ -15,6 +15,7 @@ from polyattn import mods
 from polyattn.arguments import (
     dropout_argument,
     mask_argument,
+    mod_argument,
     offset_argument,
     per_head,
     same_place,
@@ -92,14 +93,7 @@ def pose(
                 "a bool mask goes to mask= (True = may attend), integers are cast by the caller"
             )
         bias = fit_array(bias, frame, "bias")
-    if score_mod is not None:
-        if not callable(score_mod):
-            raise TypeError(
-                "polyattn.attention: expected score_mod to be a function (score, b, h, q_idx, kv_idx) -> score, "
-                f"got {type(score_mod).__name__}; an array of additive values goes to bias="
-            )
-        if isinstance(score_mod, mods.Mod):
-            same_place(backend, query, "the arrays of score_mod", score_mod.arrays())
+    mod_argument(backend, query, score_mod, frame)
     rate, seed = dropout_argument(backend, query, dropout_rate, dropout_seed)
     if scale is None:
         scale = 1.0 / math.sqrt(width) if width else 1.0

@@ -90,8 +90,10 @@ def _visible_to_some_query(p: Problem, allowed: Array) -> Array:
     """(B|1, Hkv|1, S|1, 1): True for keys that some query of their kv head may attend to."""
     xp = p.backend.xp
     some = xp.any(allowed, axis=-2)  # (B|1, Hq|1, S|1)
-    if some.shape[1] > 1 and p.k.shape[1] > 0:
-        some = xp.any(xp.reshape(some, (some.shape[0], p.k.shape[1], -1, some.shape[2])), axis=2)
+    kv_heads = p.k.shape[1]
+    if some.shape[1] > 1 and kv_heads > 0:
+        grouped = (some.shape[0], kv_heads, some.shape[1] // kv_heads, some.shape[2])
+        some = xp.any(xp.reshape(some, grouped), axis=2)
     return some[..., None]
 
 

@@ -58,7 +58,9 @@ def naive(**bug: Any) -> Callable[..., Any]:
         out = w @ v
         counted = total if bug.get("lse_with_sink") else over_keys
         if "axis" in bug:  # no lse to speak of
-            return p.restore(out.astype(query.dtype), 1), AttentionAux(lse=p.restore(np.zeros(q.shape[:3]), 0))
+            return p.restore(out.astype(query.dtype), 1), AttentionAux(
+                lse=p.restore(np.zeros(q.shape[:3]), 0)
+            )
         lse = (bug.get("log", np.log)(np.where(counted == 0, 1, counted)) + top)[..., 0]
         lse = np.where(counted[..., 0] == 0, -np.inf, lse)
         return p.restore(out.astype(query.dtype), 1), AttentionAux(lse=p.restore(lse, 0))
@@ -102,7 +104,10 @@ MUTANTS: dict[str, dict[str, Any]] = {
 
 
 def test_the_unspoiled_textbook_passes() -> None:
-    assert max(outcome.eta for outcome in check_backend(NumpyBench(), dtypes=["float32"], attention=naive())) <= 4
+    assert (
+        max(outcome.eta for outcome in check_backend(NumpyBench(), dtypes=["float32"], attention=naive()))
+        <= 4
+    )
 
 
 @pytest.mark.parametrize("bug", MUTANTS)

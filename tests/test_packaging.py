@@ -14,7 +14,9 @@ FRAMEWORKS = "{'numpy', 'jax', 'torch'} & set(sys.modules)"
 
 
 def _python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def test_importing_polyattn_loads_no_framework() -> None:
@@ -41,7 +43,9 @@ def test_wheel_packages_entry_points_and_folders_agree() -> None:
 
 def test_the_mathematics_imports_no_framework_by_name() -> None:
     tools = {"cli.py", "draw.py", "testing.py"}
-    mathematics = [p for p in (ROOT / "polyattn").rglob("*.py") if "parity" not in p.parts and p.name not in tools]
+    mathematics = [
+        p for p in (ROOT / "polyattn").rglob("*.py") if "parity" not in p.parts and p.name not in tools
+    ]
     assert len(mathematics) > 10
     for path in mathematics:
         for line in path.read_text().splitlines():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import mparray
 import mpmath
@@ -40,7 +41,9 @@ def test_true_gradients_are_directional_derivatives_of_the_true_output(case: Cas
         direction = rng.normal(size=np.shape(value))
         step = np.longdouble(1e-6)
 
-        def at(sign: int, name: str = name, value: object = value, direction: object = direction) -> np.longdouble:
+        def at(
+            sign: int, name: str = name, value: Any = value, direction: Any = direction, step: Any = step
+        ) -> np.longdouble:
             moved = np.asarray(value, np.longdouble) + sign * step * direction
             out = truth(Spec(**{**spec.__dict__, name: moved}))["out"].value
             return (out * cotangent).sum()
@@ -48,7 +51,11 @@ def test_true_gradients_are_directional_derivatives_of_the_true_output(case: Cas
         difference = (at(+1) - at(-1)) / (2 * step)
         gradient = judged[f"d{name}"]
         # central differences: an error of step^2 times the third derivative, and of u / step
-        bound = 1e-9 * float((gradient.condition * np.abs(direction)).sum()) * max(1.0, np.abs(spec.q).max(initial=0) ** 2)
+        bound = (
+            1e-9
+            * float((gradient.condition * np.abs(direction)).sum())
+            * max(1.0, np.abs(spec.q).max(initial=0) ** 2)
+        )
         assert abs(float((gradient.value * direction).sum() - difference)) <= bound, name
 
 
@@ -116,5 +123,12 @@ def test_floor_ratio_finds_sums_in_half_precision() -> None:
 def test_rounding_to_bfloat16_is_that_of_ml_dtypes() -> None:
     import ml_dtypes
 
-    x = np.concatenate([np.random.default_rng(0).normal(size=1000) * 10.0 ** np.arange(-25, 25).repeat(20), [0.0, np.inf, -np.inf]])
-    assert (round_to(x, "bfloat16") == x.astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float64)).all()
+    x = np.concatenate(
+        [
+            np.random.default_rng(0).normal(size=1000) * 10.0 ** np.arange(-25, 25).repeat(20),
+            [0.0, np.inf, -np.inf],
+        ]
+    )
+    assert (
+        round_to(x, "bfloat16") == x.astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float64)
+    ).all()

@@ -7,7 +7,7 @@ times u times the condition `c` given here, whatever the dtype and the amplitude
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -122,7 +122,7 @@ def _truth(spec: Spec, cotangent: Floats | None) -> dict[str, Judged]:
     floor = slope * ds_floor
     aq, ak, ascale = np.abs(q), np.abs(k), np.abs(scale)
 
-    def back(x: Floats, ds: Floats, scale: Floats) -> Floats:
+    def back(x: Floats, ds: Floats, scale: Floats) -> Any:
         return scale * (ds @ x)
 
     judged["dq"] = Judged(
