@@ -114,15 +114,16 @@ def softcap(cap: float | Array) -> Mod:
     >>> softcap(2.0)(np.array([0.0, 100.0]), None, None, None, None)
     array([0., 2.])
     """
-    if isinstance(cap, bool) or not (isinstance(cap, (int, float)) or is_array(cap)):
+    if isinstance(cap, bool) or not (isinstance(cap, (int, float)) or (is_array(cap) and cap.ndim == 0)):
         raise TypeError(f"polyattn.mods.softcap: expected a number or a 0-d array, got {cap!r}; pass cap > 0")
-    if isinstance(cap, (int, float)) and not 0 < cap < math.inf:
+    known: float | None = None
+    if not is_array(cap):
+        known = cap
+    elif (backend := backend_of(cap)).is_concrete(cap):
+        known = backend.to_list(backend.stop_gradient(cap))
+    if known is not None and not 0 < known < math.inf:
         raise ValueError(
-            f"polyattn.mods.softcap: expected cap > 0 and finite, got {cap!r}; leave the mod out for no cap"
-        )
-    if is_array(cap) and backend_of(cap).is_concrete(cap) and not float(cap) > 0:
-        raise ValueError(
-            f"polyattn.mods.softcap: expected cap > 0 and finite, got {float(cap)!r}; leave the mod out for no cap"
+            f"polyattn.mods.softcap: expected cap > 0 and finite, got {known!r}; leave the mod out for no cap"
         )
     return Softcap(cap)
 

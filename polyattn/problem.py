@@ -21,7 +21,7 @@ from polyattn.arguments import (
     same_place,
     sinks_argument,
 )
-from polyattn.backend import Array, Backend, backend_of
+from polyattn.backend import Array, Backend, backend_of, is_array
 from polyattn.masks.algebra import Frame, Mask
 from polyattn.masks.fitting import fit_array
 from polyattn.positions import Positions, whole
@@ -85,6 +85,7 @@ def pose(
     frame = Frame(math.prod(lead), heads, rows, keys, lead)
 
     mask = mask_argument(backend, query, mask, is_causal, frame)
+    mod_argument(backend, query, score_mod, frame)
     offset = offset_argument(backend, query, query_offset, mask, score_mod, frame)
     if bias is not None:
         if backend.compute_dtype(bias.dtype) is None:
@@ -93,7 +94,6 @@ def pose(
                 "a bool mask goes to mask= (True = may attend), integers are cast by the caller"
             )
         bias = fit_array(bias, frame, "bias")
-    mod_argument(backend, query, score_mod, frame)
     rate, seed = dropout_argument(backend, query, dropout_rate, dropout_seed)
     if scale is None:
         scale = 1.0 / math.sqrt(width) if width else 1.0
@@ -130,9 +130,13 @@ def _one_library(**arrays: Array | None) -> Backend:
     for name, array in arrays.items():
         if array is None:
             continue
-        here = backend_of(array)
+        if not is_array(array):
+            raise TypeError(
+                f"polyattn.attention: expected {name} to be an array of an array API library (NumPy, JAX, PyTorch, "
+                f"...), got {type(array).__name__}; convert it, for example with numpy.asarray"
+            )
         if backend is None:
-            backend, first = here, array
+            backend, first = backend_of(array), array
         else:
             same_place(backend, first, name, [array])
     assert backend is not None

@@ -36,9 +36,11 @@ def reference(p: Problem) -> Result:
 
     allowed = allowed_at(p, at, bias)
     if allowed is not None:
-        # What nobody may see is replaced before it is used: 0 * NaN is NaN, forward and backward.
+        # What nobody may see, and who sees nothing, is replaced before it is used: 0 * NaN is NaN, forward
+        # and backward.
         visible = _visible_to_some_query(p, allowed)
         k, v = xp.where(visible, k, 0.0), xp.where(visible, v, 0.0)
+        q = xp.where(xp.any(allowed, axis=-1, keepdims=True), q, 0.0)
 
     scores = scores_at(p, at, q, k, bias, allowed)
     scores = xp.broadcast_to(scores, (frame.batch, frame.heads, frame.rows, frame.keys))
@@ -104,5 +106,11 @@ def _modified(p: Problem, scores: Array, at: Positions) -> Array:
         raise TypeError(
             "polyattn.attention: expected score_mod(score, b, h, q_idx, kv_idx) to return real floating scores, "
             f"got {getattr(modified, 'dtype', type(modified).__name__)}; return an array made from score"
+        )
+    full = (p.frame.batch, *scores.shape[1:])
+    if tuple(modified.shape) not in (tuple(scores.shape), full):
+        raise ValueError(
+            "polyattn.attention: expected score_mod(score, b, h, q_idx, kv_idx) to return scores of the shape of "
+            f"score, {tuple(scores.shape)}, got {tuple(modified.shape)}; modify every score, or broadcast"
         )
     return p.backend.astype(modified, p.compute_dtype)

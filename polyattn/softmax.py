@@ -68,7 +68,9 @@ def merge(a: Partial, b: Partial) -> Partial:
 
 def finish(seen: Partial) -> Array:
     """The average itself, acc / sum (..., L, E); 0 for rows that have seen no key."""
-    return seen.acc / _nonzero(seen.sum)
+    xp = backend_of(seen.sum).xp
+    # Chosen, not multiplied: whatever a caller sends back to such a row, no key hears of it.
+    return xp.where(seen.sum == 0, 0.0, seen.acc / _nonzero(seen.sum))
 
 
 def log_sum(seen: Partial) -> Array:

@@ -23,6 +23,7 @@ class Frame(NamedTuple):
     rows: int
     keys: int
     lead: tuple[int, ...]  # the axes before the head axis as the caller wrote them; batch is their product
+    who: str = "polyattn.attention"  # the function that speaks in errors
 
 
 class Mask(ABC):
@@ -71,11 +72,27 @@ class Mask(ABC):
     def __repr__(self) -> str:
         return f"<mask {self}>"
 
+    __array_ufunc__ = None  # NumPy leaves `array & mask` to the mask
+
     def __and__(self, other: Mask) -> Mask:
-        return And(self, other) if isinstance(other, Mask) else NotImplemented
+        return And(self, self._mask(other))
 
     def __or__(self, other: Mask) -> Mask:
-        return Or(self, other) if isinstance(other, Mask) else NotImplemented
+        return Or(self, self._mask(other))
+
+    def __rand__(self, other: Any) -> Mask:
+        return And(self._mask(other), self)
+
+    def __ror__(self, other: Any) -> Mask:
+        return Or(self._mask(other), self)
+
+    def _mask(self, other: Any) -> Mask:
+        if not isinstance(other, Mask):
+            raise TypeError(
+                f"polyattn.masks: expected a mask to combine with {self}, got {type(other).__name__}; wrap an "
+                "array in masks.from_array, a function in masks.mask_mod"
+            )
+        return other
 
     def __invert__(self) -> Mask:
         return Not(self)
@@ -117,8 +134,14 @@ class Mask(ABC):
                [ True,  True]])
         """
         keys = queries if keys is None else keys
+        for name, size in (("queries", queries), ("keys", keys), ("batch", batch), ("heads", heads)):
+            if size is not None and size < 0:
+                raise ValueError(
+                    f"polyattn.masks: expected {name} >= 0, got {size}; pass a number of rows or items"
+                )
         backend, like = self._library(like)
-        frame = Frame(batch or 1, heads or 1, queries, keys, (batch or 1,))
+        batches = 1 if batch is None else batch
+        frame = Frame(batches, 1 if heads is None else heads, queries, keys, (batches,), "polyattn.masks")
         at = whole(backend, like, frame.batch, frame.heads, queries, keys, query_offset)
         shape = (frame.batch, frame.heads, queries, keys)
         full = backend.xp.broadcast_to(self.fit(frame).allowed(at), shape)

@@ -139,7 +139,7 @@ class Below(Mask):
         shape = self._shape
         if shape not in ((), (1,), (frame.batch,), frame.lead):
             raise ValueError(
-                f"polyattn.attention: expected the lengths of masks.{self.name} as one integer or as one per "
+                f"{frame.who}: expected the lengths of masks.{self.name} as one integer or as one per "
                 f"batch item, shape ({frame.batch},), got shape {shape}; "
                 "the batch is every axis before the head axis (give a rank-3 query a head axis: query[:, None])"
             )
@@ -147,7 +147,7 @@ class Below(Mask):
         for value in self._values or ():
             if not 0 <= value <= limit:
                 raise ValueError(
-                    f"polyattn.attention: expected the lengths of masks.{self.name} between 0 and {limit}, "
+                    f"{frame.who}: expected the lengths of masks.{self.name} between 0 and {limit}, "
                     f"got {value}; clip them, or check that they count "
                     f"{'query rows' if self.name == 'query_lengths' else 'keys'}"
                 )
@@ -219,7 +219,7 @@ class Segments(Mask):
             shape = tuple(ids.shape)
             if shape not in ((size,), (1, size), (frame.batch, size), (*frame.lead, size)):
                 raise ValueError(
-                    f"polyattn.attention: expected {name} of masks.segments to have shape ({size},) or "
+                    f"{frame.who}: expected {name} of masks.segments to have shape ({size},) or "
                     f"({frame.batch}, {size}), got {shape}; give one id per "
                     f"{'query row' if name == 'q_ids' else 'key'} (kv_ids too where L != S)"
                 )

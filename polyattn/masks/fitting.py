@@ -19,24 +19,28 @@ def fit_array(array: Array, frame: Frame, name: str) -> Array:
     advice = "write a key padding mask of shape (B, S) as mask[:, None, None, :], an (L, S) one as mask[None, None]"
     advice = advice.replace("mask[", f"{name}[")
     if len(shape) < 2:
-        raise ValueError(
-            f"polyattn.attention: expected a {name} of rank 2 or more, got shape {shape}; {advice}"
-        )
+        raise ValueError(f"{frame.who}: expected a {name} of rank 2 or more, got shape {shape}; {advice}")
     fits = len(shape) <= max(len(scores), 4) and all(
         n in (1, size) for n, size in zip(reversed(shape), (*reversed(scores), 1, 1), strict=False)
     )
     if not fits:
         raise ValueError(
-            f"polyattn.attention: expected a {name} that broadcasts to the scores (..., Hq, L, S) = {scores}, "
+            f"{frame.who}: expected a {name} that broadcasts to the scores (..., Hq, L, S) = {scores}, "
             f"got shape {shape}; {advice}"
         )
-    batch = lead[0] if len(lead) == 1 else 1
+    # Axes that the caller may take for the batch: B of (B, H, L, D), the first of (B, L, D).
+    batch = {0: frame.heads, 1: frame.batch}.get(len(lead), 1)
     first_axis = len(scores) - len(shape)  # the axis of the scores that the first axis of the array falls on
-    if first_axis > 0 and shape[0] == batch > 1 and (len(lead) == 1):
+    if first_axis > 0 and shape[0] == batch > 1:
+        axes = ("B", "Hq", "L", "S")[1 - len(lead) :]
         raise ValueError(
-            f"polyattn.attention: expected a {name} whose first axis can be told apart, got shape {shape} for "
-            f"scores (B, Hq, L, S) = {scores}, where its first axis could be B or "
-            f"{'Hq' if first_axis == 1 else 'L'}; {advice}"
+            f"{frame.who}: expected a {name} whose first axis can be told apart, got shape {shape} for scores "
+            f"({', '.join(axes)}) = {scores}, where its first axis could be {axes[0]} or {axes[first_axis]}; "
+            + (
+                advice
+                if lead
+                else f"write {name}[None] for (L, S), {name}[:, None, :] for one row per {axes[0]}"
+            )
         )
     if len(scores) <= 4:
         return fill_rank(array, 4)

@@ -72,7 +72,11 @@ def classify(mask: Mask, box: Box) -> Tile:
     arrays = list(mask.arrays())
     if not mask.exact or not all(backend_of(a).is_concrete(a) for a in arrays):
         return PARTIAL
-    return _evaluate(mask, box, arrays[0]) if arrays else _join(classify(mask, q) for q in _quarters(box))
+    if arrays:
+        return _evaluate(mask, box, arrays[0])
+    if box.b is None and mask.batch_size() > 1:
+        return _join(classify(mask, box._replace(b=b)) for b in range(mask.batch_size()))
+    return _join(classify(mask, quarter) for quarter in _quarters(box))
 
 
 def grid(
