@@ -101,13 +101,12 @@ def attention(
         s = scale (q . k);  s = score_mod(s);  s = s + bias;  s = -inf where hidden
         w = softmax([s, sink]);  out = dropout(w) @ v
 
-    mask: bool array broadcasting to (..., Hq, L, S), `polyattn.masks` mask, or mask_mod(b, h, q, kv);
-        True = may attend. is_causal adds `masks.causal()`.
-    bias: real array, broadcasting likewise; -inf also hides. score_mod: see `polyattn.mods`.
-    query_offset: position of query row 0: integer, one per batch item, or "end" (= S - L).
-    scale: number or (Hq,) array; None = 1/sqrt(D). sinks: scalar or (Hq,) extra logits.
-    dropout_rate, dropout_seed: the same seed drops the same weights on every library.
-    return_aux: also return an `AttentionAux` with what the `AuxRequest` names.
+    mask: bool array broadcasting to (..., Hq, L, S), a mask of `polyattn.masks`, or a function
+    mask_mod(b, h, q, kv); True = may attend. is_causal adds `masks.causal()`. bias: real array,
+    broadcasting likewise; -inf also hides. score_mod: see `polyattn.mods`. query_offset: position of
+    query row 0, an integer, one per batch item, or "end" (= S - L). scale: number or (Hq,) array;
+    None = 1/sqrt(D). sinks: scalar or (Hq,) extra logits. dropout_rate, dropout_seed: the same seed
+    drops the same weights on every library. return_aux: an `AuxRequest`; an `AttentionAux` comes too.
     implementation: "reference" is the definition; "auto" chooses, and aux.implementation tells.
 
     A row that sees no key gives 0 and gradient 0. Errors: TypeError for wrong dtypes and libraries,
