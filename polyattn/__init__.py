@@ -10,6 +10,8 @@ array([[0.5, 0.5],
 
 from polyattn import masks, mods
 from polyattn.attention import AttentionAux, AuxRequest, attention
+from polyattn.blockwise import Blockwise
+from polyattn.choice import Reference
 
-__all__ = ["AttentionAux", "AuxRequest", "attention", "masks", "mods"]
+__all__ = ["AttentionAux", "AuxRequest", "Blockwise", "Reference", "attention", "masks", "mods"]
 __version__ = "0.1.0"

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from polyattn import masks, mods
-from polyattn.backend import Array, Backend, backend_of, is_array
+from polyattn.backend import Array, Backend, backend_of, eagerly, is_array
 from polyattn.masks.algebra import Frame, Mask
 
 
@@ -50,7 +50,10 @@ def mask_argument(backend: Backend, query: Array, mask: Any, is_causal: bool, fr
         same_place(backend, query, "the arrays of mask", mask.arrays())
     if is_causal:
         mask = masks.causal() if mask is None else mask & masks.causal()
-    return None if mask is None else mask.fit(frame)
+    if mask is None:
+        return None
+    with eagerly(mask.arrays()):
+        return mask.fit(frame)
 
 
 def mod_argument(backend: Backend, query: Array, score_mod: Any, frame: Frame) -> None:

@@ -8,12 +8,13 @@ from typing import Literal, NamedTuple, overload
 
 from polyattn import softmax
 from polyattn.backend import Array
+from polyattn.blockwise import Blockwise
+from polyattn.choice import Reference, choose
 from polyattn.masks.algebra import Mask
 from polyattn.mods import ScoreMod
 from polyattn.problem import pose
-from polyattn.reference import reference
 
-Implementation = Literal["auto", "reference", "blockwise", "native"]
+Implementation = Literal["auto", "reference", "blockwise", "native"] | Reference | Blockwise
 
 
 class AuxRequest(NamedTuple):
@@ -107,7 +108,8 @@ def attention(
     query row 0, an integer, one per batch item, or "end" (= S - L). scale: number or (Hq,) array;
     None = 1/sqrt(D). sinks: scalar or (Hq,) extra logits. dropout_rate, dropout_seed: the same seed
     drops the same weights on every library. return_aux: an `AuxRequest`; an `AttentionAux` comes too.
-    implementation: "reference" is the definition; "auto" chooses, and aux.implementation tells.
+    implementation: "reference" is the definition; "blockwise" needs memory O(L + S); "native" is the
+    library's own kernel where that is exact; "auto" chooses, and aux.implementation tells.
 
     A row that sees no key gives 0 and gradient 0. Errors: TypeError for wrong dtypes and libraries,
     ValueError for wrong shapes and values. Source: Vaswani 2017, arXiv:1706.03762, equation 1.
@@ -135,30 +137,22 @@ def attention(
         dropout_seed=dropout_seed,
         layout=layout,
     )
-    if implementation in ("blockwise", "native"):
-        raise NotImplementedError(
-            f"polyattn.attention: expected implementation 'reference' or 'auto', got {implementation!r}, which "
-            "does not exist yet; use 'auto'"
-        )
-    if implementation not in ("auto", "reference"):
-        raise ValueError(
-            "polyattn.attention: expected implementation 'auto', 'reference', 'blockwise' or 'native', "
-            f"got {implementation!r}; use 'auto'"
-        )
     if return_aux is not None and not isinstance(return_aux, AuxRequest):
         raise TypeError(
             f"polyattn.attention: expected return_aux to be an AuxRequest or None, got {return_aux!r}; "
             "write return_aux=AuxRequest(lse=True)"
         )
-    result = reference(problem)
+    wanted = return_aux or AuxRequest()
+    chosen = choose(problem, wanted.weights or wanted.scores or wanted.max_scores, wanted.lse, implementation)
+    result = chosen.run(problem)
     out = problem.restore(problem.backend.astype(result.out, query.dtype), 1)
     if return_aux is None:
         return out
-    weights = softmax.weights(result.scores, result.seen) if return_aux.weights else None
+    weights = softmax.weights(result.scores, result.seen) if wanted.weights else None
     return out, AttentionAux(
-        lse=problem.restore(result.lse, 0) if return_aux.lse else None,
+        lse=problem.restore(result.lse, 0) if wanted.lse else None,
         weights=None if weights is None else problem.restore(weights, 0),
-        scores=problem.restore(result.scores, 0) if return_aux.scores else None,
-        max_scores=problem.restore(result.keys.top[..., 0], 0) if return_aux.max_scores else None,
-        implementation="reference",
+        scores=problem.restore(result.scores, 0) if wanted.scores else None,
+        max_scores=problem.restore(result.keys.top[..., 0], 0) if wanted.max_scores else None,
+        implementation=chosen.name,
     )

@@ -8,9 +8,10 @@ what its library does better. Adapters are found through the entry-point group
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import entry_points
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import array_api_compat
 
@@ -63,6 +64,10 @@ class Backend:
         """Whether the values of `x` can be read now (False while a compiler or vmap traces)."""
         return True
 
+    def eager(self) -> AbstractContextManager[Any]:
+        """Inside, operations on concrete arrays give concrete arrays, even while a compiler traces."""
+        return nullcontext()
+
     def to_list(self, x: Array) -> Any:
         """The values of a concrete array as nested Python lists (a number if 0-d)."""
         if x.ndim == 0:
@@ -88,15 +93,95 @@ class Backend:
         """Python numbers as an array on the device of `like`."""
         return self.xp.asarray(value, dtype=dtype, device=self.device(like))
 
-    # loops
+    # choice
 
-    def map(self, f: Callable[[int], Any], n: int) -> Sequence[Any]:
-        """[f(0), ..., f(n - 1)], in any order."""
-        return [f(i) for i in range(n)]
+    def native(self, p: Any, needs_lse: bool) -> Any:
+        """A function Problem -> (out, lse or None) around the library's own kernel, or the reason why none fits."""
+        return f"{self.name} has no attention kernel"
+
+    def prefer(self, p: Any) -> tuple[str, str]:
+        """The fastest of "native", "blockwise", "reference" for a problem, and why."""
+        return self.prefer_without_native(p)
+
+    def prefer_without_native(self, p: Any) -> tuple[str, str]:
+        """The same, if no kernel fits."""
+        if p.scores_bytes > 2**20:
+            return "blockwise", "the scores take more than 1 MiB"
+        return "reference", "the scores take at most 1 MiB"
+
+    # loops and tiles: what the blockwise engine is made of
+
+    def schedule(self, p: Any) -> Schedule:
+        """The sizes in which the engine cuts a problem."""
+        return Schedule(rows=256, keys=512, heads=1)
+
+    def map(self, f: Callable[[Any], tuple[Array, ...]], n: int) -> tuple[Array, ...]:
+        """f(0), ..., f(n - 1), in any order, each of their arrays stacked along a new first axis."""
+        results = [f(i) for i in range(n)]
+        return tuple(self.xp.stack(parts) for parts in zip(*results, strict=True))
+
+    def fold(self, n: Any, step: Callable[[Any, Any], Any], state: Any) -> Any:
+        """step(n - 1, ... step(1, step(0, state))); n may be an element of a `table`."""
+        for i in range(n):
+            state = step(i, state)
+        return state
+
+    def table(self, numbers: Any, like: Array) -> Any:
+        """Nested lists of integers in a form that is indexed by what `map` and `fold` count with."""
+        return numbers
 
     def tile(self, x: Array, start: Any, size: int, axis: int) -> Array:
-        """`size` consecutive elements of `x` along the (negative) `axis`."""
+        """`size` consecutive elements of `x` along the negative `axis`."""
         return x[(..., slice(start, start + size), *(slice(None),) * (-axis - 1))]
+
+    def add_at(self, x: Array, start: Sequence[Any], tile: Array) -> Array:
+        """`x` with `tile` added to the part that begins at `start`; may overwrite `x`."""
+        x[tuple(slice(i, i + n) for i, n in zip(start, tile.shape, strict=True))] += tile
+        return x
+
+    def product(self, a: Array, b: Array, slot: int) -> Array:
+        """`matmul` whose result the caller overwrites and lets go of before it asks for `slot` again."""
+        return self.matmul(a, b)
+
+    def exp_of_difference(self, x: Array, y: Array) -> Array:
+        """exp(x - y); may overwrite `x`, which is a `product`."""
+        return self.xp.exp(x - y)
+
+    def compiled(self, f: Callable[..., Any], static: Any, arrays: Sequence[Any]) -> Any:
+        """f(static, arrays), compiled if the library does that; `static` is hashable."""
+        return f(static, arrays)
+
+    def derivative(self, f: Callable[[Array], Array], x: Array, cotangent: Array) -> Array:
+        """The gradient of sum(f(x) * cotangent)."""
+        raise NotImplementedError(
+            f"polyattn: the derivative of a function as score_mod needs autodiff, which {self.name} has not; "
+            "use the modifications of polyattn.mods"
+        )
+
+    def custom_vjp(
+        self,
+        forward: Callable[[Sequence[Array]], tuple[Array, Array]],
+        backward: Callable[[Sequence[Array], Array, Array, Array, Array], Sequence[Array | None]],
+        arrays: Sequence[Array],
+    ) -> tuple[Array, Array]:
+        """forward(arrays) = (out, lse), whose derivative is backward(arrays, out, lse, d_out, d_lse)."""
+        return forward(arrays)
+
+
+class Schedule(NamedTuple):
+    """How the blockwise engine cuts a problem: rows and keys of a tile, and kv heads per block."""
+
+    rows: int
+    keys: int
+    heads: int  # kv heads of one block; 0 = all heads of all batch items in one
+
+
+def eagerly(arrays: Iterable[Array]) -> AbstractContextManager[Any]:
+    """A context in which what is made of these arrays can be read, if they can."""
+    known = list(arrays)
+    if known and all(backend_of(x).is_concrete(x) for x in known):
+        return backend_of(known[0]).eager()
+    return nullcontext()
 
 
 def is_array(x: object) -> TypeGuard[Array]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 from polyattn.backend import Array, backend_of, is_array
+from polyattn.positions import Positions
 
 ScoreMod = Callable[[Array, Array, Array, Array, Array], Array]
 
@@ -24,6 +25,10 @@ class Mod:
     heads: int | None = None
 
     def __call__(self, score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
+        raise NotImplementedError
+
+    def pull_back(self, score: Array, at: Positions, cotangent: Array) -> tuple[Array, tuple[Array, ...]]:
+        """The gradients for the score and for the arrays of the modification."""
         raise NotImplementedError
 
     def built_in(self) -> Iterator[Mod]:
@@ -45,6 +50,14 @@ class Softcap(Mod):
     def __call__(self, score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
         return backend_of(score).xp.tanh(score / self.cap) * self.cap
 
+    def pull_back(self, score: Array, at: Positions, cotangent: Array) -> tuple[Array, tuple[Array, ...]]:
+        xp = backend_of(score).xp
+        bent = xp.tanh(score / self.cap)
+        slope = (1.0 - bent) * (1.0 + bent)
+        if not is_array(self.cap):
+            return cotangent * slope, ()
+        return cotangent * slope, (xp.sum(cotangent * (bent - score / self.cap * slope)),)
+
 
 @dataclass(frozen=True, eq=False)
 class Alibi(Mod):
@@ -62,6 +75,14 @@ class Alibi(Mod):
             slopes = backend.asarray(slopes, score.dtype, score)
         distance = backend.astype(abs(q_idx - kv_idx), score.dtype)
         return score - backend.astype(slopes[h], score.dtype) * distance
+
+    def pull_back(self, score: Array, at: Positions, cotangent: Array) -> tuple[Array, tuple[Array, ...]]:
+        if not is_array(self.slopes):
+            return cotangent, ()
+        backend = backend_of(score)
+        distance = backend.astype(abs(at.q - at.kv), score.dtype)
+        per_head = backend.xp.sum(cotangent * distance, axis=(0, 2, 3))
+        return cotangent, (-_to_heads(per_head[None, :], at.h, self.slopes.shape[0])[0, :],)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +106,15 @@ class RelativePositionBias(Mod):
         )
         return score + backend.astype(self.table[bucket, h], score.dtype)
 
+    def pull_back(self, score: Array, at: Positions, cotangent: Array) -> tuple[Array, tuple[Array, ...]]:
+        backend = backend_of(score)
+        xp, buckets = backend.xp, self.table.shape[0]
+        bucket = relative_bucket(
+            at.kv - at.q, buckets, bidirectional=self.bidirectional, max_distance=self.max_distance
+        )
+        per_bucket = [xp.sum(xp.where(bucket == n, cotangent, 0.0), axis=(0, 2, 3)) for n in range(buckets)]
+        return cotangent, (_to_heads(xp.stack(per_bucket), at.h, self.table.shape[1]),)
+
 
 @dataclass(frozen=True, eq=False)
 class Compose(Mod):
@@ -104,6 +134,16 @@ class Compose(Mod):
             score = part(score, b, h, q_idx, kv_idx)
         return score
 
+    def pull_back(self, score: Array, at: Positions, cotangent: Array) -> tuple[Array, tuple[Array, ...]]:
+        entering = [score]
+        for part in self.parts[:-1]:
+            entering.append(part(entering[-1], at.b, at.h, at.q, at.kv))
+        gradients: tuple[Array, ...] = ()
+        for part, before in zip(reversed(self.parts), reversed(entering), strict=True):
+            cotangent, own = _pull_back(part, before, at, cotangent)
+            gradients = own + gradients
+        return cotangent, gradients
+
 
 def softcap(cap: float | Array) -> Mod:
     """s -> cap * tanh(s / cap): scores bounded by cap > 0 (Gemma 2, arXiv:2408.00118, section 2).
@@ -120,7 +160,7 @@ def softcap(cap: float | Array) -> Mod:
     if not is_array(cap):
         known = cap
     elif (backend := backend_of(cap)).is_concrete(cap):
-        known = backend.to_list(backend.stop_gradient(cap))
+        known = backend.to_list(cap)
     if known is not None and not 0 < known < math.inf:
         raise ValueError(
             f"polyattn.mods.softcap: expected cap > 0 and finite, got {known!r}; leave the mod out for no cap"
@@ -235,6 +275,37 @@ def compose(*mods: ScoreMod) -> Mod:
                 f"got {mod!r}; an array of additive values is attention's bias="
             )
     return Compose(mods)
+
+
+def parameters(mod: ScoreMod | None) -> tuple[Array, ...]:
+    """The arrays of a modification that have derivatives."""
+    return tuple(mod.arrays()) if isinstance(mod, Mod) else ()
+
+
+def pull_back(
+    mod: ScoreMod, score: Array, at: Positions, cotangent: Array, allowed: Array | None
+) -> tuple[Array, tuple[Array, ...]]:
+    """Gradients for scale (q . k) of a tile and for `parameters(mod)`; hidden scores have none."""
+    if allowed is None:
+        return _pull_back(mod, score, at, cotangent)
+    xp = backend_of(score).xp
+    d_score, own = _pull_back(mod, xp.where(allowed, score, 0.0), at, cotangent)
+    return xp.where(allowed, d_score, 0.0), own
+
+
+def _pull_back(
+    mod: ScoreMod, score: Array, at: Positions, cotangent: Array
+) -> tuple[Array, tuple[Array, ...]]:
+    if isinstance(mod, Mod):
+        return mod.pull_back(score, at, cotangent)
+    return backend_of(score).derivative(lambda s: mod(s, at.b, at.h, at.q, at.kv), score, cotangent), ()
+
+
+def _to_heads(x: Array, h: Array, heads: int) -> Array:
+    """(n, h) gradients of the heads `h` of a tile, as (n, heads) of all."""
+    backend = backend_of(x)
+    here = backend.xp.reshape(h, (-1, 1)) == backend.arange(0, heads, x)
+    return backend.matmul(x, backend.astype(here, x.dtype))
 
 
 def compares_positions(mod: ScoreMod) -> bool:

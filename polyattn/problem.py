@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from polyattn import mods
+from polyattn import masks, mods
 from polyattn.arguments import (
     dropout_argument,
     mask_argument,
@@ -48,6 +48,16 @@ class Problem:
     frame: Frame
     compute_dtype: Any
     restore: Callable[[Array, int], Array]  # gives a result (B, Hq, L, ...) the axes the caller expects
+
+    @property
+    def scores_shape(self) -> tuple[int, int, int, int]:
+        """(B, Hq, L, S)"""
+        return (self.frame.batch, self.frame.heads, self.frame.rows, self.frame.keys)
+
+    @property
+    def scores_bytes(self) -> int:
+        """The memory of one score matrix."""
+        return math.prod(self.scores_shape) * (8 if str(self.compute_dtype).endswith("64") else 4)
 
     def positions(self) -> Positions:
         """The positions of the whole score matrix."""
@@ -94,6 +104,9 @@ def pose(
                 "a bool mask goes to mask= (True = may attend), integers are cast by the caller"
             )
         bias = fit_array(bias, frame, "bias")
+    if mask is not None and isinstance(offset, int) and not any(True for _ in mask.arrays()):
+        everything = mask.tile(range(frame.rows), range(frame.keys), query_offset=offset)
+        mask = None if everything is masks.FULL else mask
     rate, seed = dropout_argument(backend, query, dropout_rate, dropout_seed)
     if scale is None:
         scale = 1.0 / math.sqrt(width) if width else 1.0

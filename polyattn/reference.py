@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from polyattn.backend import Array, is_array
+from polyattn.backend import Array, Namespace, backend_of, is_array
 from polyattn.dropout import keep_factors
 from polyattn.positions import Positions
 from polyattn.problem import Problem
@@ -38,14 +38,14 @@ def reference(p: Problem) -> Result:
     if allowed is not None:
         # What nobody may see, and who sees nothing, is replaced before it is used: 0 * NaN is NaN, forward
         # and backward.
-        visible = _visible_to_some_query(p, allowed)
+        visible = visible_keys(allowed, p.k.shape[1], xp)
         k, v = xp.where(visible, k, 0.0), xp.where(visible, v, 0.0)
         q = xp.where(xp.any(allowed, axis=-1, keepdims=True), q, 0.0)
 
-    scores = scores_at(p, at, q, k, bias, allowed)
+    scores = scores_at(p, at, grouped_matmul(q, xp.matrix_transpose(k)) * p.scale, bias, allowed)
     scores = xp.broadcast_to(scores, (frame.batch, frame.heads, frame.rows, frame.keys))
     keys = lift(scores, v, dropout_at(p, at))
-    seen = keys if p.sinks is None else merge(keys, sink(p, keys))
+    seen = keys if p.sinks is None else merge(keys, sink(p.sinks, keys))
     return Result(finish(seen), log_sum(keys), scores, keys, seen)
 
 
@@ -58,12 +58,9 @@ def allowed_at(p: Problem, at: Positions, bias: Array | None) -> Array | None:
     return allowed
 
 
-def scores_at(
-    p: Problem, at: Positions, q: Array, k: Array, bias: Array | None, allowed: Array | None
-) -> Array:
-    """scale (q . k), modified, biased, -inf where hidden: rule 1 of the definition, on any tile."""
+def scores_at(p: Problem, at: Positions, scores: Array, bias: Array | None, allowed: Array | None) -> Array:
+    """From scale (q . k) to the scores of the softmax, on any tile: modified, biased, -inf where hidden."""
     xp = p.backend.xp
-    scores = grouped_matmul(q, xp.matrix_transpose(k)) * p.scale
     if p.score_mod is not None:
         if allowed is not None:
             scores = xp.where(allowed, scores, 0.0)  # a modification never meets a hidden score
@@ -82,17 +79,16 @@ def dropout_at(p: Problem, at: Positions) -> Array | None:
     return keep_factors(p.dropout_rate, p.dropout_seed, at, p.compute_dtype)
 
 
-def sink(p: Problem, like: Partial) -> Partial:
-    """A sink is one more key, with the sink as its score and nothing as its value."""
-    zero = p.backend.asarray([[[0.0] * p.v.shape[-1]]], p.compute_dtype, like.acc)
-    return lift(p.sinks, p.backend.xp.reshape(zero, (1, 1, p.v.shape[-1])))
+def sink(sinks: Array, like: Partial) -> Partial:
+    """A sink (H|1, 1, 1) is one more key, with the sink as its score and nothing as its value."""
+    backend = backend_of(sinks)
+    width = like.acc.shape[-1]
+    return lift(sinks, backend.xp.zeros((1, 1, width), dtype=sinks.dtype, device=backend.device(sinks)))
 
 
-def _visible_to_some_query(p: Problem, allowed: Array) -> Array:
+def visible_keys(allowed: Array, kv_heads: int, xp: Namespace) -> Array:
     """(B|1, Hkv|1, S|1, 1): True for keys that some query of their kv head may attend to."""
-    xp = p.backend.xp
     some = xp.any(allowed, axis=-2)  # (B|1, Hq|1, S|1)
-    kv_heads = p.k.shape[1]
     if some.shape[1] > 1 and kv_heads > 0:
         grouped = (some.shape[0], kv_heads, some.shape[1] // kv_heads, some.shape[2])
         some = xp.any(xp.reshape(some, grouped), axis=2)

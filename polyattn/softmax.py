@@ -28,14 +28,15 @@ class Partial(NamedTuple):
     acc: Array  # (..., L, E) weighted sum of values
 
 
-def lift(scores: Array, values: Array, keep: Array | None = None) -> Partial:
+def lift(scores: Array, values: Array, keep: Array | None = None, *, consume: bool = False) -> Partial:
     """The average over the keys of one tile.
 
         top = max_j s_ij,  w_ij = exp(s_ij - top_i),  sum_i = sum_j w_ij,  acc_i = sum_j w_ij keep_ij v_j
 
     scores (..., H, L, S), -inf where a key is hidden; values (..., Hkv, S, E) with Hkv dividing H,
     H // Hkv consecutive heads sharing one kv head; keep: factors on the weights in the numerator
-    alone (dropout), broadcasting like scores. Everything in the compute dtype.
+    alone (dropout), broadcasting like scores; consume: scores may be overwritten. Everything in the compute
+    dtype.
 
     >>> import numpy as np
     >>> seen = lift(np.array([[0.0, -np.inf]]), np.array([[2.0], [7.0]]))
@@ -49,7 +50,8 @@ def lift(scores: Array, values: Array, keep: Array | None = None) -> Partial:
     else:
         # The average does not depend on top, so taking it as a constant leaves every derivative exact.
         top = xp.max(backend.stop_gradient(scores), axis=-1, keepdims=True)
-    w = xp.exp(scores - _finite(top))
+    base = _finite(top)
+    w = backend.exp_of_difference(scores, base) if consume else xp.exp(scores - base)
     total = xp.sum(w, axis=-1, keepdims=True)
     return Partial(top, total, grouped_matmul(w if keep is None else w * keep, values))
 

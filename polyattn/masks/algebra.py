@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from polyattn.backend import Array, Backend, backend_named, backend_of, is_array
+from polyattn.backend import Array, Backend, backend_named, backend_of, eagerly, is_array
 from polyattn.masks.tiles import Box, Tile, classify, grid, invert
 from polyattn.positions import Positions, gather, whole
 
@@ -181,7 +181,8 @@ class Mask(ABC):
         >>> masks.causal().tile(range(0, 4), range(4, 8)).name
         'EMPTY'
         """
-        return classify(self, Box(queries, keys, b, h, query_offset))
+        with eagerly(self.arrays()):
+            return classify(self, Box(queries, keys, b, h, query_offset))
 
     def tiles(
         self,

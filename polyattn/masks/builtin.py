@@ -165,7 +165,9 @@ class Segments(Mask):
 
     q_ids: Array  # (L,) or (batch, L)
     kv_ids: Array  # (S,) or (batch, S)
-    memory: dict[Any, Any] = field(default_factory=dict)  # the ids once read, and the sets made of them
+    memory: dict[Any, Any] = field(
+        default_factory=dict, init=False
+    )  # the ids once read, and the sets made of them
 
     def allowed(self, at: Positions) -> Array:
         q_ids, kv_ids = self._rank4

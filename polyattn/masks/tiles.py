@@ -11,7 +11,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from polyattn.backend import Array, backend_of
+from polyattn.backend import Array, backend_of, eagerly
 from polyattn.positions import Positions
 
 if TYPE_CHECKING:
@@ -89,15 +89,10 @@ def grid(
     offset: int | Array,
 ) -> list[list[Tile]]:
     """`classify` for every tile."""
-    return [
-        [
-            classify(
-                mask, Box(range(i, min(i + tile[0], rows)), range(j, min(j + tile[1], keys)), b, h, offset)
-            )
-            for j in range(0, keys, tile[1])
-        ]
-        for i in range(0, rows, tile[0])
-    ]
+    down = [range(i, min(i + tile[0], rows)) for i in range(0, rows, tile[0])]
+    across = [range(j, min(j + tile[1], keys)) for j in range(0, keys, tile[1])]
+    with eagerly([*mask.arrays(), *(() if isinstance(offset, int) else (offset,))]):
+        return [[classify(mask, Box(i, j, b, h, offset)) for j in across] for i in down]
 
 
 def _with_offsets(mask: Mask, box: Box) -> Tile:

@@ -1,0 +1,89 @@
+"""Blockwise attention as one differentiable step of the array library, and its pullback for libraries without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from polyattn.backend import Array, Schedule
+from polyattn.blockwise import Blockwise, Plan, Visits, forward, plan
+from polyattn.leaves import put_in, take_out
+from polyattn.problem import Problem
+from polyattn.pullback import Gradients, backward
+
+
+def blockwise(p: Problem, wish: Blockwise) -> tuple[Array, Array]:
+    """(out, lse) in the compute dtype, differentiable once where the library has autodiff."""
+    arrays: list[Array] = []
+    static = _take_apart(p, plan(p, wish), arrays)
+    out, lse = p.backend.compiled(_run, static, arrays)
+    return out, lse
+
+
+def blockwise_vjp(p: Problem, wish: Blockwise) -> tuple[Array, Array, Any]:
+    """(out, lse, pullback), where pullback(d_out, d_lse) gives `Gradients`."""
+    cut = plan(p, wish)
+    out, lse = forward(p, cut)
+    return out, lse, lambda d_out, d_lse: backward(p, cut, out, lse, d_out, d_lse)
+
+
+def _run(static: Any, arrays: Sequence[Array]) -> tuple[Array, Array]:
+    p, _ = _put_together(static, arrays)
+
+    def run_forward(arrays: Sequence[Array]) -> tuple[Array, Array]:
+        return forward(*_put_together(static, arrays))
+
+    def run_backward(
+        arrays: Sequence[Array], out: Array, lse: Array, d_out: Array, d_lse: Array
+    ) -> Sequence[Array | None]:
+        p, cut = _put_together(static, arrays)
+        gradients = _in_order(backward(p, cut, out, lse, d_out, d_lse))
+        dtypes = [x.dtype for x in arrays]
+        cast = [p.backend.astype(g, dtype) for g, dtype in zip(gradients, dtypes, strict=False)]
+        return [*cast, *(None for _ in arrays[len(cast) :])]
+
+    return p.backend.custom_vjp(run_forward, run_backward, arrays)
+
+
+def _in_order(gradients: Gradients) -> list[Array]:
+    """The gradients that there are, in the order in which `_take_apart` takes the arrays."""
+    return [*(g for g in gradients[:-1] if g is not None), *gradients.mod]
+
+
+def _take_apart(p: Problem, cut: Plan, arrays: list[Array]) -> tuple[Any, ...]:
+    """Everything but the arrays, hashable; the arrays with derivatives come first."""
+    differentiable = take_out((p.q, p.k, p.v, p.bias, p.sinks, p.scale, p.score_mod), arrays)
+    visits = (tuple(cut.by_query), tuple(cut.by_key))
+    others = take_out((p.mask, p.offset, p.dropout_seed, visits), arrays)
+    return (differentiable, others, tuple(cut.schedule), p.backend, p.frame, p.compute_dtype, p.dropout_rate)
+
+
+def _put_together(static: tuple[Any, ...], arrays: Sequence[Array]) -> tuple[Problem, Plan]:
+    differentiable, others, schedule, backend, frame, compute_dtype, rate = static
+    q, k, v, bias, sinks, scale, score_mod = put_in(differentiable, arrays)
+    mask, offset, seed, (by_query, by_key) = put_in(others, arrays)
+    p = Problem(
+        backend,
+        q,
+        k,
+        v,
+        mask,
+        bias,
+        score_mod,
+        offset,
+        scale,
+        sinks,
+        rate,
+        seed,
+        frame,
+        compute_dtype,
+        _as_is,
+    )
+    return p, Plan(Schedule(*schedule), Visits(*by_query), Visits(*by_key))
+
+
+def _as_is(x: Array, axes_after_length: int) -> Array:
+    return x
+
+
+__all__ = ["blockwise", "blockwise_vjp"]
