@@ -9,9 +9,18 @@ array([[0.5, 0.5],
 """
 
 from polyattn import masks, mods
-from polyattn.attention import AttentionAux, AuxRequest, attention
+from polyattn.attention import AttentionAux, AuxRequest, attention, attention_vjp
 from polyattn.blockwise import Blockwise
 from polyattn.choice import Reference
 
-__all__ = ["AttentionAux", "AuxRequest", "Blockwise", "Reference", "attention", "masks", "mods"]
+__all__ = [
+    "AttentionAux",
+    "AuxRequest",
+    "Blockwise",
+    "Reference",
+    "attention",
+    "attention_vjp",
+    "masks",
+    "mods",
+]
 __version__ = "0.1.0"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 from polyattn import softmax
-from polyattn.backend import Array
+from polyattn.backend import Array, is_array
 from polyattn.blockwise import Blockwise
 from polyattn.choice import Reference, choose
+from polyattn.engine import blockwise_vjp
 from polyattn.masks.algebra import Mask
 from polyattn.mods import ScoreMod
 from polyattn.problem import pose
@@ -156,3 +157,57 @@ def attention(
         max_scores=problem.restore(result.keys.top[..., 0], 0) if wanted.max_scores else None,
         implementation=chosen.name,
     )
+
+
+def attention_vjp(
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    implementation: Literal["blockwise"] | Blockwise = "blockwise",
+    **options: Any,
+) -> tuple[Array, Callable[..., dict[str, Array]]]:
+    """`attention` and its pullback, on any array library: derivatives for NumPy too.
+
+        out, pullback = attention_vjp(query, key, value, ...)
+        gradients = pullback(d_out)      # or pullback(d_out, d_lse)
+
+    Takes the arguments of `attention` but for return_aux. The pullback maps the gradient of a loss for out
+    (and for lse, if the loss has it) to those for "query", "key", "value", and for "bias", "sinks" and "scale"
+    where these are arrays, in the shapes and dtypes of the arguments. It recomputes the scores tile by tile,
+    so that memory stays O(L + S). A score_mod must be one of `polyattn.mods`, or the library have autodiff.
+
+    Source: Dao 2022, arXiv:2205.14135, appendix B.4.
+
+    >>> import numpy as np
+    >>> x = np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> out, pullback = attention_vjp(x, x, x, scale=0.0)
+    >>> pullback(np.ones((2, 2)))["value"]
+    array([[1., 1.],
+           [1., 1.]])
+    """
+    if implementation != "blockwise" and not isinstance(implementation, Blockwise):
+        raise ValueError(
+            "polyattn.attention_vjp: expected implementation 'blockwise' or a Blockwise, got "
+            f"{implementation!r}; the pullback is that of the blockwise engine"
+        )
+    p = pose(query, key, value, **options)
+    xp, astype = p.backend.xp, p.backend.astype
+    wish = implementation if isinstance(implementation, Blockwise) else Blockwise()
+    given = {"query": query, "key": key, "value": value}
+    given |= {name: options[name] for name in ("bias", "sinks", "scale") if is_array(options.get(name))}
+    out_shape = tuple(p.restore(xp.zeros((*p.scores_shape[:3], value.shape[-1])), 1).shape)
+    out, lse, pull = blockwise_vjp(p, wish)
+
+    def pullback(d_out: Array, d_lse: Array | None = None) -> dict[str, Array]:
+        if tuple(d_out.shape) != out_shape:
+            raise ValueError(
+                f"polyattn.attention_vjp: expected d_out of the shape of out, {out_shape}, got "
+                f"{tuple(d_out.shape)}; it is the gradient of a loss for out"
+            )
+        d_lse = xp.zeros_like(lse) if d_lse is None else p.admit(d_lse, 0)
+        gradients = pull(p.admit(d_out, 1), d_lse)
+        found = dict(zip(("query", "key", "value", "bias", "sinks", "scale"), gradients, strict=False))
+        return {name: astype(p.dismiss(name, found[name], x), x.dtype) for name, x in given.items()}
+
+    return p.restore(astype(out, query.dtype), 1), pullback

@@ -95,8 +95,11 @@ class Backend:
 
     # choice
 
-    def native(self, p: Any, needs_lse: bool) -> Any:
-        """A function Problem -> (out, lse or None) around the library's own kernel, or the reason why none fits."""
+    def native(self, p: Any, needs_lse: bool, *, by_name: bool = False) -> Any:
+        """A function Problem -> Output around the library's own kernel, or the reason why none fits.
+
+        by_name: the caller asked for "native" and will wait for a compiler.
+        """
         return f"{self.name} has no attention kernel"
 
     def prefer(self, p: Any) -> tuple[str, str]:

@@ -72,7 +72,7 @@ def choose(p: Problem, needs_scores: bool, needs_lse: bool, wish: str | Referenc
             "max_scores, which only implementation='reference' forms; use it, or ask for lse"
         )
     if wish == "native":
-        native = p.backend.native(p, needs_lse)
+        native = p.backend.native(p, needs_lse, by_name=True)
         if isinstance(native, str):
             raise ValueError(
                 "polyattn.attention: expected a problem that a kernel of the library computes exactly for "
@@ -109,7 +109,7 @@ def _reference(p: Problem, limit: Reference, why: str) -> Choice:
 
 def _blockwise(wish: Blockwise, why: str) -> Choice:
     def run(p: Problem) -> Output | Result:
-        if 0 in (*p.scores_shape, p.q.shape[3]):
+        if 0 in p.scores_shape:
             return reference(p)  # no tiles to speak of
         return Output(*blockwise(p, wish))
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from polyattn.backend import Array, Schedule
+from polyattn import mods
+from polyattn.backend import Array, Schedule, is_array
 from polyattn.blockwise import Blockwise, Plan, Visits, forward, plan
 from polyattn.leaves import put_in, take_out
 from polyattn.problem import Problem
 from polyattn.pullback import Gradients, backward
+from polyattn.reference import reference
 
 
 def blockwise(p: Problem, wish: Blockwise) -> tuple[Array, Array]:
@@ -23,8 +25,21 @@ def blockwise(p: Problem, wish: Blockwise) -> tuple[Array, Array]:
 def blockwise_vjp(p: Problem, wish: Blockwise) -> tuple[Array, Array, Any]:
     """(out, lse, pullback), where pullback(d_out, d_lse) gives `Gradients`."""
     cut = plan(p, wish)
+    if 0 in p.scores_shape:  # nothing to cut
+        result = reference(p)
+        return result.out, result.lse, lambda d_out, d_lse: _nothing(p)
     out, lse = forward(p, cut)
     return out, lse, lambda d_out, d_lse: backward(p, cut, out, lse, d_out, d_lse)
+
+
+def _nothing(p: Problem) -> Gradients:
+    """The gradients of a problem without a query or a key."""
+
+    def zero(x: Any) -> Any:
+        return p.backend.xp.zeros_like(x) if is_array(x) else None
+
+    mod = tuple(zero(x) for x in mods.parameters(p.score_mod))
+    return Gradients(zero(p.q), zero(p.k), zero(p.v), zero(p.bias), zero(p.sinks), zero(p.scale), mod)
 
 
 def _run(static: Any, arrays: Sequence[Array]) -> tuple[Array, Array]:

@@ -48,6 +48,8 @@ class Problem:
     frame: Frame
     compute_dtype: Any
     restore: Callable[[Array, int], Array]  # gives a result (B, Hq, L, ...) the axes the caller expects
+    admit: Callable[[Array, int], Array]  # and the way back, for cotangents
+    layout: str
 
     @property
     def scores_shape(self) -> tuple[int, int, int, int]:
@@ -58,6 +60,23 @@ class Problem:
     def scores_bytes(self) -> int:
         """The memory of one score matrix."""
         return math.prod(self.scores_shape) * (8 if str(self.compute_dtype).endswith("64") else 4)
+
+    def dismiss(self, name: str, gradient: Array, like: Array) -> Array:
+        """A gradient in canonical axes, in the shape of the argument that it belongs to."""
+        xp, shape = self.backend.xp, tuple(like.shape)
+        if name in ("query", "key", "value"):
+            if self.layout == "BLHD":
+                gradient = xp.permute_dims(gradient, (0, 2, 1, 3))
+            tail = tuple(gradient.shape[1:]) if len(shape) > 2 else tuple(gradient.shape[2:])
+        else:
+            tail = tuple(gradient.shape[1:]) if name == "bias" else ()
+        if math.prod(gradient.shape) == math.prod(shape):
+            return xp.reshape(gradient, shape)
+        # Leading axes that were broadcast against the others: summed over.
+        gradient = xp.reshape(gradient, (*self.frame.lead, *tail))
+        lead = (*(1,) * (gradient.ndim - len(shape)), *shape)[: len(self.frame.lead)]
+        axes = tuple(i for i, n in enumerate(lead) if n == 1)
+        return xp.reshape(xp.sum(gradient, axis=axes, keepdims=True), shape)
 
     def positions(self) -> Positions:
         """The positions of the whole score matrix."""
@@ -118,6 +137,13 @@ def pose(
         shape = (*lead, *(x.shape[1:] if query.ndim > 2 else x.shape[2:]))
         return x if tuple(x.shape) == shape else backend.xp.reshape(x, shape)
 
+    def admit(x: Array, axes_after_length: int) -> Array:
+        tail = (heads, rows, value.shape[-1]) if axes_after_length else (heads, rows)
+        if axes_after_length and layout == "BLHD":
+            x = backend.xp.reshape(x, (frame.batch, rows, heads, value.shape[-1]))
+            return backend.xp.permute_dims(x, (0, 2, 1, 3))
+        return backend.xp.reshape(x, (frame.batch, *tail))
+
     return Problem(
         backend=backend,
         q=q,
@@ -134,6 +160,8 @@ def pose(
         frame=frame,
         compute_dtype=compute_dtype,
         restore=restore,
+        admit=admit,
+        layout=layout,
     )
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from polyattn.attention import AttentionAux
 from polyattn.backend import Array, Backend, Schedule
+from polyattn.choice import Output
 
 xp = array_api_compat.array_namespace(jnp.zeros(()))
 
@@ -40,6 +41,34 @@ class JaxBackend(Backend):
 
     def device(self, x: Array) -> Any:
         return None  # uncommitted: JAX moves it to the other operand
+
+    def native(self, p: Any, needs_lse: bool, *, by_name: bool = False) -> Any:
+        if jax.default_backend() != "gpu":
+            return "there is no GPU, and on other devices jax.nn.dot_product_attention is no fused kernel"
+        reasons = {
+            "q, k and v are neither float16 nor bfloat16": p.q.dtype not in (jnp.float16, jnp.bfloat16),
+            "there is a score_mod, bias, sink or dropout": p.score_mod is not None
+            or p.bias is not None
+            or p.sinks is not None
+            or p.dropout_rate > 0.0,
+            "lse is wanted, which the kernel gives without its gradient": needs_lse,
+            "scale is an array": not isinstance(p.scale, float),
+            "the widths differ or exceed 128": p.q.shape[3] != p.v.shape[3] or p.q.shape[3] > 128,
+            "the mask is not plain causal with L == S": p.mask is not None
+            and not (
+                str(p.mask) == "causal()"
+                and p.frame.rows == p.frame.keys
+                and isinstance(p.offset, int)
+                and p.offset == 0
+            ),
+            "there is nothing to compute": 0 in (*p.scores_shape, p.q.shape[3]),
+        }
+        return next((reason for reason, holds in reasons.items() if holds), _cudnn)
+
+    def prefer(self, p: Any) -> tuple[str, str]:
+        if jax.default_backend() == "gpu":
+            return "native", "cuDNN is the fastest where it is exact"
+        return self.prefer_without_native(p)
 
     def schedule(self, p: Any) -> Schedule:
         group = max(p.frame.heads // max(p.k.shape[1], 1), 1)
@@ -88,6 +117,16 @@ class JaxBackend(Backend):
 
         run.defvjp(save, pull)
         return run(list(arrays))
+
+
+def _cudnn(p: Any) -> Output:
+    q, k, v = (
+        jnp.swapaxes(jnp.broadcast_to(x, (p.frame.batch, *x.shape[1:])), 1, 2) for x in (p.q, p.k, p.v)
+    )
+    out = jax.nn.dot_product_attention(
+        q, k, v, scale=p.scale, is_causal=p.mask is not None, implementation="cudnn"
+    )
+    return Output(jnp.swapaxes(out, 1, 2), None)
 
 
 @lru_cache(maxsize=256)

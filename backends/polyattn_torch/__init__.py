@@ -60,6 +60,24 @@ class TorchBackend(Backend):
     def to_list(self, x: Array) -> Any:
         return x.tolist()
 
+    def native(self, p: Any, needs_lse: bool, *, by_name: bool = False) -> Any:
+        from polyattn_torch.native import choose_kernel
+
+        return choose_kernel(p, needs_lse, by_name=by_name)
+
+    def prefer(self, p: Any) -> tuple[str, str]:
+        if _derives_again(p.q):
+            return (
+                "reference",
+                "a transform of torch.func or forward mode looks on, which the kernels do not know",
+            )
+        return "native", "the library's own kernel is the fastest where it is exact"
+
+    def prefer_without_native(self, p: Any) -> tuple[str, str]:
+        if torch.compiler.is_compiling() and p.scores_bytes <= 2**30:
+            return "reference", "torch.compile fuses the definition"
+        return super().prefer_without_native(p)
+
     def schedule(self, p: Any) -> Schedule:
         # All heads at once: every tile is one batched product (measured 2026-11-21).
         return Schedule(rows=128, keys=256, heads=0)
@@ -85,10 +103,16 @@ class TorchBackend(Backend):
         """A polyattn mask as FlexAttention's BlockMask."""
         from torch.nn.attention.flex_attention import create_block_mask
 
-        return create_block_mask(mask.mask_mod, b, h, rows, keys, **options)
+        return create_block_mask(getattr(mask, "mask_mod", mask), b, h, rows, keys, **options)
 
     def device(self, x: Array) -> Any:
         return x.device
+
+
+def _derives_again(x: Array) -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._functorch.is_functorch_wrapped_tensor(x) or torch.autograd.forward_ad._current_level >= 0
 
 
 class _Blockwise(torch.autograd.Function):
