@@ -78,21 +78,23 @@ def _put_together(static: tuple[Any, ...], arrays: Sequence[Array]) -> tuple[Pro
     q, k, v, bias, sinks, scale, score_mod = put_in(differentiable, arrays)
     mask, offset, seed, (by_query, by_key) = put_in(others, arrays)
     p = Problem(
-        backend,
-        q,
-        k,
-        v,
-        mask,
-        bias,
-        score_mod,
-        offset,
-        scale,
-        sinks,
-        rate,
-        seed,
-        frame,
-        compute_dtype,
-        _as_is,
+        backend=backend,
+        q=q,
+        k=k,
+        v=v,
+        mask=mask,
+        bias=bias,
+        score_mod=score_mod,
+        offset=offset,
+        scale=scale,
+        sinks=sinks,
+        dropout_rate=rate,
+        dropout_seed=seed,
+        frame=frame,
+        compute_dtype=compute_dtype,
+        layout="BHLD",
+        restore=_as_is,
+        admit=_as_is,
     )
     return p, Plan(Schedule(*schedule), Visits(*by_query), Visits(*by_key))
 
