@@ -9,6 +9,8 @@ from polyattn import masks, mods
 from polyattn.backend import Array, Backend, backend_of, eagerly, is_array
 from polyattn.masks.algebra import Frame, Mask
 
+_CAUSAL = masks.causal()
+
 
 def same_place(backend: Backend, query: Array, name: str, arrays: Any) -> None:
     for array in arrays:
@@ -46,14 +48,14 @@ def mask_argument(backend: Backend, query: Array, mask: Any, is_causal: bool, fr
                     "compare it (mask != 0), or pass values to be added to the scores as bias="
                 )
             mask = masks.from_array(mask)
-    if mask is not None:
-        same_place(backend, query, "the arrays of mask", mask.arrays())
-    if is_causal:
-        mask = masks.causal() if mask is None else mask & masks.causal()
     if mask is None:
-        return None
+        return _CAUSAL if is_causal else None
+    same_place(backend, query, "the arrays of mask", mask.arrays())
+    if is_causal:
+        mask = mask & _CAUSAL
     with eagerly(mask.arrays()):
-        return mask.fit(frame)
+        fitted: Mask = mask.fit(frame)
+        return fitted
 
 
 def mod_argument(backend: Backend, query: Array, score_mod: Any, frame: Frame) -> None:

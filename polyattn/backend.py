@@ -75,6 +75,10 @@ class Backend:
             return bool(x) if kind(x.dtype, "bool") else int(x) if kind(x.dtype, "integral") else float(x)
         return [self.to_list(x[i, ...]) for i in range(x.shape[0])]
 
+    def may_remember(self) -> bool:
+        """Whether Python runs as itself now, so that a cache may be looked into."""
+        return True
+
     def opaque(self, f: Callable[..., Any]) -> Callable[..., Any]:
         """`f`, a function of integer arrays, as one indivisible step for the library's compiler."""
         return f

@@ -117,8 +117,26 @@ def _cell(outcome: Outcome) -> str:
 
 
 @app.command()
-def info() -> None:
-    """The array libraries here: versions, devices, threads, precision settings."""
+def info(
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            help='A problem, "L=4096,H=8,causal=1": what auto would run and why. Keys: B, H, Hkv, L, S, D, E, '
+            "causal, window, softcap, sinks, lse, and dtype=float32."
+        ),
+    ] = None,
+) -> None:
+    """The array libraries here: versions, devices, threads, precision settings; or what auto would run."""
+    if plan is not None:
+        from polyattn.parity.explain import explain_plan
+
+        try:
+            lines = explain_plan(plan)
+        except ValueError as error:
+            raise _stop(str(error), USAGE) from None
+        for line in lines:
+            typer.echo(line)
+        return
     console = Console()
     console.print(f"python {platform.python_version()}, {os.cpu_count()} cores", highlight=False)
     for name, make in BENCHES.items():

@@ -24,10 +24,10 @@ def blockwise(p: Problem, wish: Blockwise) -> tuple[Array, Array]:
 
 def blockwise_vjp(p: Problem, wish: Blockwise) -> tuple[Array, Array, Any]:
     """(out, lse, pullback), where pullback(d_out, d_lse) gives `Gradients`."""
-    cut = plan(p, wish)
     if 0 in p.scores_shape:  # nothing to cut
         result = reference(p)
         return result.out, result.lse, lambda d_out, d_lse: _nothing(p)
+    cut = plan(p, wish)
     out, lse = forward(p, cut)
     return out, lse, lambda d_out, d_lse: backward(p, cut, out, lse, d_out, d_lse)
 

@@ -12,7 +12,7 @@ from polyattn.backend import Array, is_array
 class Slot(NamedTuple):
     """The place of an array that was taken out."""
 
-    index: int
+    number: int
 
 
 class Shape(NamedTuple):
@@ -28,7 +28,7 @@ def take_out(value: Any, arrays: list[Array]) -> Any:
     >>> import numpy as np
     >>> arrays = []
     >>> take_out((1, np.zeros(3)), arrays)
-    (1, Slot(index=0))
+    (1, Slot(number=0))
     >>> put_in(_, arrays)
     (1, array([0., 0., 0.]))
     """
@@ -46,7 +46,7 @@ def take_out(value: Any, arrays: list[Array]) -> Any:
 def put_in(shape: Any, arrays: Sequence[Array]) -> Any:
     """The inverse of `take_out`, with these arrays or others in their places."""
     if isinstance(shape, Slot):
-        return arrays[shape.index]
+        return arrays[shape.number]
     if isinstance(shape, Shape):
         return shape.kind(*(put_in(part, arrays) for part in shape.values))
     if isinstance(shape, tuple) and not hasattr(shape, "_fields"):

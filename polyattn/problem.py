@@ -124,8 +124,12 @@ def pose(
             )
         bias = fit_array(bias, frame, "bias")
     if mask is not None and isinstance(offset, int) and not any(True for _ in mask.arrays()):
-        everything = mask.tile(range(frame.rows), range(frame.keys), query_offset=offset)
-        mask = None if everything is masks.FULL else mask
+        # All of it as one tile: remembered from call to call.
+        whole_tile = (max(frame.rows, 1), max(frame.keys, 1))
+        everything = mask.tiles(
+            frame.rows, frame.keys, whole_tile, query_offset=offset, remember=backend.may_remember()
+        )
+        mask = None if everything == [[masks.FULL]] else mask
     rate, seed = dropout_argument(backend, query, dropout_rate, dropout_seed)
     if scale is None:
         scale = 1.0 / math.sqrt(width) if width else 1.0

@@ -77,7 +77,7 @@ def backward(p: Problem, cut: Plan, out: Array, lse: Array, d_out: Array, d_lse:
             if d_bias is not None:
                 d_bias = _add_tile(backend, d_bias, ds, start, j * keys)
             if p.score_mod is not None:
-                ds, parts = mods.pull_back(p.score_mod, tile.raw, tile.at, ds, tile.allowed)
+                ds, parts = mods.pull_back(p.score_mod, tile.raw, tile.at, ds, tile.allowed)  # type: ignore[arg-type]
                 d_mod = tuple(a + b for a, b in zip(d_mod, parts, strict=True))
             dq = backend.add_at(dq, (0, 0, start, 0), grouped_matmul(ds, tile.k))
             return dk + _grouped_outer(blocks, ds, q), dv, dq, d_bias, d_mod

@@ -93,7 +93,8 @@ VALUES: dict[str, tuple[Callable[[Bench], dict[str, Any]], str]] = {
     ),
     "implementation": (
         lambda b: {"implementation": "flash"},
-        "expected implementation 'auto', 'reference', 'blockwise' or 'native', got 'flash'; use 'auto'",
+        "expected implementation 'auto', 'reference', 'blockwise', 'native', a Reference or a Blockwise, "
+        "got 'flash'; use 'auto'",
     ),
     "query_offset": (
         lambda b: {"query_offset": "start"},

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from polyattn.attention import AttentionAux
 from polyattn.backend import Array, Backend, Schedule
 from polyattn.choice import Output
+from polyattn.masks import causal
 
 xp = array_api_compat.array_namespace(jnp.zeros(()))
 
@@ -56,7 +57,7 @@ class JaxBackend(Backend):
             "the widths differ or exceed 128": p.q.shape[3] != p.v.shape[3] or p.q.shape[3] > 128,
             "the mask is not plain causal with L == S": p.mask is not None
             and not (
-                str(p.mask) == "causal()"
+                p.mask == causal()
                 and p.frame.rows == p.frame.keys
                 and isinstance(p.offset, int)
                 and p.offset == 0
@@ -70,12 +71,18 @@ class JaxBackend(Backend):
             return "native", "cuDNN is the fastest where it is exact"
         return self.prefer_without_native(p)
 
+    def prefer_without_native(self, p: Any) -> tuple[str, str]:
+        rows = p.frame.rows * p.frame.heads // max(p.k.shape[1], 1)
+        if rows <= 64 and p.scores_bytes <= 2**28:
+            return "reference", "a few query rows: one product per kv head, K and V read once"
+        return super().prefer_without_native(p)
+
     def schedule(self, p: Any) -> Schedule:
         group = max(p.frame.heads // max(p.k.shape[1], 1), 1)
         if jax.default_backend() != "cpu":
             return Schedule(rows=256, keys=256, heads=0)
-        # Two to four query heads at once, tiles of 512 x 512: measured 2026-11-21.
-        return Schedule(rows=512, keys=512, heads=max(4 // group, 1))
+        # Two query heads at once, tiles of 512 x 512: measured 2026-11-21.
+        return Schedule(rows=512, keys=512, heads=max(2 // group, 1))
 
     def map(self, f: Callable[[Any], tuple[Array, ...]], n: int) -> tuple[Array, ...]:
         if n == 1:

@@ -26,6 +26,11 @@ class NumpyBackend(Backend):
     def to_list(self, x: Array) -> Any:
         return x.tolist()
 
+    def prefer_without_native(self, p: Any) -> tuple[str, str]:
+        if p.frame.rows * p.frame.heads // max(p.k.shape[1], 1) <= 16 and p.scores_bytes <= 2**28:
+            return "reference", "a few query rows: one product per kv head, K and V read once"
+        return super().prefer_without_native(p)
+
     def schedule(self, p: Any) -> Schedule:
         # One tile of scores is 1 MiB in float32 and stays in a core's cache (measured 2026-11-21).
         group = p.frame.heads // max(p.k.shape[1], 1)

@@ -17,13 +17,13 @@ _OPAQUE: dict[Callable[..., Any], Callable[..., Any]] = {}
 def _opaque_threefry() -> None:
     # Inductor inlines every use of an intermediate value: twenty rounds that use each value twice
     # would take it 2^20 steps, so the generator is an operator of its own.
-    @torch.library.custom_op("polyattn::threefry2x32", mutates_args=())  # type: ignore[untyped-decorator]
+    @torch.library.custom_op("polyattn::threefry2x32", mutates_args=())
     def threefry(
         a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return threefry2x32(a, b, c, d)
 
-    @threefry.register_fake  # type: ignore[untyped-decorator]
+    @threefry.register_fake
     def _(a: Any, b: Any, c: Any, d: Any) -> Any:
         shape = torch.broadcast_shapes(a.shape, b.shape, c.shape, d.shape)
         return c.new_empty(shape), c.new_empty(shape)
@@ -57,6 +57,9 @@ class TorchBackend(Backend):
     def is_concrete(self, x: Array) -> bool:
         return not (torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(x))
 
+    def may_remember(self) -> bool:
+        return not torch.compiler.is_compiling()
+
     def to_list(self, x: Array) -> Any:
         return x.tolist()
 
@@ -80,10 +83,15 @@ class TorchBackend(Backend):
 
     def schedule(self, p: Any) -> Schedule:
         # All heads at once: every tile is one batched product (measured 2026-11-21).
-        return Schedule(rows=128, keys=256, heads=0)
+        return Schedule(rows=256, keys=256, heads=0)
 
     def tile(self, x: Array, start: Any, size: int, axis: int) -> Array:
         return x.narrow(axis, start, size)
+
+    def exp_of_difference(self, x: Array, y: Array) -> Array:
+        if torch.is_grad_enabled() or not can_read(x):
+            return torch.exp(x - y)
+        return x.sub_(y).exp_()
 
     def derivative(self, f: Callable[[Array], Array], x: Array, cotangent: Array) -> Array:
         with torch.enable_grad():
@@ -107,6 +115,11 @@ class TorchBackend(Backend):
 
     def device(self, x: Array) -> Any:
         return x.device
+
+
+def can_read(x: Array) -> bool:
+    """Whether values can be read now, and no transform of `torch.func` looks on."""
+    return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x))
 
 
 def _derives_again(x: Array) -> bool:

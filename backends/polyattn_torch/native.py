@@ -11,11 +11,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from polyattn.backend import Array
 from polyattn.choice import Output
+from polyattn.masks import causal
 from polyattn.masks.tiles import EMPTY, FULL
 from polyattn.positions import whole
 from polyattn.problem import Problem
 from polyattn.reference import visible_keys
+from polyattn_torch import can_read
 
+CAUSAL = causal()
 ROWS = 128  # query rows of one call for a sparse mask
 Kernel = Callable[[Problem], Output]
 
@@ -40,7 +43,7 @@ def choose_kernel(p: Problem, needs_lse: bool, *, by_name: bool) -> Kernel | str
         return _by_key_ranges if p.bias is None and _can_skip(p) else _dense
     if p.q.device.type == "cpu" and not by_name:
         return "score_mod, sinks or lse need FlexAttention, which compiles for tens of seconds on the CPU"
-    return _flex_reason(p) or _flex
+    return _flex_reason(p, needs_lse) or _flex
 
 
 def _sdpa(p: Problem, q: Array, k: Array, v: Array, **options: Any) -> Array:
@@ -52,7 +55,7 @@ def _sdpa(p: Problem, q: Array, k: Array, v: Array, **options: Any) -> Array:
 
 def _is_causal_square(p: Problem) -> bool:
     at_zero = isinstance(p.offset, int) and p.offset == 0
-    return at_zero and p.frame.rows == p.frame.keys and str(p.mask) == "causal()"
+    return at_zero and p.frame.rows == p.frame.keys and p.mask == CAUSAL
 
 
 def _plain(p: Problem) -> Output:
@@ -66,17 +69,15 @@ def _can_skip(p: Problem) -> bool:
     return known and mask.head_count() == 1 and mask.batch_size() == 1 and can_read(p.q)  # type: ignore[union-attr]
 
 
-def can_read(x: Array) -> bool:
-    """Whether values can be read now, and no transform of `torch.func` looks on."""
-    return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x))
-
-
 def _by_key_ranges(p: Problem) -> Output:
     """A query tile at a time, each with the keys from the first to the last that it may see."""
     frame, mask = p.frame, p.mask
     assert mask is not None
     parts = []
-    for i, line in enumerate(mask.tiles(frame.rows, frame.keys, (ROWS, ROWS), query_offset=p.offset)):
+    seen: dict[tuple[int, ...], tuple[Array, bool]] = {}  # tiles of a relative mask repeat along the diagonal
+    for i, line in enumerate(
+        mask.tiles(frame.rows, frame.keys, (ROWS, ROWS), query_offset=p.offset, remember=True)
+    ):
         q = p.q[:, :, i * ROWS : (i + 1) * ROWS]
         met = [j for j, tile in enumerate(line) if tile is not EMPTY]
         if not met:
@@ -86,9 +87,13 @@ def _by_key_ranges(p: Problem) -> Output:
         k, v = p.k[:, :, start:stop], p.v[:, :, start:stop]
         options = {}
         if any(tile is not FULL for tile in line[met[0] : met[-1] + 1]):
-            allowed = _allowed(p, i * ROWS, q.shape[2], start, stop - start)
-            k, v = _clean(allowed, k, v)
-            options["attn_mask"] = allowed
+            place = (start - i * ROWS if mask.relative else i, q.shape[2], stop - start)
+            if place not in seen:
+                allowed = _allowed(p, i * ROWS, q.shape[2], start, stop - start)
+                seen[place] = allowed, _sees_all(allowed, p.k.shape[1])
+            options["attn_mask"], all_visible = seen[place]
+            if not all_visible:
+                k, v = _clean(options["attn_mask"], k, v)
         parts.append(_sdpa(p, q, k, v, **options).expand(frame.batch, -1, -1, -1))
     return Output(torch.cat(parts, dim=2), None)
 
@@ -106,7 +111,7 @@ def _dense(p: Problem) -> Output:
         mask = mask if mask.dtype == torch.float32 else mask.to(p.q.dtype)
     assert allowed is not None
     assert mask is not None
-    k, v = _clean(allowed, p.k, p.v)
+    k, v = (p.k, p.v) if _sees_all(allowed, p.k.shape[1]) else _clean(allowed, p.k, p.v)
     return Output(_sdpa(p, p.q, k, v, attn_mask=mask.expand(*mask.shape[:2], *shape)), None)
 
 
@@ -123,11 +128,18 @@ def _allowed(p: Problem, start: int, rows: int, key: int, keys: int) -> Array:
     return allowed.expand(*allowed.shape[:2], rows, keys)
 
 
+def _sees_all(allowed: Array, kv_heads: int) -> bool:
+    """Whether every key is visible to some query; False where that cannot be told for free."""
+    return (
+        allowed.device.type == "cpu"
+        and can_read(allowed)
+        and bool(visible_keys(allowed, kv_heads, torch).all())
+    )
+
+
 def _clean(allowed: Array, k: Array, v: Array) -> tuple[Array, Array]:
     """Keys and values that no query may see, replaced: a hidden NaN would reach the rest through the product."""
     visible = visible_keys(allowed, k.shape[1], torch)
-    if k.device.type == "cpu" and can_read(k) and bool(visible.all()):
-        return k, v
     return torch.where(visible, k, 0.0), torch.where(visible, v, 0.0)
 
 
@@ -147,7 +159,7 @@ def _sinks_on_flash(p: Problem) -> Output:
     return Output(out * torch.sigmoid(lse - p.sinks[..., 0])[..., None].to(out.dtype), None)
 
 
-def _flex_reason(p: Problem) -> str | None:
+def _flex_reason(p: Problem, needs_lse: bool) -> str | None:
     """Why FlexAttention does not compute a problem."""
     if not isinstance(p.offset, int):
         return "query_offset is an array, which FlexAttention would have to compile in"
@@ -157,6 +169,8 @@ def _flex_reason(p: Problem) -> str | None:
         return "FlexAttention has no float64 kernel"
     if p.q.device.type == "cpu" and torch.is_grad_enabled() and any(x.requires_grad for x in (p.q, p.k, p.v)):
         return "FlexAttention has no derivatives on the CPU"
+    if p.q.device.type == "cpu" and (needs_lse or p.sinks is not None):
+        return "FlexAttention gives no lse on the CPU, which sinks need too"
     return None
 
 
@@ -192,7 +206,8 @@ def _flex(p: Problem) -> Output:
         return score
 
     q, k, v = (x.expand(frame.batch, -1, -1, -1) for x in (p.q, k, v))
-    out, lse = _compiled_flex()(
+    on_cpu = q.device.type == "cpu"  # inference, without lse
+    result = _compiled_flex()(
         q,
         k,
         v,
@@ -200,8 +215,9 @@ def _flex(p: Problem) -> Output:
         block_mask=block_mask,
         scale=p.scale,
         enable_gqa=q.shape[1] != k.shape[1],
-        return_lse=True,
+        return_lse=not on_cpu,
     )
+    out, lse = (result, None) if on_cpu else result
     if p.sinks is not None:
         out = out * torch.sigmoid(lse - p.sinks[..., 0])[..., None].to(out.dtype)
     return Output(out, lse)

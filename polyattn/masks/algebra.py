@@ -42,6 +42,8 @@ class Mask(ABC):
 
     #: Whether the mask compares query positions with key positions, so that it needs to know the offset.
     compares_positions = False
+    #: Whether it depends on kv - q alone, so that tiles along a diagonal look the same.
+    relative = False
     #: Whether `tile` is exact (False once an arbitrary function takes part).
     exact = True
 
@@ -59,6 +61,10 @@ class Mask(ABC):
     def fit(self, frame: Frame) -> Mask:
         """This mask with its arrays checked against a score matrix and brought to full rank."""
         return self
+
+    def intersection(self, other: Mask) -> Mask | None:
+        """Both masks as one of the same kind, where there is such a one."""
+        return None
 
     def arrays(self) -> Iterator[Array]:
         """The arrays that the mask holds."""
@@ -193,9 +199,13 @@ class Mask(ABC):
         b: int | None = None,
         h: int | None = None,
         query_offset: int | Array = 0,
+        remember: bool = False,
     ) -> list[list[Tile]]:
-        """`tile` for every tile of a score matrix cut into `tile = (rows, keys)`, the last ones ragged."""
-        return grid(self, queries, keys, tile, b, h, query_offset)
+        """`tile` for every tile of a score matrix cut into `tile = (rows, keys)`, the last ones ragged.
+
+        remember: keep the answer for the next call with an equal mask, if it holds no arrays.
+        """
+        return grid(self, queries, keys, tile, b, h, query_offset, remember)
 
     def to_block_mask(self, *, B: int | None, H: int | None, Q_LEN: int, KV_LEN: int, **options: Any) -> Any:
         """The mask as a `torch.nn.attention.flex_attention.BlockMask` (options of `create_block_mask`)."""
@@ -262,6 +272,10 @@ class Pair(Mask):
         return self.left.compares_positions or self.right.compares_positions
 
     @property
+    def relative(self) -> bool:  # type: ignore[override]
+        return self.left.relative and self.right.relative
+
+    @property
     def exact(self) -> bool:  # type: ignore[override]
         return self.left.exact and self.right.exact
 
@@ -277,6 +291,11 @@ class Pair(Mask):
 
 class And(Pair):
     """Places visible in both."""
+
+    def fit(self, frame: Frame) -> Mask:
+        left, right = self.left.fit(frame), self.right.fit(frame)
+        both = left.intersection(right)
+        return And(left, right) if both is None else both
 
     def allowed(self, at: Positions) -> Array:
         return self.left.allowed(at) & self.right.allowed(at)
@@ -310,6 +329,10 @@ class Not(Mask):
     @property
     def compares_positions(self) -> bool:  # type: ignore[override]
         return self.inner.compares_positions
+
+    @property
+    def relative(self) -> bool:  # type: ignore[override]
+        return self.inner.relative
 
     @property
     def exact(self) -> bool:  # type: ignore[override]

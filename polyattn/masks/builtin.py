@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,13 +18,22 @@ def _decide(full: bool, empty: bool) -> Tile:
     return FULL if full else EMPTY if empty else PARTIAL
 
 
+class Positional(Mask):
+    """A mask that holds no arrays, only a rule on positions."""
+
+    compares_positions = True
+
+    def arrays(self) -> Iterator[Array]:
+        return iter(())
+
+
 @dataclass(frozen=True, repr=False)
-class Window(Mask):
+class Window(Positional):
     """q - left <= kv <= q + right; None = unbounded. `causal()` is the window (None, 0)."""
 
     left: int | None
     right: int | None
-    compares_positions = True
+    relative = True
 
     def allowed(self, at: Positions) -> Array:
         distance = at.kv - at.q
@@ -45,16 +54,24 @@ class Window(Mask):
         right = self.right if self.right is not None else most
         return _decide(left <= least and most <= right, most < left or right < least)
 
+    def intersection(self, other: Mask) -> Mask | None:
+        if not isinstance(other, Window):
+            return None
+
+        def nearer(a: int | None, b: int | None) -> int | None:
+            return b if a is None else a if b is None else min(a, b)
+
+        return Window(nearer(self.left, other.left), nearer(self.right, other.right))
+
     def __str__(self) -> str:
         return "causal()" if (self.left, self.right) == (None, 0) else f"window({self.left}, {self.right})"
 
 
 @dataclass(frozen=True, repr=False)
-class Chunked(Mask):
+class Chunked(Positional):
     """Queries and keys in the same chunk of `size` positions."""
 
     size: int
-    compares_positions = True
 
     def allowed(self, at: Positions) -> Array:
         return at.q // self.size == at.kv // self.size
@@ -70,11 +87,11 @@ class Chunked(Mask):
 
 
 @dataclass(frozen=True, repr=False)
-class Dilated(Mask):
+class Dilated(Positional):
     """Keys at a distance that is a multiple of `step`."""
 
     step: int
-    compares_positions = True
+    relative = True
 
     def allowed(self, at: Positions) -> Array:
         return (at.q - at.kv) % self.step == 0
@@ -110,6 +127,8 @@ class Below(Mask):
         if self._values is None:
             return UNSURE
         values = self._values if box.b is None or len(self._values) == 1 else (self._values[box.b],)
+        if not values:  # no batch item at all
+            return EMPTY
         indices = box.rows if self.name == "query_lengths" else box.keys
         return _decide(indices[-1] < min(values), indices[0] >= max(values))
 

@@ -9,6 +9,7 @@ holds arrays. So the answer is exact for every combination of built-in masks.
 from __future__ import annotations
 
 from enum import Enum
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from polyattn.backend import Array, backend_of, eagerly
@@ -87,12 +88,24 @@ def grid(
     b: int | None,
     h: int | None,
     offset: int | Array,
+    remember: bool,
 ) -> list[list[Tile]]:
     """`classify` for every tile."""
+    if remember and isinstance(offset, int) and mask.exact and not any(True for _ in mask.arrays()):
+        return _known_grid(mask, rows, keys, tile, b, h, offset)
+    return _grid(mask, rows, keys, tile, b, h, offset)
+
+
+def _grid(
+    mask: Mask, rows: int, keys: int, tile: tuple[int, int], b: int | None, h: int | None, offset: int | Array
+) -> list[list[Tile]]:
     down = [range(i, min(i + tile[0], rows)) for i in range(0, rows, tile[0])]
     across = [range(j, min(j + tile[1], keys)) for j in range(0, keys, tile[1])]
     with eagerly([*mask.arrays(), *(() if isinstance(offset, int) else (offset,))]):
         return [[classify(mask, Box(i, j, b, h, offset)) for j in across] for i in down]
+
+
+_known_grid = lru_cache(maxsize=256)(_grid)
 
 
 def _with_offsets(mask: Mask, box: Box) -> Tile:

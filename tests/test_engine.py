@@ -1,0 +1,311 @@
+"""The blockwise engine is the definition, computed in another order."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from jax.extend.core import jaxprs_in_params
+
+import polyattn
+from polyattn import AuxRequest, Blockwise, Reference, attention, attention_vjp, masks, mods
+from polyattn.parity import Spec, eta, truth
+from polyattn.parity.cases import cases
+from polyattn.testing import JaxBench, NumpyBench, StrictBench, TorchBench, check_backend
+
+BENCHES = {"numpy": NumpyBench, "strict": StrictBench, "jax": JaxBench, "torch": TorchBench}
+SMALL = tuple(case for case in cases() if case.name != "many keys")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tile", [1, 3, 7, 16, 64, None])
+@pytest.mark.parametrize("name", BENCHES)
+def test_blockwise_equals_the_definition_at_every_tile_size(name: str, tile: int | None) -> None:
+    # 67 x 131 scores in tiles of one are 8777 tiles: left to the larger sizes
+    only = SMALL if tile in (1, 3) else cases()
+    spoiled = functools.partial(attention, implementation=Blockwise(tile, tile))
+    outcomes = check_backend(BENCHES[name](), dtypes=["float32"], only=only, attention=spoiled)
+    assert len(outcomes) == len(only)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_blockwise_equals_the_definition_in_every_dtype(name: str, dtype: str) -> None:
+    check_backend(
+        BENCHES[name](),
+        dtypes=[dtype],
+        attention=functools.partial(attention, implementation=Blockwise(7, 5)),
+    )
+
+
+# A function as score_mod has no derivative on NumPy.
+@pytest.mark.parametrize(
+    "case", [c for c in SMALL if c.name != "functions on positions"], ids=lambda c: c.name
+)
+@pytest.mark.parametrize("tile", [1, 4, 64])
+def test_the_pullback_of_numpy_equals_the_true_gradient(case: Any, tile: int) -> None:
+    sample = case.sample(0, "float32")
+    if "dropout_seed" not in sample.options and sample.inputs is None:
+        spec = sample.spec
+        out_shape = (*spec.shape[:3], spec.v.shape[-1])
+        cotangent = np.random.default_rng(1).choice([-1.0, 1.0], size=out_shape).astype(np.float32)
+        convert = NumpyBench().array
+        options = {
+            n: x.make(lambda a: convert(a, "float32")) if hasattr(x, "make") else x
+            for n, x in sample.options.items()
+        }
+        options = {n: convert(x, "float32") if isinstance(x, np.ndarray) else x for n, x in options.items()}
+        q, k, v = (x.astype(np.float32) for x in (spec.q, spec.k, spec.v))
+        _, pullback = attention_vjp(q, k, v, implementation=Blockwise(tile, tile), **options)
+        judged = truth(spec, cotangent)
+        gradients = pullback(cotangent)
+        short = {
+            "query": "dq",
+            "key": "dk",
+            "value": "dv",
+            "bias": "dbias",
+            "sinks": "dsinks",
+            "scale": "dscale",
+        }
+        for name, gradient in gradients.items():
+            true = judged[short[name]]
+            assert eta(gradient.reshape(true.value.shape), true, "float32") <= 4, name
+
+
+def test_the_gradient_of_lse_is_the_weighted_key() -> None:
+    q, k, v = np.random.default_rng(0).normal(size=(3, 1, 2, 9, 4))
+    _, pullback = attention_vjp(q, k, v, is_causal=True, sinks=np.zeros(2), implementation=Blockwise(4, 3))
+    zero, one = np.zeros((1, 2, 9, 4)), np.ones((1, 2, 9))
+    own = attention(q, k, k, is_causal=True) * 0.5
+    judged = truth(Spec(q, k, k, allowed=np.tril(np.ones((9, 9), bool))[None, None]))["out"]
+    assert eta(pullback(zero, one)["query"] / 0.5, judged, "float64") <= 4
+    assert np.abs(own).max() > 0
+    assert (pullback(zero, one)["value"] == 0).all()
+
+
+def test_broadcast_arguments_get_gradients_of_their_own_shape() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (
+        rng.normal(size=(2, 3, 4, 5, 6)),
+        rng.normal(size=(1, 3, 2, 5, 6)),
+        rng.normal(size=(2, 1, 2, 5, 3)),
+    )
+    bias, scale = rng.normal(size=(3, 1, 1, 5)), rng.normal(size=4)
+    out, pullback = attention_vjp(q, k, v, bias=bias, scale=scale)
+    cotangent = rng.normal(size=out.shape)
+    tensors = {"query": q, "key": k, "value": v, "bias": bias, "scale": scale}
+    leaves = {n: torch.tensor(x, requires_grad=True) for n, x in tensors.items()}
+    attention(
+        leaves["query"], leaves["key"], leaves["value"], bias=leaves["bias"], scale=leaves["scale"], implementation="reference"
+    ).backward(torch.tensor(cotangent))  # fmt: skip
+    for name, gradient in pullback(cotangent).items():
+        assert gradient.shape == tensors[name].shape
+        other = leaves[name].grad.numpy()
+        assert np.abs(gradient - other).max() <= 64 * 2.0**-53 * np.abs(other).max(), name
+
+
+def test_layout_blhd_has_gradients_of_its_layout() -> None:
+    q, k, v, d = np.random.default_rng(0).normal(size=(4, 2, 7, 3, 4))
+    out, pullback = attention_vjp(q, k, v, layout="BLHD", is_causal=True)
+    turned, turned_pullback = attention_vjp(*(x.swapaxes(1, 2) for x in (q, k, v)), is_causal=True)
+    assert (out == turned.swapaxes(1, 2)).all()
+    for name, gradient in pullback(d).items():
+        assert (gradient == turned_pullback(d.swapaxes(1, 2))[name].swapaxes(1, 2)).all()
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_parameters_of_built_in_mods_have_gradients_on_every_tile(bidirectional: bool) -> None:
+    rng = np.random.default_rng(0)
+    q, k, v, d = (torch.tensor(x) for x in rng.normal(size=(4, 2, 4, 11, 8)))
+    parameters = [
+        torch.tensor(3.0).double(),
+        torch.tensor(rng.normal(size=4)),
+        torch.tensor(rng.normal(size=(8, 4))),
+    ]
+
+    def gradients(implementation: Any) -> Any:
+        cap, slopes, table = leaves = [p.clone().requires_grad_() for p in parameters]
+        bias = mods.relative_position_bias(table, bidirectional=bidirectional, max_distance=12)
+        mod = mods.compose(mods.softcap(cap), lambda s, b, h, q, kv: s * 1.5, mods.alibi(slopes), bias)
+        out = attention(q, k, v, is_causal=True, score_mod=mod, implementation=implementation)
+        return torch.autograd.grad(out, leaves, d)
+
+    for ours, true in zip(gradients(Blockwise(4, 3)), gradients("reference"), strict=True):
+        assert (ours - true).abs().max() <= 256 * 2.0**-53 * true.abs().max()
+
+
+def test_a_function_as_score_mod_is_differentiated_on_jax_and_torch() -> None:
+    x = np.random.default_rng(0).normal(size=(1, 2, 9, 4))
+
+    def mod(score: Any, b: Any, h: Any, q: Any, kv: Any) -> Any:
+        return score * score
+
+    def of(bench: Any, implementation: Any) -> Any:
+        run = bench.run(
+            lambda a: (
+                attention(a["q"], a["q"], a["q"], score_mod=mod, implementation=implementation),
+                a["q"],
+            ),
+            {"q": bench.array(x, "float64")},
+            bench.array(x, "float64"),
+        )
+        return bench.numpy(run[2]["q"])
+
+    true = of(TorchBench(), "reference")
+    for bench in (TorchBench(), JaxBench()):
+        assert np.abs(of(bench, Blockwise(4, 4)) - true).max() <= 256 * 2.0**-53 * np.abs(true).max()
+    with pytest.raises(NotImplementedError) as caught:
+        attention_vjp(x, x, x, score_mod=mod)[1](x)
+    assert str(caught.value) == (
+        "polyattn: the derivative of a function as score_mod needs autodiff, which numpy has not; "
+        "use the modifications of polyattn.mods"
+    )
+
+
+@pytest.mark.parametrize("name", BENCHES)
+def test_two_runs_give_the_same_bits(name: str) -> None:
+    bench = BENCHES[name]()
+    arrays = [bench.array(x, "float32") for x in np.random.default_rng(0).normal(size=(3, 1, 4, 600, 16))]
+    first, second = (
+        bench.numpy(attention(*arrays, is_causal=True, implementation="blockwise")) for _ in range(2)
+    )
+    assert (first == second).all()
+
+
+THREADS = """
+import hashlib, os, sys
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
+import numpy as np, polyattn
+q, k, v = np.random.default_rng(0).normal(size=(3, 1, 4, 1500, 32)).astype(np.float32)
+out, pullback = polyattn.attention_vjp(q, k, v, is_causal=True)
+print(hashlib.sha256(b"".join(x.tobytes() for x in [out, *pullback(q).values()])).hexdigest())
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(__import__("os"), "sched_setaffinity"), reason="threads are counted by affinity"
+)
+def test_one_and_two_threads_give_the_same_bits() -> None:
+    one, two = (
+        subprocess.run([sys.executable, "-c", THREADS, n], capture_output=True, text=True, check=True).stdout
+        for n in "12"
+    )
+    assert one == two
+
+
+@pytest.mark.parametrize("name", BENCHES)
+def test_every_implementation_and_tile_size_drops_the_same_weights(name: str) -> None:
+    bench = BENCHES[name]()
+    q, k = (bench.array(x, "float32") for x in np.random.default_rng(0).normal(size=(2, 2, 3, 19, 4)))
+    v = bench.array(np.broadcast_to(np.eye(19), (2, 3, 19, 19)), "float32")
+    ways = ["reference", "blockwise", Blockwise(1, 3), Blockwise(7, 7), Blockwise(16, 5)]
+    kept = [
+        bench.numpy(attention(q, k, v, dropout_rate=0.4, dropout_seed=9, implementation=way)) != 0
+        for way in ways
+    ]
+    assert 0.5 < kept[0].mean() < 0.7
+    assert all((other == kept[0]).all() for other in kept)
+
+
+def test_the_jax_graph_does_not_grow_with_the_number_of_tiles() -> None:
+    def equations(length: int) -> int:
+        x = jnp.zeros((1, 2, length, 8))
+
+        def loss(q: Any) -> Any:
+            return attention(q, q, q, is_causal=True, implementation=Blockwise(32, 32)).sum()
+
+        def count(jaxpr: Any) -> int:
+            return sum(1 + sum(count(sub) for sub in jaxprs_in_params(e.params)) for e in jaxpr.eqns)
+
+        return count(jax.make_jaxpr(jax.grad(loss))(x).jaxpr)
+
+    few = equations(64)
+    assert few > 100
+    assert equations(512) == few
+
+
+def test_an_eager_jax_call_compiles_once_per_signature() -> None:
+    import polyattn_jax
+
+    def call(length: int, seed: int, causal: bool) -> None:
+        x = jax.random.normal(jax.random.key(seed), (1, 1, length, 4))
+        attention(x, x, x, is_causal=causal, implementation=Blockwise(8, 8)).block_until_ready()
+
+    call(21, 0, True)
+    before = polyattn_jax._compiled.cache_info()
+    call(21, 1, True)
+    after = polyattn_jax._compiled.cache_info()
+    assert (after.misses, after.hits) == (before.misses, before.hits + 1)
+    call(21, 1, False)
+    assert polyattn_jax._compiled.cache_info().misses == before.misses + 1
+    assert after.maxsize is not None
+
+
+def test_traced_lengths_and_offsets_go_through_the_engine() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(x, jnp.float32) for x in rng.normal(size=(3, 2, 2, 13, 4)))
+
+    @jax.jit
+    def run(q: Any, k: Any, v: Any, lengths: Any, offset: Any) -> Any:
+        mask = masks.key_lengths(lengths) & masks.causal()
+        return attention(q, k, v, mask=mask, query_offset=offset, implementation=Blockwise(4, 4))
+
+    lengths, offset = jnp.asarray([5, 13]), jnp.asarray([0, -3])
+    at, kv = np.arange(13)[:, None] + np.array([0, -3])[:, None, None, None], np.arange(13)
+    allowed = (kv <= at) & (kv < np.array([5, 13])[:, None, None, None])
+    spec = Spec(*(np.asarray(x, np.float64) for x in (q, k, v)), allowed=allowed)
+    assert eta(np.asarray(run(q, k, v, lengths, offset)), truth(spec)["out"], "float32") <= 4
+
+
+def test_nothing_of_the_score_matrix_is_shown_by_the_engine() -> None:
+    x = np.zeros((1, 1, 4, 2))
+    with pytest.raises(ValueError) as caught:
+        attention(x, x, x, implementation="blockwise", return_aux=AuxRequest(weights=True))
+    assert str(caught.value) == (
+        "polyattn.attention: expected return_aux to ask 'blockwise' for lse alone, got weights, scores or max_scores, "
+        "which only implementation='reference' forms; use it, or ask for lse"
+    )
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, True, "64"])
+def test_a_tile_size_is_a_positive_integer(size: Any) -> None:
+    with pytest.raises(ValueError) as caught:
+        Blockwise(rows=size)
+    assert str(caught.value) == (
+        f"polyattn.Blockwise: expected rows to be a positive integer, got {size!r}; "
+        "it is the number of score matrix entries along one side of a tile"
+    )
+
+
+def test_the_reference_refuses_before_it_allocates() -> None:
+    x = np.broadcast_to(np.zeros(1), (1, 64, 100_000, 64))  # 4.7 TiB of scores, no memory of its own
+    with pytest.raises(ValueError) as caught:
+        attention(x, x, x, implementation="reference")
+    assert str(caught.value) == (
+        "polyattn.attention: expected at most 4294967296 bytes of scores for the reference implementation, got "
+        "10240000000000 for two score matrices (1, 64, 100000, 100000); use implementation='blockwise', which needs "
+        "memory O(L + S), or Reference(max_bytes=...)"
+    )
+    with pytest.raises(ValueError, match="expected max_bytes to be an integer >= 0, got -1"):
+        Reference(max_bytes=-1)
+    small = np.zeros((3, 2))
+    assert attention(small, small, small, implementation=Reference(max_bytes=144)).shape == (3, 2)
+
+
+def test_auto_says_what_ran() -> None:
+    small, large = np.zeros((1, 1, 8, 4), np.float32), np.zeros((1, 1, 1024, 4), np.float32)
+    request = AuxRequest(lse=True)
+    assert attention(small, small, small, return_aux=request)[1].implementation == "reference"
+    assert attention(large, large, large, return_aux=request)[1].implementation == "blockwise"
+    with_weights = AuxRequest(weights=True)
+    assert attention(large, large, large, return_aux=with_weights)[1].implementation == "reference"
+    assert attention(torch.zeros(2, 2), torch.zeros(2, 2), torch.zeros(2, 2), return_aux=AuxRequest())[1].implementation == "native"  # fmt: skip
+    assert polyattn.attention is attention
