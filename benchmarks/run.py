@@ -27,9 +27,9 @@ from cases import CASES, CONTESTANTS, SMOKE, TARGETS, Case, Target
 Times = dict[tuple[str, str], float]  # (case, contestant) -> median seconds
 
 
-def measure(case: Case, rounds: int, seconds: float) -> dict[str, float]:
-    """The median time of every contestant in seconds, rounds interleaved."""
-    runs = {}
+def measure(case: Case, rounds: int, seconds: float) -> tuple[dict[str, float], dict[str, float]]:
+    """The median time of every contestant in seconds, rounds interleaved; and that of its first call."""
+    runs, first = {}, {}
     for name, make in CONTESTANTS.items():
         try:
             run = make(case)
@@ -37,7 +37,9 @@ def measure(case: Case, rounds: int, seconds: float) -> dict[str, float]:
             print(f"  {name} is not installed: {error}")
             continue
         if run is not None:
+            before = time.perf_counter()
             run()  # compiles, allocates
+            first[name] = time.perf_counter() - before
             runs[name] = run
     # Of something that takes microseconds, one round is many calls.
     calls = 200 if case.rows * case.keys * case.heads <= 4096 else 1
@@ -52,7 +54,7 @@ def measure(case: Case, rounds: int, seconds: float) -> dict[str, float]:
             for _ in range(calls):
                 run()
             times[name].append((time.perf_counter() - before) / calls)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: statistics.median(values) for name, values in times.items()}, first
 
 
 def machine() -> dict[str, Any]:
@@ -71,14 +73,15 @@ def machine() -> dict[str, Any]:
     }
 
 
-def show(case: Case, times: dict[str, float]) -> None:
+def show(case: Case, times: dict[str, float], first: dict[str, float]) -> None:
     peers = [name for name in times if not name.startswith("polyattn")]
     print(
         f"{case.name}  (B {case.batch}, H {case.heads}/{case.kv_heads}, L {case.rows}, S {case.keys}, D {case.width})"
     )
     for name, value in times.items():
-        ratios = "  ".join(f"{times[peer] / value:6.2f}x {peer}" for peer in peers if peer != name)
-        print(f"  {name:25}{value * 1e3:11.3f} ms   {ratios if name.startswith('polyattn') else ''}".rstrip())
+        ratios = "  ".join(f"{times[peer] / value:6.2f}x {peer}" for peer in peers)
+        ratios = ratios if name.startswith("polyattn") else ""
+        print(f"  {name:25}{value * 1e3:11.3f} ms  first call {first[name]:6.2f} s  {ratios}".rstrip())
     sys.stdout.flush()
 
 
@@ -113,8 +116,8 @@ def main() -> None:
     all_times: Times = {}
     for case in SMOKE if args.smoke else CASES:
         if args.case in case.name:
-            times = measure(case, 1 if args.smoke else args.rounds, args.seconds)
-            show(case, times)
+            times, first = measure(case, 1 if args.smoke else args.rounds, args.seconds)
+            show(case, times, first)
             all_times |= {(case.name, name): value for name, value in times.items()}
     print("targets")
     for target in TARGETS:

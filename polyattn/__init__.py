@@ -10,8 +10,8 @@ array([[0.5, 0.5],
 
 from polyattn import masks, mods
 from polyattn.attention import AttentionAux, AuxRequest, attention, attention_vjp
-from polyattn.blockwise import Blockwise
 from polyattn.choice import Reference
+from polyattn.plan import Blockwise
 
 __all__ = [
     "AttentionAux",

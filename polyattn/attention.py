@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple, overload
 
 from polyattn import softmax
 from polyattn.backend import Array, is_array
-from polyattn.blockwise import Blockwise
 from polyattn.choice import Reference, choose
 from polyattn.engine import blockwise_vjp
 from polyattn.masks.algebra import Mask
 from polyattn.mods import ScoreMod
+from polyattn.plan import Blockwise
 from polyattn.problem import pose
 
 Implementation = Literal["auto", "reference", "blockwise", "native"] | Reference | Blockwise

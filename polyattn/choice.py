@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from polyattn.backend import Array
-from polyattn.blockwise import Blockwise
 from polyattn.engine import blockwise
+from polyattn.plan import Blockwise
 from polyattn.problem import Problem
 from polyattn.reference import Result, reference
 

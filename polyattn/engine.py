@@ -7,8 +7,9 @@ from typing import Any
 
 from polyattn import mods
 from polyattn.backend import Array, Schedule, is_array
-from polyattn.blockwise import Blockwise, Plan, Visits, forward, plan
+from polyattn.blockwise import forward
 from polyattn.leaves import put_in, take_out
+from polyattn.plan import Blockwise, Plan, Visits, plan
 from polyattn.problem import Problem
 from polyattn.pullback import Gradients, backward
 from polyattn.reference import reference

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from polyattn import mods
 from polyattn.backend import Array
-from polyattn.blockwise import Blocks, Plan, Tile, grouped_product
+from polyattn.blockwise import Blocks, grouped_product
+from polyattn.plan import Plan
 from polyattn.problem import Problem
 from polyattn.softmax import grouped_matmul
 
@@ -169,6 +170,3 @@ def _gather_bias(blocks: Blocks, x: Array, shape: tuple[int, ...]) -> Array:
 def _shrink(x: Array, shape: tuple[int, ...], xp: Any) -> Array:
     """Summed over a batch axis that was broadcast."""
     return xp.sum(x, axis=0, keepdims=True) if shape[0] == 1 < x.shape[0] else x
-
-
-__all__ = ["Gradients", "Tile", "backward"]

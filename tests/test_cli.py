@@ -134,3 +134,28 @@ def test_mask_arguments_are_checked_by_the_masks() -> None:
     result = run("mask", "window(-2, 0)")
     assert result.exit_code == 2
     assert "expected both sides >= 0, got -2" in result.output
+
+
+def test_a_plan_says_what_auto_would_run_and_why() -> None:
+    result = run("info", "--plan", "L=4096,H=8,causal=1")
+    assert result.exit_code == 0
+    assert result.output.splitlines() == [
+        "numpy: blockwise, because the scores take more than 1 MiB",
+        "strict: blockwise, because the scores take more than 1 MiB",
+        "jax: blockwise, because the scores take more than 1 MiB",
+        "torch: native, because the library's own kernel is the fastest where it is exact",
+    ]
+    small = run("info", "--plan", "L=64,H=2,softcap=30,sinks=1,window=4,dtype=float16").output
+    assert "numpy: reference, because the scores take at most 1 MiB" in small
+    assert "strict: has no float16" in small
+    decode = run("info", "--plan", "B=8,L=1,S=4096,H=32,Hkv=8").output
+    assert "numpy: reference, because a few query rows: one product per kv head, K and V read once" in decode
+
+
+@pytest.mark.parametrize(
+    "text", ["L", "L=x", "Q=3", "L=-1", "dtype=int8", "", "L=99999999", "L=16777216,H=8"]
+)
+def test_what_is_no_plan_is_refused(text: str) -> None:
+    result = run("info", "--plan", text)
+    assert result.exit_code == 2
+    assert "polyattn: plan: expected " in result.output

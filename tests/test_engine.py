@@ -201,6 +201,31 @@ def test_one_and_two_threads_give_the_same_bits() -> None:
     assert one == two
 
 
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    code = """
+import os, numpy as np, polyattn
+x = np.random.default_rng(0).normal(size=(1, 4, 800, 8))
+first = polyattn.attention(x, x, x, implementation="blockwise")
+child = os.fork()
+if child == 0:
+    os._exit(0 if (polyattn.attention(x, x, x, implementation="blockwise") == first).all() else 1)
+print(os.waitpid(child, 0)[1])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout.strip() == "0"
+
+
+def test_a_modification_may_call_attention_itself() -> None:
+    x = np.random.default_rng(0).normal(size=(1, 2, 40, 4))
+    big = np.zeros((1, 4, 700, 4))
+
+    def mod(score: Any, *_: Any) -> Any:
+        return score + attention(big, big, big, implementation="blockwise").max()
+
+    out = attention(x, x, x, score_mod=mod, implementation=Blockwise(8, 8))
+    assert (out == attention(x, x, x, implementation=Blockwise(8, 8))).all()
+
+
 @pytest.mark.parametrize("name", BENCHES)
 def test_every_implementation_and_tile_size_drops_the_same_weights(name: str) -> None:
     bench = BENCHES[name]()

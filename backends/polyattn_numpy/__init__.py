@@ -37,8 +37,9 @@ class NumpyBackend(Backend):
         return Schedule(rows=max(512 // max(group, 1), 16), keys=512, heads=1)
 
     def map(self, f: Callable[[Any], tuple[Array, ...]], n: int) -> tuple[Array, ...]:
-        if n == 1:
-            results = [f(0)]
+        if n == 1 or threading.current_thread().name.startswith(_WORKER):  # a worker never waits for another
+            with _own_scratch():
+                results = [f(i) for i in range(n)]
         else:
             with _one_blas_thread():
                 # The last tiles first: under a causal mask they are the longest. Each worker takes the next
@@ -61,24 +62,47 @@ _LOCAL = threading.local()
 def _scratch(slot: int, shape: tuple[int, ...], dtype: Any) -> Array:
     """Memory of this thread, used again and again: fresh pages cost more than the arithmetic on them."""
     kept = _LOCAL.__dict__.setdefault("buffers", {})
-    size = math.prod(shape)
-    buffer = kept.get((slot, dtype))
+    size, place = math.prod(shape), (getattr(_LOCAL, "depth", 0), slot, dtype)
+    buffer = kept.get(place)
     if buffer is None or buffer.size < size:
-        buffer = kept[slot, dtype] = xp.empty(size, dtype=dtype)
+        buffer = kept[place] = xp.empty(size, dtype=dtype)
     return buffer[:size].reshape(shape)
 
 
+@contextmanager
+def _own_scratch() -> Iterator[None]:
+    """A score_mod may call attention: the inner call must not write into the outer one's memory."""
+    _LOCAL.depth = getattr(_LOCAL, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _LOCAL.depth -= 1
+
+
+_WORKER = "polyattn-worker"
 _LOCK = threading.Lock()
 _POOL: list[ThreadPoolExecutor] = []
 _BLAS: list[Any] = []  # the controller, and while the engine runs its limit
 _RUNNING = 0
 
 
+def _forget_threads() -> None:
+    """In a forked child no thread of the pool runs, and nobody holds the lock."""
+    global _LOCK, _RUNNING
+    _LOCK, _RUNNING = threading.Lock(), 0
+    _POOL.clear()
+    _BLAS.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
+
+
 def _pool() -> ThreadPoolExecutor:
     with _LOCK:
         if not _POOL:
             workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-            _POOL.append(ThreadPoolExecutor(workers, thread_name_prefix="polyattn"))
+            _POOL.append(ThreadPoolExecutor(workers, thread_name_prefix=_WORKER))
         return _POOL[0]
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from polyattn.backend import Array, Backend, backend_named, backend_of, eagerly, is_array
-from polyattn.masks.tiles import Box, Tile, classify, grid, invert
+from polyattn.masks.tiles import Box, Tile, classify, grid
 from polyattn.positions import Positions, gather, whole
 
 if TYPE_CHECKING:
@@ -81,16 +81,16 @@ class Mask(ABC):
     __array_ufunc__ = None  # NumPy leaves `array & mask` to the mask
 
     def __and__(self, other: Mask) -> Mask:
-        return And(self, self._mask(other))
+        return combine.And(self, self._mask(other))
 
     def __or__(self, other: Mask) -> Mask:
-        return Or(self, self._mask(other))
+        return combine.Or(self, self._mask(other))
 
     def __rand__(self, other: Any) -> Mask:
-        return And(self._mask(other), self)
+        return combine.And(self._mask(other), self)
 
     def __ror__(self, other: Any) -> Mask:
-        return Or(self._mask(other), self)
+        return combine.Or(self._mask(other), self)
 
     def _mask(self, other: Any) -> Mask:
         if not isinstance(other, Mask):
@@ -101,7 +101,7 @@ class Mask(ABC):
         return other
 
     def __invert__(self) -> Mask:
-        return Not(self)
+        return combine.Not(self)
 
     def __bool__(self) -> bool:
         raise TypeError(
@@ -260,98 +260,4 @@ class Mask(ABC):
         return numpy, numpy.xp.zeros(())
 
 
-@dataclass(frozen=True, repr=False)
-class Pair(Mask):
-    """Two masks joined by a boolean operation."""
-
-    left: Mask
-    right: Mask
-
-    @property
-    def compares_positions(self) -> bool:  # type: ignore[override]
-        return self.left.compares_positions or self.right.compares_positions
-
-    @property
-    def relative(self) -> bool:  # type: ignore[override]
-        return self.left.relative and self.right.relative
-
-    @property
-    def exact(self) -> bool:  # type: ignore[override]
-        return self.left.exact and self.right.exact
-
-    def fit(self, frame: Frame) -> Mask:
-        return replace(self, left=self.left.fit(frame), right=self.right.fit(frame))
-
-    def batch_size(self) -> int:
-        return max(self.left.batch_size(), self.right.batch_size())
-
-    def head_count(self) -> int:
-        return max(self.left.head_count(), self.right.head_count())
-
-
-class And(Pair):
-    """Places visible in both."""
-
-    def fit(self, frame: Frame) -> Mask:
-        left, right = self.left.fit(frame), self.right.fit(frame)
-        both = left.intersection(right)
-        return And(left, right) if both is None else both
-
-    def allowed(self, at: Positions) -> Array:
-        return self.left.allowed(at) & self.right.allowed(at)
-
-    def box(self, box: Box) -> Tile:
-        return self.left.box(box) & self.right.box(box)
-
-    def __str__(self) -> str:
-        return " & ".join(f"({m})" if isinstance(m, Or) else str(m) for m in (self.left, self.right))
-
-
-class Or(Pair):
-    """Places visible in either."""
-
-    def allowed(self, at: Positions) -> Array:
-        return self.left.allowed(at) | self.right.allowed(at)
-
-    def box(self, box: Box) -> Tile:
-        return invert(invert(self.left.box(box)) & invert(self.right.box(box)))
-
-    def __str__(self) -> str:
-        return f"{self.left} | {self.right}"
-
-
-@dataclass(frozen=True, repr=False)
-class Not(Mask):
-    """Places hidden in another mask."""
-
-    inner: Mask
-
-    @property
-    def compares_positions(self) -> bool:  # type: ignore[override]
-        return self.inner.compares_positions
-
-    @property
-    def relative(self) -> bool:  # type: ignore[override]
-        return self.inner.relative
-
-    @property
-    def exact(self) -> bool:  # type: ignore[override]
-        return self.inner.exact
-
-    def allowed(self, at: Positions) -> Array:
-        return ~self.inner.allowed(at)
-
-    def box(self, box: Box) -> Tile:
-        return invert(self.inner.box(box))
-
-    def fit(self, frame: Frame) -> Mask:
-        return Not(self.inner.fit(frame))
-
-    def batch_size(self) -> int:
-        return self.inner.batch_size()
-
-    def head_count(self) -> int:
-        return self.inner.head_count()
-
-    def __str__(self) -> str:
-        return f"~({self.inner})" if isinstance(self.inner, Pair) else f"~{self.inner}"
+from polyattn.masks import combine  # noqa: E402  (combinations are masks, and masks make them)
