@@ -19,6 +19,7 @@ lint: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/figures.py benchmarks/results
 
 docs: .venv/ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
