@@ -106,6 +106,10 @@ class Backend:
         """
         return f"{self.name} has no attention kernel"
 
+    def loses_gradient(self, p: Any) -> str | None:
+        """Why the blockwise engine would lose a gradient of a problem, which it must not; None if it would not."""
+        return None
+
     def prefer(self, p: Any) -> tuple[str, str]:
         """The fastest of "native", "blockwise", "reference" for a problem, and why."""
         return self.prefer_without_native(p)

@@ -79,6 +79,11 @@ def choose(p: Problem, needs_scores: bool, needs_lse: bool, wish: str | Referenc
                 f"implementation='native', got one where {native}; use 'auto'"
             )
         return Choice("native", "asked for", native)
+    if reason := p.backend.loses_gradient(p):
+        raise ValueError(
+            f"polyattn.attention: expected a problem whose derivatives the blockwise engine can form, got one where "
+            f"{reason}; use implementation='reference', or a modification of polyattn.mods"
+        )
     return _blockwise(wish if isinstance(wish, Blockwise) else Blockwise(), "asked for")
 
 
@@ -92,6 +97,8 @@ def _automatic(p: Problem, needs_scores: bool, needs_lse: bool) -> Choice:
             return Choice("native", why, native)
         name, why = p.backend.prefer_without_native(p)
         why = f"not native: {native}; {why}"
+    if name == "blockwise" and (reason := p.backend.loses_gradient(p)):
+        name, why = "reference", reason
     return _blockwise(Blockwise(), why) if name == "blockwise" else _reference(p, Reference(), why)
 
 

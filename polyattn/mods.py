@@ -282,6 +282,13 @@ def parameters(mod: ScoreMod | None) -> tuple[Array, ...]:
     return tuple(mod.arrays()) if isinstance(mod, Mod) else ()
 
 
+def functions(mod: ScoreMod | None) -> tuple[ScoreMod, ...]:
+    """The functions in a modification that are not built in."""
+    if isinstance(mod, Compose):
+        return tuple(f for part in mod.parts for f in functions(part))
+    return () if mod is None or isinstance(mod, Mod) else (mod,)
+
+
 def pull_back(
     mod: ScoreMod, score: Array, at: Positions, cotangent: Array, allowed: Array | None
 ) -> tuple[Array, tuple[Array, ...]]:

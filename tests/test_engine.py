@@ -170,6 +170,31 @@ def test_a_function_as_score_mod_is_differentiated_on_jax_and_torch() -> None:
     )
 
 
+def test_no_gradient_of_a_captured_tensor_is_lost() -> None:
+    x = torch.tensor(np.random.default_rng(0).normal(size=(1, 4, 300, 4)))
+    factor = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    mod = mods.compose(mods.softcap(5.0), lambda s, b, h, q, kv: s * factor)
+    with pytest.raises(ValueError) as caught:
+        attention(x, x, x, score_mod=mod, implementation="blockwise")
+    assert str(caught.value) == (
+        "polyattn.attention: expected a problem whose derivatives the blockwise engine can form, got one where "
+        "score_mod captures a tensor that requires a gradient, which the engine cannot see; use "
+        "implementation='reference', or a modification of polyattn.mods"
+    )
+    out, aux = attention(x, x, x, score_mod=mod, return_aux=AuxRequest())
+    assert aux.implementation == "reference"
+    assert torch.autograd.grad(out.sum(), factor)[0] != 0
+    with torch.no_grad():
+        assert attention(x, x, x, score_mod=mod, return_aux=AuxRequest())[1].implementation == "blockwise"
+
+    def of_jax(c: Any) -> Any:
+        y = jnp.ones((1, 1, 9, 4))
+        return attention(y, y, y, score_mod=lambda s, *_: s * c, implementation=Blockwise(4, 4)).sum()
+
+    with pytest.raises(Exception, match="closed-over value"):
+        jax.grad(of_jax)(1.5)
+
+
 @pytest.mark.parametrize("name", BENCHES)
 def test_two_runs_give_the_same_bits(name: str) -> None:
     bench = BENCHES[name]()

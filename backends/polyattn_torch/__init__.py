@@ -8,6 +8,7 @@ from typing import Any
 import array_api_compat.torch as xp
 import torch
 
+from polyattn import mods
 from polyattn.backend import Array, Backend, Schedule
 from polyattn.dropout import threefry2x32
 
@@ -80,6 +81,16 @@ class TorchBackend(Backend):
         if torch.compiler.is_compiling() and p.scores_bytes <= 2**30:
             return "reference", "torch.compile fuses the definition"
         return super().prefer_without_native(p)
+
+    def loses_gradient(self, p: Any) -> str | None:
+        functions = mods.functions(p.score_mod)
+        if not functions or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        zero = torch.zeros((1, 1, 1, 1), dtype=torch.int32, device=p.q.device)
+        score = torch.zeros((1, 1, 1, 1), dtype=p.compute_dtype, device=p.q.device)
+        if any(f(score, zero, zero, zero, zero).requires_grad for f in functions):
+            return "score_mod captures a tensor that requires a gradient, which the engine cannot see"
+        return None
 
     def schedule(self, p: Any) -> Schedule:
         # All heads at once: every tile is one batched product (measured 2026-11-21).
