@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from importlib.metadata import entry_points
 from typing import Any, NamedTuple, TypeGuard
 
 import array_api_compat
@@ -254,6 +253,8 @@ def _backend_of_namespace(array: Array) -> Backend:
 def backend_named(name: str) -> Backend | None:
     """The backend registered under a name, loaded on first use; None if nobody registered it."""
     if name not in _BY_NAME:
+        from importlib.metadata import entry_points  # takes longer to import than all of polyattn
+
         for entry in entry_points(group=GROUP, name=name):
             _BY_NAME[name] = entry.load()
     return _BY_NAME.get(name)
