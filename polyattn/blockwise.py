@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from polyattn import mods
 from polyattn.backend import Array, Backend
 from polyattn.plan import Plan, Visits
 from polyattn.positions import Positions
@@ -130,7 +131,7 @@ class Blocks:
             )
         return state
 
-    def assemble(self, x: Array, kv: bool = False) -> Array:
+    def assemble(self, x: Array) -> Array:
         """Results of all blocks (tiles, blocks, batch, heads, rows, ...) as (B, H, L, ...)."""
         xp, item = self.backend.xp, self.per_item
         n, count, batch, heads, rows, *width = x.shape
@@ -166,13 +167,16 @@ def forward(p: Problem, cut: Plan) -> tuple[Array, Array]:
     """(out, lse) in the compute dtype."""
     blocks, backend, xp, frame = Blocks(p, cut), p.backend, p.backend.xp, p.frame
     rows, keys = blocks.rows, blocks.keys
+    ours = not mods.functions(
+        p.score_mod
+    )  # a function may return an array of its own, which is not ours to spoil
 
     def query_tile(g: Any, i: Any, size: int) -> tuple[Array, Array]:
         q = blocks.query(g, i * rows, size)
 
         def meet(j: Any, key_size: int, masked: bool, seen: Partial) -> Partial:
             tile = blocks.tile(g, q, i * rows, j * keys, key_size, masked)
-            return merge(seen, lift(tile.scores, tile.v, tile.keep, consume=True))
+            return merge(seen, lift(tile.scores, tile.v, tile.keep, consume=ours))
 
         seen = blocks.meet_all(cut.by_query, g, i, frame.keys, keys, meet, _nothing(p, blocks, size))
         lse = log_sum(seen)
