@@ -27,6 +27,9 @@ class Backend:
     namespace. See `backends/README.md` for the contract on one page.
     """
 
+    #: Array types to be known from the first look-up on, where a compiler would not see a second one.
+    array_types: tuple[type, ...] = ()
+
     def __init__(self, name: str, xp: Namespace) -> None:
         self.name = name
         self.xp = xp
@@ -52,6 +55,17 @@ class Backend:
     def matmul(self, a: Array, b: Array) -> Array:
         """`a @ b` of two arrays in the compute dtype, to the full precision of that dtype."""
         return self.xp.matmul(a, b)
+
+    def linear(self, x: Array, w: Array) -> Array:
+        """`x @ w` of (n, a) and (a, b) in x's dtype, summed in the compute dtype, as precise as the user has set."""
+        compute = self.compute_dtype(x.dtype)
+        return self.astype(self.matmul(self.astype(x, compute), self.astype(w, compute)), x.dtype)
+
+    def erf(self, x: Array) -> Array:
+        """The error function, which the standard lacks."""
+        from polyattn.layers.activations import erf
+
+        return erf(x)
 
     # autodiff and tracing
 
@@ -149,6 +163,18 @@ class Backend:
         x[tuple(slice(i, i + n) for i, n in zip(start, tile.shape, strict=True))] += tile
         return x
 
+    def put(self, x: Array, start: Any, tile: Array, axis: int) -> Array:
+        """`x` with `tile` in place of the part that begins at `start` of the negative `axis`; `x` stays as it is.
+
+        start: an integer, or a 0-d integer array that a compiler may trace.
+        """
+        xp = self.xp
+        size, new = x.shape[axis], tile.shape[axis]
+        column = (-1, *(1,) * (-axis - 1))
+        index = self.arange(0, size, x) - start
+        source = xp.take(tile, xp.clip(index, 0, max(new - 1, 0)), axis=axis) if new else x
+        return xp.where(xp.reshape((index >= 0) & (index < new), column), source, x)
+
     def product(self, a: Array, b: Array, slot: int) -> Array:
         """`matmul` whose result the caller overwrites and lets go of before it asks for `slot` again."""
         return self.matmul(a, b)
@@ -170,11 +196,11 @@ class Backend:
 
     def custom_vjp(
         self,
-        forward: Callable[[Sequence[Array]], tuple[Array, Array]],
-        backward: Callable[[Sequence[Array], Array, Array, Array, Array], Sequence[Array | None]],
+        forward: Callable[[Sequence[Array]], tuple[Array, ...]],
+        backward: Callable[[Sequence[Array], Sequence[Array], Sequence[Array]], Sequence[Array | None]],
         arrays: Sequence[Array],
-    ) -> tuple[Array, Array]:
-        """forward(arrays) = (out, lse), whose derivative is backward(arrays, out, lse, d_out, d_lse)."""
+    ) -> tuple[Array, ...]:
+        """forward(arrays), a tuple of outputs, whose derivative is backward(arrays, outputs, cotangents)."""
         return forward(arrays)
 
 
@@ -223,7 +249,7 @@ def _load_for(kind: type) -> bool:
     for base in kind.__mro__:
         found = backend_named(base.__module__.partition(".")[0])
         if found is not None:
-            _BY_TYPE[kind] = found
+            _BY_TYPE.update(dict.fromkeys((kind, *found.array_types), found))
             return True
     return False
 

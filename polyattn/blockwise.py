@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from polyattn import mods
 from polyattn.backend import Array, Backend
+from polyattn.indices import Positions
 from polyattn.plan import Plan, Visits
-from polyattn.positions import Positions
 from polyattn.problem import Problem
 from polyattn.reference import allowed_at, dropout_at, scores_at, sink, visible_keys
 from polyattn.softmax import Partial, finish, lift, log_sum, merge

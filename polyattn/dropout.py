@@ -8,10 +8,11 @@ sequential, and any tile can be drawn alone. Threefry rather than Philox, becaus
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from polyattn.backend import Array, backend_of
-from polyattn.positions import Positions
+from polyattn.indices import Positions, whole
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
@@ -37,6 +38,49 @@ def threefry2x32(key0: Array, key1: Array, counter0: Array, counter1: Array) -> 
         x = x + keys[(block + 1) % 3]
         y = y + keys[(block + 2) % 3] + (block + 1)
     return x, y
+
+
+def key_of(seed: int, stream: int) -> tuple[int, int]:
+    """The key of an independent stream of words, as two signed 32-bit integers.
+
+    >>> key_of(0, 0)
+    (844240965, 2082719024)
+    """
+    # The last counter is negative, which no head index is: these words are no dropout words.
+    word0, word1 = threefry2x32(seed & 0xFFFFFFFF, seed >> 32, stream, -2)  # bits above 32 never come down
+    return _signed(word0), _signed(word1)
+
+
+def fold_in(seed: int | Array, stream: int) -> int | Array:
+    """A seed for part number `stream` of a whole that has one seed; an array for an array.
+
+    >>> fold_in(7, 0), fold_in(7, 1)
+    (681211166, 1495176585)
+    """
+    if isinstance(seed, int):
+        return threefry2x32(seed & 0xFFFFFFFF, seed >> 32, stream, -1)[0] & 0x7FFFFFFF
+    backend = backend_of(seed)
+    xp = backend.xp
+    low = xp.reshape(backend.astype(seed, xp.int32), (1,))
+    zero = xp.zeros_like(low)
+    word, _ = backend.opaque(threefry2x32)(low, zero, zero + stream, zero - 1)
+    return xp.reshape(word & 0x7FFFFFFF, ())
+
+
+def drop(x: Array, rate: float, seed: int | Array | None) -> Array:
+    """x / (1 - rate) where kept, 0 where dropped, entry by entry; x itself without a seed or a rate.
+
+    x: (..., L, E); the entries of leading axes, rows and columns are drawn independently.
+    """
+    if seed is None or rate == 0.0:
+        return x
+    backend = backend_of(x)
+    xp = backend.xp
+    rows, columns = x.shape[-2:]
+    items = math.prod(x.shape[:-2])
+    at = whole(backend, x, items, 1, rows, columns)
+    factors = keep_factors(rate, seed, at, backend.compute_dtype(x.dtype))
+    return x * backend.astype(xp.reshape(factors, x.shape), x.dtype)
 
 
 def keep_factors(rate: float, seed: int | Array, at: Positions, dtype: Any) -> Array:

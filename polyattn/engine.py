@@ -50,15 +50,16 @@ def _run(static: Any, arrays: Sequence[Array]) -> tuple[Array, Array]:
         return forward(*_put_together(static, arrays))
 
     def run_backward(
-        arrays: Sequence[Array], out: Array, lse: Array, d_out: Array, d_lse: Array
+        arrays: Sequence[Array], outputs: Sequence[Array], cotangents: Sequence[Array]
     ) -> Sequence[Array | None]:
         p, cut = _put_together(static, arrays)
-        gradients = _in_order(backward(p, cut, out, lse, d_out, d_lse))
+        gradients = _in_order(backward(p, cut, *outputs, *cotangents))
         dtypes = [x.dtype for x in arrays]
         cast = [p.backend.astype(g, dtype) for g, dtype in zip(gradients, dtypes, strict=False)]
         return [*cast, *(None for _ in arrays[len(cast) :])]
 
-    return p.backend.custom_vjp(run_forward, run_backward, arrays)
+    out, lse = p.backend.custom_vjp(run_forward, run_backward, arrays)
+    return out, lse
 
 
 def _in_order(gradients: Gradients) -> list[Array]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 from polyattn.backend import Array, backend_of, is_array
-from polyattn.positions import Positions
+from polyattn.indices import Positions
 
 ScoreMod = Callable[[Array, Array, Array, Array, Array], Array]
 

@@ -1,50 +1,111 @@
-"""Where a tile of the score matrix lies: the integer positions that masks and mods compare."""
+"""Where a token stands, said in its vector: sinusoidal and rotary position embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+import math
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
-from polyattn.backend import Array, Backend
+from polyattn.backend import Array, backend_of
 
 
-class Positions(NamedTuple):
-    """Broadcast index arrays of a tile of scores (B, H, L, S), and the way to cut arrays to it.
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary position embedding: pairs of entries are turned by position * base^(-2i / width).
 
-    `q = row + query_offset`; the key at index j has position j.
+        (a, b) -> (a cos t - b sin t, a sin t + b cos t),   t = position * base^(-2i / width), i = 0, 1, ...
+
+    Then q . k depends on positions only by their difference. width: the entries that are turned, the first
+    ones of D (None = all). interleaved: pairs are (0, 1), (2, 3), ... (Meta's Llama); otherwise entry i
+    and entry i + width/2 (Hugging Face, Equinox, ONNX). See `polyattn.weights.interleaved_to_half`.
+    Angles are reduced to one turn exactly, so that positions up to 2^17 cost float32 no accuracy.
+
+    Source: Su 2021, arXiv:2104.09864, equation 34.
+
+    >>> import numpy as np
+    >>> Rotary()(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1])).round(4)
+    array([[1.    , 0.    ],
+           [0.5403, 0.8415]])
     """
 
-    b: Array  # (B, 1, 1, 1) batch
-    h: Array  # (1, H, 1, 1) query head
-    row: Array  # (1, 1, L, 1) index of the query row
-    q: Array  # (1 or B, 1, L, 1) position of the query
-    kv: Array  # (1, 1, 1, S) position of the key
-    cut: Callable[[Array], Array]  # the part of a (B|1, H|1, L|1, S|1) array in this tile
+    _: KW_ONLY
+    base: float = 10000.0
+    width: int | None = None
+    interleaved: bool = False
+
+    def __call__(self, x: Array, positions: Array, *, layout: str = "BHLD") -> Array:
+        """x (..., H, L, D), or (..., L, H, D) with layout "BLHD", turned to positions, integers (L,) or (B, L)."""
+        backend = backend_of(x)
+        xp = backend.xp
+        width = x.shape[-1] if self.width is None else self.width
+        if width % 2 or not 0 < width <= x.shape[-1]:
+            raise ValueError(
+                f"polyattn.positions.Rotary: expected an even width of at most {x.shape[-1]}, the width of x, got "
+                f"{width}; entries are turned in pairs"
+            )
+        compute = backend.compute_dtype(x.dtype)
+        turned = backend.astype(x[..., :width], compute)
+        angle = angles(positions, width, self.base, compute)  # (L, width/2) or (B, L, width/2)
+        if layout == "BLHD":
+            angle = angle[..., None, :]
+        elif positions.ndim > 1 and x.ndim > 3:
+            angle = angle[:, None, ...]
+        cos, sin = xp.cos(angle), xp.sin(angle)
+        if self.interleaved:
+            a, b = turned[..., 0::2], turned[..., 1::2]
+            pair = xp.stack((a * cos - b * sin, a * sin + b * cos), axis=-1)
+            turned = xp.reshape(pair, turned.shape)
+        else:
+            a, b = turned[..., : width // 2], turned[..., width // 2 :]
+            turned = xp.concat((a * cos - b * sin, a * sin + b * cos), axis=-1)
+        return xp.concat((backend.astype(turned, x.dtype), x[..., width:]), axis=-1)
 
 
-def whole(
-    backend: Backend, like: Array, batch: int, heads: int, rows: int, keys: int, offset: int | Array = 0
-) -> Positions:
-    """The positions of the whole score matrix."""
+def sinusoidal(length: int, dim: int, like: Array, *, base: float = 10000.0) -> Array:
+    """sin and cos of position * base^(-2i / dim) side by side, (length, dim), to be added to embeddings.
+
+    Source: Vaswani 2017, arXiv:1706.03762, section 3.5.
+
+    >>> import numpy as np
+    >>> sinusoidal(2, 2, np.zeros(())).round(4)
+    array([[0.    , 1.    ],
+           [0.8415, 0.5403]])
+    """
+    if dim < 2 or dim % 2:
+        raise ValueError(
+            f"polyattn.positions.sinusoidal: expected an even dim, got {dim}; sines come with cosines"
+        )
+    backend = backend_of(like)
     xp = backend.xp
-    row = xp.reshape(backend.arange(0, rows, like), (1, 1, rows, 1))
-    if not isinstance(offset, int) and offset.ndim:
-        offset = xp.reshape(offset, (-1, 1, 1, 1))
-    return Positions(
-        b=xp.reshape(backend.arange(0, batch, like), (batch, 1, 1, 1)),
-        h=xp.reshape(backend.arange(0, heads, like), (1, heads, 1, 1)),
-        row=row,
-        q=row + offset,
-        kv=xp.reshape(backend.arange(0, keys, like), (1, 1, 1, keys)),
-        cut=lambda array: array,
-    )
+    compute = backend.compute_dtype(like.dtype)
+    angle = angles(backend.arange(0, length, like), dim, base, compute)
+    waves = xp.reshape(xp.stack((xp.sin(angle), xp.cos(angle)), axis=-1), (length, dim))
+    return backend.astype(waves, like.dtype)
 
 
-def gather(b: Array, h: Array, q: Array, kv: Array) -> Positions:
-    """Positions from the four index arrays of a `mask_mod`, with row = q; arrays are cut by indexing."""
+def angles(positions: Array, width: int, base: float, dtype: Any) -> Array:
+    """position * base^(-2i / width) for i < width/2, reduced to [-pi, pi]: (..., width/2).
 
-    def cut(array: Array) -> Array:
-        index = (b, h, q, kv)
-        return array[tuple(i if size > 1 else i * 0 for i, size in zip(index, array.shape, strict=True))]
+    A frequency in turns is cut into digits of 7 bits: a position below 2^17 times a digit is exact in
+    float32, and so is what remains of it after whole turns. Only the last digits round.
+    """
+    backend = backend_of(positions)
+    xp = backend.xp
+    position = backend.astype(positions, dtype)[..., None]
+    turns = 0.0 * position
+    digits = _digits(width, base)
+    for k, row in enumerate(digits):
+        part = position * backend.asarray(row, dtype, positions) * 2.0 ** (-7 * (k + 1))
+        turns = turns + (part - xp.round(part))
+    return 2.0 * math.pi * (turns - xp.round(turns))
 
-    return Positions(b, h, q, q, kv, cut)
+
+def _digits(width: int, base: float) -> list[list[float]]:
+    """The frequencies base^(-2i / width) / 2 pi in digits to base 2^7, the most significant first."""
+    rest = [base ** (-2 * i / width) / (2 * math.pi) for i in range(width // 2)]
+    rows = []
+    for _ in range(8):
+        rest = [128.0 * x for x in rest]
+        rows.append([float(math.floor(x)) for x in rest])
+        rest = [x - math.floor(x) for x in rest]
+    return rows

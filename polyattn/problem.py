@@ -22,9 +22,9 @@ from polyattn.arguments import (
     sinks_argument,
 )
 from polyattn.backend import Array, Backend, backend_of, is_array
+from polyattn.indices import Positions, whole
 from polyattn.masks.algebra import Frame, Mask
 from polyattn.masks.fitting import fit_array
-from polyattn.positions import Positions, whole
 
 LAYOUTS = ("BHLD", "BLHD")
 

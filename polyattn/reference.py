@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from polyattn.backend import Array, Namespace, backend_of, is_array
 from polyattn.dropout import keep_factors
-from polyattn.positions import Positions
+from polyattn.indices import Positions
 from polyattn.problem import Problem
 from polyattn.softmax import Partial, finish, grouped_matmul, lift, log_sum, merge
 

@@ -28,6 +28,12 @@ class JaxBackend(Backend):
         # The default precision of an accelerator rounds float32 to TF32 or bfloat16.
         return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
+    def linear(self, x: Array, w: Array) -> Array:
+        return jnp.matmul(x, w)
+
+    def erf(self, x: Array) -> Array:
+        return jax.lax.erf(x)
+
     def stop_gradient(self, x: Array) -> Array:
         return jax.lax.stop_gradient(x)
 
@@ -98,6 +104,9 @@ class JaxBackend(Backend):
     def tile(self, x: Array, start: Any, size: int, axis: int) -> Array:
         return x if x.shape[axis] == size else jax.lax.dynamic_slice_in_dim(x, start, size, axis)
 
+    def put(self, x: Array, start: Any, tile: Array, axis: int) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(x, tile, start, axis)
+
     def add_at(self, x: Array, start: Sequence[Any], tile: Array) -> Array:
         start = tuple(jnp.asarray(i, jnp.int32) for i in start)
         return jax.lax.dynamic_update_slice(x, jax.lax.dynamic_slice(x, start, tile.shape) + tile, start)
@@ -110,17 +119,17 @@ class JaxBackend(Backend):
     def derivative(self, f: Callable[[Array], Array], x: Array, cotangent: Array) -> Array:
         return jax.vjp(f, x)[1](cotangent)[0]
 
-    def custom_vjp(self, forward: Any, backward: Any, arrays: Sequence[Array]) -> tuple[Array, Array]:
+    def custom_vjp(self, forward: Any, backward: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
         @jax.custom_vjp
-        def run(arrays: list[Array]) -> tuple[Array, Array]:
+        def run(arrays: list[Array]) -> tuple[Array, ...]:
             return forward(arrays)
 
         def save(arrays: list[Array]) -> Any:
-            out, lse = forward(arrays)
-            return (out, lse), (arrays, out, lse)
+            outputs = forward(arrays)
+            return outputs, (arrays, outputs)
 
         def pull(saved: Any, cotangents: Any) -> Any:
-            return (list(backward(*saved, *cotangents)),)
+            return (list(backward(*saved, cotangents)),)
 
         run.defvjp(save, pull)
         return run(list(arrays))
@@ -150,3 +159,11 @@ jax.tree_util.register_dataclass(
 )
 
 backend = JaxBackend("jax", xp)
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("nnx_module", "equinox_module"):  # the layers load with them, not with every array
+        from polyattn_jax import modules
+
+        return getattr(modules, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

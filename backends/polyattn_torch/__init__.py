@@ -43,6 +43,8 @@ _COMPUTE = {
 
 
 class TorchBackend(Backend):
+    array_types = (torch.Tensor, torch.nn.Parameter)
+
     def compute_dtype(self, dtype: Any) -> Any:
         return _COMPUTE.get(dtype)
 
@@ -51,6 +53,12 @@ class TorchBackend(Backend):
 
     def matmul(self, a: Array, b: Array) -> Array:
         return torch.matmul(a, b)
+
+    def linear(self, x: Array, w: Array) -> Array:
+        return torch.matmul(x, w)
+
+    def erf(self, x: Array) -> Array:
+        return torch.erf(x)
 
     def stop_gradient(self, x: Array) -> Array:
         return x.detach()
@@ -99,6 +107,9 @@ class TorchBackend(Backend):
     def tile(self, x: Array, start: Any, size: int, axis: int) -> Array:
         return x.narrow(axis, start, size)
 
+    def put(self, x: Array, start: Any, tile: Array, axis: int) -> Array:
+        return x.index_copy(axis, torch.arange(tile.shape[axis], device=x.device) + start, tile)
+
     def exp_of_difference(self, x: Array, y: Array) -> Array:
         if torch.is_grad_enabled() or not can_read(x):
             return torch.exp(x - y)
@@ -110,8 +121,8 @@ class TorchBackend(Backend):
             (gradient,) = torch.autograd.grad(f(x), x, cotangent, materialize_grads=True)
         return gradient
 
-    def custom_vjp(self, forward: Any, backward: Any, arrays: Sequence[Array]) -> tuple[Array, Array]:
-        return _Blockwise.apply(forward, backward, *arrays)
+    def custom_vjp(self, forward: Any, backward: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
+        return _Rule.apply(forward, backward, *arrays)
 
     def opaque(self, f: Callable[..., Any]) -> Callable[..., Any]:
         return _OPAQUE[f] if torch.compiler.is_compiling() else f
@@ -139,23 +150,32 @@ def _derives_again(x: Array) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(x) or torch.autograd.forward_ad._current_level >= 0
 
 
-class _Blockwise(torch.autograd.Function):
-    """The blockwise engine as one step of autograd: saves its inputs, out and lse alone."""
+class _Rule(torch.autograd.Function):
+    """Outputs with a derivative of their own as one step of autograd: saves inputs and outputs alone."""
 
     @staticmethod
-    def forward(forward: Any, backward: Any, *arrays: Array) -> tuple[Array, Array]:
+    def forward(forward: Any, backward: Any, *arrays: Array) -> tuple[Array, ...]:
         return forward(arrays)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         _, ctx.rule, *arrays = inputs
+        ctx.inputs = len(arrays)
         ctx.save_for_backward(*arrays, *output)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_out: Array, d_lse: Array) -> Any:
-        *arrays, out, lse = ctx.saved_tensors
-        return None, None, *ctx.rule(arrays, out, lse, d_out, d_lse)
+    def backward(ctx: Any, *cotangents: Array) -> Any:
+        saved = ctx.saved_tensors
+        return None, None, *ctx.rule(saved[: ctx.inputs], saved[ctx.inputs :], cotangents)
 
 
 backend = TorchBackend("torch", xp)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Module":  # the layers load with it, not with every tensor
+        from polyattn_torch.module import Module
+
+        return Module
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

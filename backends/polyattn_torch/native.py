@@ -11,9 +11,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from polyattn.backend import Array
 from polyattn.choice import Output
+from polyattn.indices import whole
 from polyattn.masks import causal
 from polyattn.masks.tiles import EMPTY, FULL
-from polyattn.positions import whole
 from polyattn.problem import Problem
 from polyattn.reference import visible_keys
 from polyattn_torch import can_read

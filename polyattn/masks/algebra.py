@@ -8,8 +8,8 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from polyattn.backend import Array, Backend, backend_named, backend_of, eagerly, is_array
+from polyattn.indices import Positions, gather, whole
 from polyattn.masks.tiles import Box, Tile, classify, grid
-from polyattn.positions import Positions, gather, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from polyattn.backend import Array, backend_of, is_array
+from polyattn.indices import Positions
 from polyattn.masks.algebra import Frame, Mask
 from polyattn.masks.fitting import Lengths, fill_rank, fit_array, reshape
 from polyattn.masks.tiles import EMPTY, FULL, PARTIAL, UNSURE, Box, Tile
-from polyattn.positions import Positions
 
 
 def _decide(full: bool, empty: bool) -> Tile:

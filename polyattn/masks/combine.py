@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from polyattn.backend import Array
+from polyattn.indices import Positions
 from polyattn.masks.algebra import Frame, Mask
 from polyattn.masks.tiles import Box, Tile, invert
-from polyattn.positions import Positions
 
 
 @dataclass(frozen=True, repr=False)

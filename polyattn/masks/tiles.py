@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from polyattn.backend import Array, backend_of, eagerly
-from polyattn.positions import Positions
+from polyattn.indices import Positions
 
 if TYPE_CHECKING:
     from polyattn.masks.algebra import Mask

@@ -1,0 +1,62 @@
+"""A polyattn layer as a module of Flax nnx or Equinox; in plain JAX its params are a pytree and need none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from polyattn.layers import Layer
+
+
+def nnx_module(layer: Layer, *, seed: int = 0, dtype: Any = jnp.float32) -> Any:
+    """`layer` as a `flax.nnx.Module`: module(x, ...) = layer(params, x, ...), params in `nnx.Param`s.
+
+    Dropout happens where the call has a dropout_seed. nnx.split, nnx.grad and nnx.Optimizer see the params by
+    the names of the layer.
+    """
+    from flax import nnx
+
+    class Module(nnx.Module):
+        def __init__(self) -> None:
+            self.layer = layer
+            for name, value in layer.init(seed, like=jnp.zeros((), dtype)).items():
+                setattr(self, name, nnx.data(_wrap(value)))
+
+        def __call__(self, *inputs: Any, **options: Any) -> Any:
+            params = {name: _unwrap(getattr(self, name)) for name in self.layer.parameters()}
+            return self.layer(params, *inputs, **options)  # type: ignore[operator]
+
+    def _wrap(value: Any) -> Any:
+        return (
+            {name: _wrap(part) for name, part in value.items()}
+            if isinstance(value, dict)
+            else nnx.Param(value)
+        )
+
+    def _unwrap(value: Any) -> Any:
+        return (
+            value[...] if isinstance(value, nnx.Variable) else {name: _unwrap(value[name]) for name in value}
+        )
+
+    return Module()
+
+
+def equinox_module(layer: Layer, *, seed: int = 0, dtype: Any = jnp.float32) -> Any:
+    """`layer` as an `equinox.Module`: module(x, ...) = layer(module.params, x, ...); the layer is static.
+
+    Like the params, the module takes unbatched arrays (L, E) and batched ones; `jax.vmap` works on both.
+    """
+    import equinox as eqx
+
+    class Module(eqx.Module):
+        params: dict[str, Any]
+        layer: Layer = eqx.field(static=True)
+
+        def __call__(self, *inputs: Any, **options: Any) -> Any:
+            return self.layer(self.params, *inputs, **options)  # type: ignore[operator]
+
+    return Module(layer.init(seed, like=jnp.zeros((), dtype)), layer)
+
+
+__all__ = ["equinox_module", "nnx_module"]

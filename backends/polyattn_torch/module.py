@@ -1,0 +1,93 @@
+"""A polyattn layer as a `torch.nn.Module`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from polyattn.layers import Layer, Parameter
+
+
+class _Tree(torch.nn.Module):
+    """Parameters by the names of the layer: a module for each part."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        super().__init__()
+        for name, value in params.items():
+            if isinstance(value, Mapping):
+                self.add_module(name, _Tree(value))
+            else:
+                self.register_parameter(name, torch.nn.Parameter(value))
+
+    def params(self) -> dict[str, Any]:
+        """The nested dict that the layer takes."""
+        return {
+            **self._parameters,
+            **{name: part.params() for name, part in self._modules.items() if isinstance(part, _Tree)},
+        }
+
+
+class Module(_Tree):
+    """`layer` with parameters of its own: module(x, ...) = layer(params, x, ...).
+
+    state_dict has the names of the params, joined by dots. In training mode dropout draws its seed from
+    PyTorch's generator; in eval mode there is no dropout, and a dropout_seed is refused. On the meta device
+    nothing is drawn: call `to_empty(device=...)`, then `reset_parameters()`.
+
+    >>> from polyattn.layers import MultiHeadAttention
+    >>> module = Module(MultiHeadAttention(8, 2), seed=0)
+    >>> module(torch.ones(3, 5, 8)).shape
+    torch.Size([3, 5, 8])
+    >>> sorted(module.state_dict())[:3]
+    ['b_k', 'b_o', 'b_q']
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        *,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if not isinstance(layer, Layer):
+            raise TypeError(
+                f"polyattn_torch.Module: expected a layer of polyattn.layers, got {type(layer).__name__}; for example "
+                "polyattn.layers.MultiHeadAttention(512, 8)"
+            )
+        like = torch.empty((), device=device, dtype=dtype)
+        super().__init__(_empty(layer, like) if like.is_meta else layer.init(seed, like=like))
+        self.layer = layer
+        self.seed = seed
+
+    def reset_parameters(self) -> None:
+        """Writes the initial parameters of `seed` over the present ones."""
+        like = next(self.parameters(), torch.empty(()))
+        fresh = _Tree(self.layer.init(self.seed, like=like)).state_dict()
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                parameter.copy_(fresh[name])
+
+    def extra_repr(self) -> str:
+        return f"{self.layer}"
+
+    def forward(self, *inputs: Any, dropout_seed: Any = None, **options: Any) -> Any:
+        if dropout_seed is not None and not self.training:
+            raise ValueError(
+                "polyattn_torch.Module: expected no dropout_seed in eval mode, got one; call module.train() first"
+            )
+        if self.training and self.layer.has_dropout:
+            device = inputs[0].device
+            if dropout_seed is None:
+                dropout_seed = torch.randint(2**31 - 1, (), dtype=torch.int32, device=device)
+            options["dropout_seed"] = dropout_seed
+        return self.layer(self.params(), *inputs, **options)  # type: ignore[operator]
+
+
+def _empty(layer: Layer, like: torch.Tensor) -> dict[str, Any]:
+    return {
+        name: like.new_empty(part.shape) if isinstance(part, Parameter) else _empty(part, like)
+        for name, part in layer.parameters().items()
+    }

@@ -1,0 +1,137 @@
+"""Additive attention: a small network scores each query against each key, without an array of size L S A."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from polyattn.attention import attention
+from polyattn.backend import Array, Backend, backend_of, is_array
+
+TILE = 2**20  # the most numbers of one intermediate array
+
+
+def additive_attention(query: Array, key: Array, value: Array, weight: Array, **options: Any) -> Any:
+    """softmax_j(v . tanh(q_i + k_j)) applied to the values: attention as it was first.
+
+    Shapes: query (..., H, L, A), key (..., Hkv, S, A), value (..., Hkv, S, E), weight v (A,) ->
+    (..., H, L, E). The projections W_q, W_k of the source are the caller's: see `layers.AdditiveAttention`.
+    options: mask, is_causal, bias, sinks, dropout_rate, return_aux, ... as `attention` takes them; this is
+    `attention` over the scores of `additive_scores`, unscaled. Memory O(L S), never O(L S A).
+
+    Source: Bahdanau 2014, arXiv:1409.0473, section A.1.2.
+
+    >>> import numpy as np
+    >>> x = np.zeros((2, 4))
+    >>> additive_attention(x, x, np.eye(2), np.ones(4))
+    array([[0.5, 0.5],
+           [0.5, 0.5]])
+    """
+    scores = additive_scores(query, key, weight)
+    if (bias := options.pop("bias", None)) is not None:
+        scores = scores + bias
+    for refused in ("scale", "layout"):
+        if refused in options:
+            raise ValueError(
+                f"polyattn.additive_attention: expected no {refused}, got {options[refused]!r}; the scores are not "
+                "products, and heads come before the length"
+            )
+    return attention(query[..., :0], key[..., :0], value, bias=scores, scale=1.0, **options)
+
+
+def additive_scores(query: Array, key: Array, weight: Array) -> Array:
+    """v . tanh(q_i + k_j) for all i, j: (..., H, L, A), (..., Hkv, S, A), (A,) -> (..., H, L, S).
+
+    In tiles of queries, forward and backward, so that no more than 2^20 numbers (or S A, if that is more)
+    exist beside the result. In the compute dtype.
+
+    >>> import numpy as np
+    >>> additive_scores(np.zeros((1, 2)), np.array([[0.0, 0.0], [9.0, -9.0]]), np.array([1.0, 1.0]))
+    array([[0., 0.]])
+    """
+    backend = _check(query, key, weight)
+    xp = backend.xp
+    compute = backend.compute_dtype(query.dtype)
+    q, k, v = (backend.astype(x, compute) for x in (query, key, weight))
+    if q.ndim > 2 and q.shape[-3] != k.shape[-3]:
+        k = xp.repeat(k, q.shape[-3] // k.shape[-3], axis=-3)
+    lead = _broadcast(q.shape[:-2], k.shape[:-2])
+    length, keys, width = q.shape[-2], k.shape[-2], q.shape[-1]
+    rows = max(TILE // max(math.prod(lead) * keys * width, 1), 1)
+    if rows >= length or not backend.may_remember():  # torch.compile fuses the formula
+        return _tile(backend, q, k, v)
+
+    # (n, lead, rows, A): whole tiles, and what is left over as a call of its own
+    whole = length // rows * rows
+
+    def forward(arrays: Sequence[Array]) -> tuple[Array]:
+        q, k, v = arrays
+        (tiles,) = backend.map(
+            lambda i: (_tile(backend, backend.tile(q, i * rows, rows, -2), k, v),), whole // rows
+        )
+        return (xp.reshape(xp.moveaxis(tiles, 0, -3), (*lead, whole, keys)),)
+
+    def backward(arrays: Sequence[Array], outputs: Any, cotangents: Sequence[Array]) -> Sequence[Array]:
+        q, k, v = arrays
+        (d_scores,) = cotangents
+
+        def step(i: Any, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+            d_q, d_k, d_v = sums
+            mine, d_k_i, d_v_i = _tile_vjp(
+                backend, backend.tile(q, i * rows, rows, -2), k, v, backend.tile(d_scores, i * rows, rows, -2)
+            )
+            start = (*(0 for _ in lead), i * rows, 0)
+            return backend.add_at(d_q, start, mine), d_k + d_k_i, d_v + d_v_i
+
+        zeros = (xp.zeros_like(q), xp.zeros_like(k), xp.zeros_like(v))
+        return list(backend.fold(whole // rows, step, zeros))
+
+    q, k = xp.broadcast_to(q, (*lead, length, width)), xp.broadcast_to(k, (*lead, keys, width))
+    (scores,) = backend.custom_vjp(forward, backward, (q[..., :whole, :], k, v))
+    if whole == length:
+        return scores
+    return xp.concat((scores, _tile(backend, q[..., whole:, :], k, v)), axis=-2)
+
+
+def _tile(backend: Backend, q: Array, k: Array, v: Array) -> Array:
+    return backend.xp.sum(backend.xp.tanh(q[..., :, None, :] + k[..., None, :, :]) * v, axis=-1)
+
+
+def _tile_vjp(backend: Backend, q: Array, k: Array, v: Array, d_scores: Array) -> tuple[Array, Array, Array]:
+    """The gradients of sum(_tile(q, k, v) * d_scores) for q, k and v."""
+    xp = backend.xp
+    bent = xp.tanh(q[..., :, None, :] + k[..., None, :, :])
+    d = d_scores[..., None]
+    d_inner = d * v * ((1.0 - bent) * (1.0 + bent))
+    d_v = xp.sum(d * bent, axis=tuple(range(bent.ndim - 1)))
+    return xp.sum(d_inner, axis=-2), xp.sum(d_inner, axis=-3), d_v
+
+
+def _check(query: Array, key: Array, weight: Array) -> Backend:
+    where = "polyattn.additive_attention"
+    for name, x in (("query", query), ("key", key), ("weight", weight)):
+        if not is_array(x) or backend_of(x) is not backend_of(query):
+            raise TypeError(
+                f"{where}: expected {name} to be an array of the library of query, got {type(x).__name__}; convert it"
+            )
+        if x.dtype != query.dtype or backend_of(x).compute_dtype(x.dtype) is None:
+            raise TypeError(
+                f"{where}: expected query, key and weight of one real floating dtype, got {name} of {x.dtype}; cast it"
+            )
+    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)} and weight {tuple(weight.shape)}"
+    if query.ndim < 2 or key.ndim != query.ndim or weight.ndim != 1:
+        raise ValueError(
+            f"{where}: expected query (..., H, L, A), key (..., Hkv, S, A) and weight (A,), got {shapes}"
+        )
+    if not query.shape[-1] == key.shape[-1] == weight.shape[0]:
+        raise ValueError(
+            f"{where}: expected one width A, got {shapes}; project query and key to that of weight"
+        )
+    if query.ndim > 2 and (key.shape[-3] == 0 or query.shape[-3] % key.shape[-3]):
+        raise ValueError(f"{where}: expected the heads of key to divide those of query, got {shapes}")
+    return backend_of(query)
+
+
+def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n if m == 1 else m for n, m in zip(a, b, strict=True))

@@ -1,0 +1,132 @@
+"""Layers that look at one position at a time: linear maps, embeddings, the MLP of a transformer block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+
+from polyattn.backend import Array, backend_of, is_array
+from polyattn.dropout import drop
+from polyattn.layers.activations import ACTIVATIONS, silu
+from polyattn.layers.initializers import ZEROS, Distribution, Normal, initializer
+from polyattn.layers.layer import Layer, Parameter, Params, linear, positive
+
+_SMALL = Normal(0.02)  # as GPT-2 and BERT begin
+
+
+@dataclass(frozen=True)
+class Linear(Layer):
+    """x W + b: (..., length, in_dim) -> (..., length, out_dim). Params: w (in_dim, out_dim), b (out_dim,)."""
+
+    in_dim: int
+    out_dim: int
+    _: KW_ONLY
+    use_bias: bool = True
+    initializer: str | Distribution = "glorot_uniform"
+
+    def __post_init__(self) -> None:
+        positive("Linear", in_dim=self.in_dim, out_dim=self.out_dim)
+
+    def parameters(self) -> Mapping[str, Parameter]:
+        return _affine("w", "b", self.in_dim, self.out_dim, self.use_bias, self.initializer, "Linear")
+
+    def __call__(self, params: Params, x: Array) -> Array:
+        self.check(params, self.in_dim, x=x)
+        return linear(x, params["w"], params.get("b"))
+
+
+@dataclass(frozen=True)
+class Embedding(Layer):
+    """Row number token of a table: integers (..., length) -> (..., length, dim). Params: table (size, dim)."""
+
+    size: int
+    dim: int
+    _: KW_ONLY
+    initializer: Distribution = _SMALL
+
+    def __post_init__(self) -> None:
+        positive("Embedding", size=self.size, dim=self.dim)
+
+    def parameters(self) -> Mapping[str, Parameter]:
+        return {"table": Parameter((self.size, self.dim), self.initializer)}
+
+    def __call__(self, params: Params, tokens: Array) -> Array:
+        if not is_array(tokens) or not backend_of(tokens).xp.isdtype(tokens.dtype, "integral"):
+            raise TypeError(
+                f"{self.name}: expected an array of integer tokens, got {getattr(tokens, 'dtype', tokens)!r}"
+            )
+        backend = self.check_params(params, tokens)
+        xp = backend.xp
+        if 0 not in tokens.shape and backend.is_concrete(tokens):
+            with backend.eager():
+                low, high = (backend.to_list(extreme(tokens)) for extreme in (xp.min, xp.max))
+            if low < 0 or high >= self.size:
+                raise ValueError(
+                    f"{self.name}: expected tokens from 0 to {self.size - 1}, got some from {low} to {high}; "
+                    "the table has no such rows"
+                )
+        rows = xp.take(params["table"], xp.reshape(tokens, (-1,)), axis=0)
+        return xp.reshape(rows, (*tokens.shape, self.dim))
+
+
+@dataclass(frozen=True)
+class MLP(Layer):
+    """act(x W_in + b_in) W_out + b_out, position by position (Vaswani 2017, equation 2).
+
+    activation: "relu", "gelu" (exact), "gelu_tanh", "silu"; or "swiglu", whose hidden layer is
+    silu(x W_gate + b_gate) * (x W_in + b_in) (Shazeer 2020, arXiv:2002.05202, equation 5; Llama). PyTorch and
+    Keras mean the exact function by "gelu", Flax and Equinox the tanh one, so it has no default.
+
+    Params: w_in, w_gate (embed_dim, hidden_dim), b_in, b_gate (hidden_dim,), w_out (hidden_dim, embed_dim),
+    b_out (embed_dim,). dropout_rate drops hidden entries where the call has a dropout_seed.
+
+    >>> import numpy as np
+    >>> mlp = MLP(2, 8, activation="swiglu", use_bias=False)
+    >>> mlp(mlp.init(0, like=np.zeros(())), np.ones((3, 2))).shape
+    (3, 2)
+    """
+
+    embed_dim: int
+    hidden_dim: int
+    _: KW_ONLY
+    activation: str
+    use_bias: bool = True
+    dropout_rate: float = 0.0
+    initializer: str | Distribution = "glorot_uniform"
+
+    def __post_init__(self) -> None:
+        positive("MLP", embed_dim=self.embed_dim, hidden_dim=self.hidden_dim)
+        if self.activation not in (*ACTIVATIONS, "swiglu"):
+            raise ValueError(
+                f"polyattn.layers.MLP: expected activation among {', '.join((*ACTIVATIONS, 'swiglu'))}, "
+                f"got {self.activation!r}"
+            )
+
+    def parameters(self) -> Mapping[str, Parameter]:
+        def affine(suffix: str, fan_in: int, fan_out: int) -> Mapping[str, Parameter]:
+            w, b = f"w_{suffix}", f"b_{suffix}"
+            return _affine(w, b, fan_in, fan_out, self.use_bias, self.initializer, "MLP")
+
+        gate = affine("gate", self.embed_dim, self.hidden_dim) if self.activation == "swiglu" else {}
+        return {
+            **affine("in", self.embed_dim, self.hidden_dim),
+            **gate,
+            **affine("out", self.hidden_dim, self.embed_dim),
+        }
+
+    def __call__(self, params: Params, x: Array, *, dropout_seed: int | Array | None = None) -> Array:
+        self.check(params, self.embed_dim, x=x)
+        hidden = linear(x, params["w_in"], params.get("b_in"))
+        if self.activation == "swiglu":
+            hidden = silu(linear(x, params["w_gate"], params.get("b_gate"))) * hidden
+        else:
+            hidden = ACTIVATIONS[self.activation](hidden)
+        hidden = drop(hidden, self.dropout_rate, dropout_seed)
+        return linear(hidden, params["w_out"], params.get("b_out"))
+
+
+def _affine(
+    w: str, b: str, fan_in: int, fan_out: int, use_bias: bool, how: str | Distribution, layer: str
+) -> dict[str, Parameter]:
+    found = {w: Parameter((fan_in, fan_out), initializer(how, fan_in, fan_out, layer))}
+    return found | {b: Parameter((fan_out,), ZEROS)} if use_bias else found

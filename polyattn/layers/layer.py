@@ -1,0 +1,167 @@
+"""A layer is a value: a frozen configuration with two pure functions, `init` and the call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from polyattn.backend import Array, Backend, backend_of, is_array
+from polyattn.layers.initializers import Distribution
+
+Params = Mapping[str, Any]  # nested: name -> array, or name -> Params of a part
+
+
+class Parameter(NamedTuple):
+    """One array of a layer: its shape, and what its initial entries are drawn from."""
+
+    shape: tuple[int, ...]
+    initial: Distribution
+
+
+class Layer:
+    """What every layer has. Subclasses are frozen dataclasses with `parameters` and `__call__`.
+
+        params = layer.init(seed, like=array)     # a nested dict of arrays, in array's library and dtype
+        out = layer(params, x, ...)               # pure: no state, no hidden randomness
+
+    The same seed gives the same numbers on every library. A layer is hashable, so that it may be a static
+    argument of a compiled function; params are an ordinary pytree.
+    """
+
+    def parameters(self) -> Mapping[str, Parameter | Layer]:
+        """The arrays and the parts of this layer, by name."""
+        return {}
+
+    def init(self, seed: int, like: Array) -> dict[str, Any]:
+        """Initial parameters in the library, the dtype and on the device of the array `like`."""
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+            raise ValueError(
+                f"{self.name}.init: expected a seed, an int with 0 <= seed < 2**64, got {seed!r}; any one will do"
+            )
+        backend = backend_of(like)
+        if backend.compute_dtype(like.dtype) is None:
+            raise TypeError(
+                f"{self.name}.init: expected `like` to be a real floating array, got {like.dtype}; it gives the "
+                "library, the dtype and the device of the parameters"
+            )
+        stream = 0
+
+        def draw(parameter: Parameter) -> Array:
+            nonlocal stream
+            stream += 1
+            return parameter.initial.draw(parameter.shape, seed, stream, like)
+
+        with backend.eager():
+            return _map(draw, self)
+
+    def shapes(self) -> dict[str, Any]:
+        """The params with a shape in place of each array.
+
+        >>> from polyattn.layers import LayerNorm
+        >>> LayerNorm(3, epsilon=1e-5).shapes()
+        {'scale': (3,), 'bias': (3,)}
+        """
+        return _map(lambda parameter: parameter.shape, self)
+
+    def parts(self) -> Iterator[Layer]:
+        """This layer and all that it is made of."""
+        yield self
+        for part in self.parameters().values():
+            if isinstance(part, Layer):
+                yield from part.parts()
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether a call with a dropout_seed drops anything."""
+        return any(getattr(part, "dropout_rate", 0.0) > 0.0 for part in self.parts())
+
+    @property
+    def name(self) -> str:
+        """For sentences: polyattn.layers.<class>."""
+        return f"polyattn.layers.{type(self).__name__}"
+
+    def check(self, params: Params, width: int, **inputs: Array | None) -> Backend:
+        """The backend of the inputs, if they and the params are of one library and dtype and of the right shapes.
+
+        inputs: by name, each (..., length, its width): `width` for the first one, any for the others.
+        """
+        first, x = next(iter(inputs.items()))
+        if not is_array(x):
+            raise TypeError(f"{self.name}: expected {first} to be an array, got {x!r}; convert it first")
+        backend = backend_of(x)
+        if backend.compute_dtype(x.dtype) is None:
+            raise TypeError(
+                f"{self.name}: expected {first} of a real floating dtype, got {x.dtype}; convert it first"
+            )
+        if x.ndim < 2 or x.shape[-1] != width:
+            raise ValueError(
+                f"{self.name}: expected {first} of shape (..., length, {width}), got {tuple(x.shape)}; "
+                f"the last axis is the width that {self} was made for"
+            )
+        for name, other in inputs.items():
+            if other is not None:
+                self._same_kind(backend, x, name, other)
+        self.check_params(params, x)
+        return backend
+
+    def check_params(self, params: Params, x: Array) -> Backend:
+        """The same for params alone, beside an array whose library they must be of."""
+        backend = backend_of(x)
+        expected = self.parameters()
+        if not isinstance(params, Mapping) or params.keys() != expected.keys():
+            given = set(params) if isinstance(params, Mapping) else set()
+            missing, unexpected = sorted(expected.keys() - given), sorted(given - expected.keys())
+            raise ValueError(
+                f"{self.name}: expected params with the names {sorted(expected)}, got "
+                f"{type(params).__name__} without {missing} and with unexpected {unexpected}; "
+                "make them with layer.init(seed, like=x), or read them with polyattn.weights"
+            )
+        for name, parameter in expected.items():
+            if isinstance(parameter, Parameter):
+                array = params[name]
+                self._same_kind(backend, x, f"params[{name!r}]", array)
+                if tuple(array.shape) != parameter.shape:
+                    raise ValueError(
+                        f"{self.name}: expected params[{name!r}] of shape {parameter.shape}, got "
+                        f"{tuple(array.shape)}; were they made for {self}?"
+                    )
+        return backend
+
+    def _same_kind(self, backend: Backend, x: Array, name: str, other: Array) -> None:
+        theirs = backend_of(other) if is_array(other) else None
+        if theirs is not backend:
+            raise TypeError(
+                f"{self.name}: expected {name} to be an array of {backend.name} like x, got "
+                f"{theirs.name if theirs else type(other).__name__}; convert one of the two, "
+                "for example with polyattn.weights.convert(params, like=x)"
+            )
+        if other.dtype != x.dtype and backend.compute_dtype(x.dtype) is not None:  # x may be tokens
+            raise TypeError(
+                f"{self.name}: expected {name} of the dtype of x, {x.dtype}, got {other.dtype}; cast one of the two"
+            )
+
+
+def _map(f: Callable[[Parameter], Any], layer: Layer) -> dict[str, Any]:
+    """f of every parameter, in the nested dict of params."""
+    return {
+        name: f(part) if isinstance(part, Parameter) else _map(f, part)
+        for name, part in layer.parameters().items()
+    }
+
+
+def linear(x: Array, w: Array, b: Array | None = None) -> Array:
+    """x @ w + b: (..., n) and (n, ...m) -> (..., ...m), one product whatever the number of axes."""
+    backend = backend_of(x)
+    xp = backend.xp
+    rows, columns = math.prod(x.shape[:-1]), math.prod(w.shape[1:])
+    flat = backend.linear(xp.reshape(x, (rows, x.shape[-1])), xp.reshape(w, (w.shape[0], columns)))
+    out = xp.reshape(flat, (*x.shape[:-1], *w.shape[1:]))
+    return out if b is None else out + b
+
+
+def positive(layer: str, **numbers: int | None) -> None:
+    """A ValueError unless each number is a positive int (or None)."""
+    for name, n in numbers.items():
+        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+            raise ValueError(f"polyattn.layers.{layer}: expected {name} to be a positive int, got {n!r}")
