@@ -88,6 +88,14 @@ class Backend:
             return bool(x) if kind(x.dtype, "bool") else int(x) if kind(x.dtype, "integral") else float(x)
         return [self.to_list(x[i, ...]) for i in range(x.shape[0])]
 
+    def to_numpy(self, x: Array) -> Array:
+        """The values as a NumPy array of the same dtype; a copy where the library has its own memory."""
+        return _numpy().xp.asarray(x)
+
+    def from_numpy(self, x: Array, like: Array) -> Array:
+        """A copy of a NumPy array in this library, on the device of `like`, of the same dtype if it has that."""
+        return self.xp.asarray(x, device=self.device(like), copy=True)
+
     def may_remember(self) -> bool:
         """Whether Python runs as itself now, so that a cache may be looked into."""
         return True
@@ -273,6 +281,12 @@ def _backend_of_namespace(array: Array) -> Backend:
     if found is None:
         found = _BY_NAME[name] = Backend(name, xp)
     _BY_TYPE[type(array)] = found
+    return found
+
+
+def _numpy() -> Backend:
+    found = backend_named("numpy")
+    assert found is not None, "polyattn carries its adapter for NumPy"
     return found
 
 

@@ -72,6 +72,19 @@ class TorchBackend(Backend):
     def to_list(self, x: Array) -> Any:
         return x.tolist()
 
+    def to_numpy(self, x: Array) -> Array:
+        x = x.detach().cpu()
+        if x.dtype != torch.bfloat16:
+            return x.numpy()
+        import ml_dtypes  # NumPy has no bfloat16 of its own
+
+        return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+
+    def from_numpy(self, x: Array, like: Array) -> Array:
+        if x.dtype.name == "bfloat16":
+            return torch.tensor(x.view("int16"), device=like.device).view(torch.bfloat16)
+        return torch.tensor(x, device=like.device)
+
     def native(self, p: Any, needs_lse: bool, *, by_name: bool = False) -> Any:
         from polyattn_torch.native import choose_kernel
 

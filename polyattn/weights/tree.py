@@ -1,0 +1,96 @@
+"""Nested params and flat names, and the way of params from one array library to another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from polyattn.backend import Array, backend_of
+from polyattn.layers import Layer, Params
+
+
+def flatten(params: Params, separator: str = ".") -> dict[str, Any]:
+    """{"a": {"b": x}} -> {"a.b": x}.
+
+    >>> flatten({"attention": {"w_q": 1}, "scale": 2})
+    {'attention.w_q': 1, 'scale': 2}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}{separator}{rest}": x for rest, x in flatten(value, separator).items()}
+        else:
+            flat[str(name)] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
+    """The inverse of `flatten`.
+
+    >>> unflatten({"attention.w_q": 1, "scale": 2})
+    {'attention': {'w_q': 1}, 'scale': 2}
+    """
+    params: dict[str, Any] = {}
+    for name, value in flat.items():
+        *path, last = name.split(separator)
+        place = params
+        for step in path:
+            place = place.setdefault(step, {})
+            if not isinstance(place, dict):
+                raise ValueError(
+                    f"polyattn.weights: expected {step!r} in {name!r} to be a group of names, got an array of "
+                    "that name too; the names contradict each other"
+                )
+        if last in place:
+            raise ValueError(
+                f"polyattn.weights: expected each name once, got {name!r} as an array and a group"
+            )
+        place[last] = value
+    return params
+
+
+def convert(params: Params, like: Array) -> dict[str, Any]:
+    """The params as arrays of the library and on the device of `like`, each of its own dtype.
+
+    TypeError if the library would change a dtype, as JAX does to float64 unless x64 is enabled.
+
+    >>> import numpy as np
+    >>> convert({"scale": np.ones(2)}, like=np.zeros(()))
+    {'scale': array([1., 1.])}
+    """
+    target = backend_of(like)
+
+    def one(name: str, x: Array) -> Array:
+        source = backend_of(x)
+        values = source.to_numpy(x)
+        made = target.from_numpy(values, like)
+        if (survived := target.to_numpy(made).dtype) != values.dtype:
+            raise TypeError(
+                f"polyattn.weights.convert: expected {name!r} to keep its dtype {values.dtype}, got {survived} from "
+                f"{target.name}; cast it first, or let {target.name} have that dtype (JAX: jax_enable_x64)"
+            )
+        return made
+
+    return unflatten({name: one(name, x) for name, x in flatten(params).items()})
+
+
+def check_names(where: str, given: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """A ValueError that lists what is missing, unexpected or of another shape, unless there is nothing of that."""
+    missing, unexpected = sorted(shapes.keys() - given.keys()), sorted(given.keys() - shapes.keys())
+    wrong = [
+        f"{name} has {tuple(given[name].shape)} instead of {shape}"
+        for name, shape in shapes.items()
+        if name in given and tuple(given[name].shape) != shape
+    ]
+    if missing or unexpected or wrong:
+        found = (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
+        listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in found if names)
+        raise ValueError(
+            f"{where}: expected {len(shapes)} arrays by name, got {len(given)}, {listed}; "
+            "is the layer configured as the source was?"
+        )
+
+
+def check_params(where: str, layer: Layer, params: Params) -> None:
+    """The same for the params of a layer."""
+    check_names(where, flatten(params), flatten(layer.shapes()))
