@@ -37,14 +37,16 @@ def test_wheel_packages_entry_points_and_folders_agree() -> None:
     packages = set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"])
     entries = project["project"]["entry-points"]["polyattn.backends"]
     folders = {f"backends/{p.parent.name}" for p in (ROOT / "backends").glob("*/__init__.py")}
-    assert packages == {"polyattn", "examples/polyattn_examples"} | folders
+    assert packages == {"polyattn"} | folders
     assert {f"backends/{target.partition(':')[0]}" for target in entries.values()} == folders
 
 
 def test_the_mathematics_imports_no_framework_by_name() -> None:
     tools = {"cli.py", "draw.py", "testing.py"}
     mathematics = [
-        p for p in (ROOT / "polyattn").rglob("*.py") if "parity" not in p.parts and p.name not in tools
+        p
+        for p in (ROOT / "polyattn").rglob("*.py")
+        if not {"parity", "weights"} & set(p.parts) and p.name not in tools
     ]
     assert len(mathematics) > 10
     for path in mathematics:

@@ -9,8 +9,10 @@ import jax
 import numpy as np
 import pytest
 import torch
-from polyattn_examples.sentence_encoder import LAYERS, SENTENCES, encode, erf, load, model_directory, tokenize
+from rounding import Rounded
 
+from polyattn.layers.activations import erf
+from polyattn.parity.minilm import MINILM, SENTENCES, load, model_directory, tokenize
 from polyattn.parity.real import real_cases
 from polyattn.testing import NumpyBench, check_backend
 
@@ -25,43 +27,24 @@ def tokens() -> tuple[Floats, Floats]:
 
 @pytest.fixture(scope="module")
 def true_embeddings(tokens: tuple[Floats, Floats]) -> Floats:
-    return encode(load(lambda x: x.astype(np.float64)), *tokens)
-
-
-class Rounded(np.ndarray[Any, Any]):
-    """float64 whose every operation errs like float32 with sums taken one by one (Monte Carlo arithmetic)."""
-
-    rng = np.random.default_rng(0)
-
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        plain = [np.asarray(x) for x in inputs]
-        into = options.pop("out", None)
-        out = np.asarray(getattr(ufunc, method)(*plain, **options))
-        if out.dtype.kind != "f" or into is not None:  # in place: the division inside a mean
-            return out if into is None else np.ndarray.__setitem__(into[0], ..., out) or into[0]
-        size = np.abs(out)
-        if ufunc is np.matmul:
-            size = size + np.sqrt(plain[0].shape[-1] / 2 * (plain[0] ** 2 @ plain[1] ** 2))
-        elif method == "reduce":
-            size = size + np.sqrt(plain[0].size / out.size / 2 * np.add.reduce(plain[0] ** 2, **options))
-        return (out + 2.0**-24 * self.rng.choice([-1.0, 1.0], size=out.shape) * size).view(Rounded)
+    return MINILM(jax.tree.map(lambda x: x.astype(np.float64), load(np.zeros(()))), *tokens)
 
 
 @pytest.fixture(scope="module")
 def noise(tokens: tuple[Floats, Floats], true_embeddings: Floats) -> float:
     """What rounding to float32 at every step does to the embeddings, worst of four draws."""
-    params = load(lambda x: x.astype(np.float64).view(Rounded))
-    return max(float(np.abs(np.asarray(encode(params, *tokens)) - true_embeddings).max()) for _ in range(4))
+    params = jax.tree.map(lambda x: x.astype(np.float64).view(Rounded), load(np.zeros(())))
+    return max(float(np.abs(np.asarray(MINILM(params, *tokens)) - true_embeddings).max()) for _ in range(4))
 
 
 def _jax(tokens: Floats, lengths: Floats) -> Floats:
     return np.asarray(
-        jax.jit(encode)(load(jax.numpy.asarray), jax.numpy.asarray(tokens), jax.numpy.asarray(lengths))
+        jax.jit(MINILM)(load(jax.numpy.zeros(())), jax.numpy.asarray(tokens), jax.numpy.asarray(lengths))
     )
 
 
 def _torch(tokens: Floats, lengths: Floats) -> Floats:
-    return encode(load(torch.from_numpy), torch.from_numpy(tokens), torch.from_numpy(lengths)).numpy()
+    return MINILM(load(torch.zeros(())), torch.from_numpy(tokens), torch.from_numpy(lengths)).numpy()
 
 
 def _transformers(tokens: Floats, lengths: Floats) -> Floats:
@@ -81,7 +64,7 @@ def _transformers(tokens: Floats, lengths: Floats) -> Floats:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize(
     "embed",
-    [lambda *x: encode(load(lambda w: w), *x), _jax, _torch, _transformers],
+    [lambda *x: MINILM(load(np.zeros(())), *x), _jax, _torch, _transformers],
     ids=["numpy", "jax", "torch", "transformers"],
 )
 def test_embeddings_are_the_truth_up_to_rounding(
@@ -96,18 +79,18 @@ def test_embeddings_are_the_truth_up_to_rounding(
 
 def test_padding_does_not_change_a_sentence(tokens: tuple[Floats, Floats]) -> None:
     ids, lengths = tokens
-    params = load(lambda x: x)
-    alone = encode(params, ids[2:3, : lengths[2]], lengths[2:3])
-    padded = encode(params, ids[2:3], lengths[2:3])
+    params = load(np.zeros(()))
+    alone = MINILM(params, ids[2:3, : lengths[2]], lengths[2:3])
+    padded = MINILM(params, ids[2:3], lengths[2:3])
     other = ids[2:3].copy()
     other[0, lengths[2] :] = 777
-    assert (encode(params, other, lengths[2:3]) == padded).all()
+    assert (MINILM(params, other, lengths[2:3]) == padded).all()
     assert np.abs(alone - padded).max() < 1e-6
 
 
 def test_the_queries_of_all_layers_are_real_input() -> None:
     outcomes = check_backend(NumpyBench(), dtypes=["float32"], only=real_cases())
-    assert len(outcomes) == LAYERS
+    assert len(outcomes) == MINILM.encoder.depth
 
 
 def test_erf_is_that_of_scipy() -> None:

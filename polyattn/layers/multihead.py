@@ -182,6 +182,16 @@ class MultiHeadAttention(Layer):
                 found["b_o"] = Parameter((fan_out,), ZEROS)
         return found
 
+    def project(self, params: Params, x: Array, context: Array) -> tuple[Array, Array, Array]:
+        """The queries, keys and values of every head, (..., H, L, D) and (..., Hkv, S, D), before rotation."""
+        q, k, v = (
+            _heads_first(linear(given, params[f"w_{name}"], params.get(f"b_{name}")))
+            for name, given in (("q", x), ("k", context), ("v", context))
+        )
+        if self.qk_norm is not None:
+            q, k = self.qk_norm(params["q_norm"], q), self.qk_norm(params["k_norm"], k)
+        return q, k, v
+
     def empty_cache(self, batch: int, capacity: int, *, like: Array) -> KVCache:
         """A cache for this layer, without tokens."""
         return KVCache.empty(batch, self.kv_heads, capacity, self.width, like=like)
@@ -206,12 +216,7 @@ class MultiHeadAttention(Layer):
                 f"{self.name}: expected context of shape (..., length, {self.source_dim}), got {tuple(source.shape)}; "
                 "context_dim declares its width"
             )
-        q, k, v = (
-            _heads_first(linear(given, params[f"w_{name}"], params.get(f"b_{name}")))
-            for name, given in (("q", x), ("k", source), ("v", source))
-        )
-        if self.qk_norm is not None:
-            q, k = self.qk_norm(params["q_norm"], q), self.qk_norm(params["k_norm"], k)
+        q, k, v = self.project(params, x, source)
         if cache is not None:
             if context is not None or query_offset is not None:
                 raise ValueError(

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
 
 from polyattn import masks
+from polyattn.parity import minilm
 from polyattn.parity.case import Case, Draw, Later, Sample
 from polyattn.parity.spec import Floats, Spec
 
 
 def real_cases() -> tuple[Case, ...]:
     """A case for each of the six layers; ModuleNotFoundError where the weights are not installed."""
-    from polyattn_examples import sentence_encoder
-
-    sentence_encoder.model_directory()
-    return tuple(
-        Case(f"MiniLM layer {i + 1}", "real input", _layer(i)) for i in range(sentence_encoder.LAYERS)
-    )
+    minilm.model_directory()
+    depth = minilm.MINILM.encoder.depth
+    return tuple(Case(f"MiniLM layer {i + 1}", "real input", _layer(i)) for i in range(depth))
 
 
 def _layer(i: int) -> Callable[[Draw], Sample]:
@@ -37,16 +34,6 @@ def _layer(i: int) -> Callable[[Draw], Sample]:
 @cache
 def _captured() -> tuple[list[tuple[Floats, Floats, Floats]], Floats]:
     """query, key and value (batch, heads, length, width) of every layer, and the sentence lengths."""
-    from polyattn_examples import sentence_encoder
-
-    import polyattn
-
-    tokens, lengths = (np.asarray(x, np.int32) for x in sentence_encoder.tokenize(sentence_encoder.SENTENCES))
-    seen: list[tuple[Any, Any, Any]] = []
-
-    def record(q: Any, k: Any, v: Any, **options: Any) -> Any:
-        seen.append(tuple(x.swapaxes(1, 2) for x in (q, k, v)))
-        return polyattn.attention(q, k, v, **options)
-
-    sentence_encoder.encode(sentence_encoder.load(lambda array: array), tokens, lengths, record)
-    return seen, lengths
+    tokens, lengths = (np.asarray(x, np.int32) for x in minilm.tokenize(minilm.SENTENCES))
+    params = minilm.load(like=np.zeros((), np.float32))
+    return list(minilm.MINILM.queries_keys_values(params, tokens, lengths)), lengths

@@ -71,7 +71,10 @@ def convert(params: Params, like: Array) -> dict[str, Any]:
             )
         return made
 
-    return unflatten({name: one(name, x) for name, x in flatten(params).items()})
+    def every(params: Params) -> dict[str, Any]:
+        return {name: every(x) if isinstance(x, Mapping) else one(name, x) for name, x in params.items()}
+
+    return every(params)
 
 
 def check_names(where: str, given: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:

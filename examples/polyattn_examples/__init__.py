@@ -1,1 +1,0 @@
-"""Examples that can be imported: readable files on top of `polyattn`."""
