@@ -81,15 +81,16 @@ class KVCache(NamedTuple):
         if is_array(length) and backend_of(length).is_concrete(length):
             with backend.eager():
                 length = backend.to_list(length)
+        known = 0 if is_array(length) else length
+        if known + n > self.capacity:
+            raise ValueError(
+                f"polyattn.cache.KVCache.append: expected at most {self.capacity - known} more tokens, got {n}; "
+                f"the cache has room for {self.capacity} and holds {known}"
+            )
         if is_array(length):
             xp = backend.xp
             fits = length + n <= self.capacity
             key, value = (xp.where(fits, x, backend.asarray(float("nan"), x.dtype, x)) for x in (key, value))
-        elif length + n > self.capacity:
-            raise ValueError(
-                f"polyattn.cache.KVCache.append: expected at most {self.capacity - length} more tokens, got {n}; "
-                f"the cache has room for {self.capacity} and holds {length}"
-            )
         return KVCache(
             backend.put(self.key, length, key, -2),
             backend.put(self.value, length, value, -2),

@@ -68,9 +68,10 @@ def erf(x: Array) -> Array:
     """
     xp = backend_of(x).xp
     edge, terms = (4.0, 50) if xp.finfo(x.dtype).bits == 32 else (6.0, 100)
-    x = xp.clip(x, -edge, edge)
-    square = 2.0 * x * x
+    near = xp.clip(x, -edge, edge)
+    square = 2.0 * near * near
     series = xp.ones_like(x)
     for n in range(terms, 0, -1):
         series = 1.0 + series * square / (2 * n + 1)
-    return 2.0 / math.sqrt(math.pi) * x * xp.exp(-x * x) * series
+    found = 2.0 / math.sqrt(math.pi) * near * xp.exp(-near * near) * series
+    return xp.where(xp.abs(x) < edge, found, xp.where(x == x, xp.sign(x), x))  # gelu multiplies 1 - erf by x

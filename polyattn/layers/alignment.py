@@ -11,7 +11,7 @@ from polyattn.additive import additive_attention
 from polyattn.attention import AuxRequest
 from polyattn.backend import Array
 from polyattn.layers.initializers import Distribution, initializer
-from polyattn.layers.layer import Layer, Parameter, Params, linear, positive
+from polyattn.layers.layer import Layer, Parameter, Params, linear, positive, share
 
 
 class _Alignment(Layer):
@@ -98,6 +98,7 @@ class AdditiveAttention(_Alignment):
             hidden_dim=self.hidden_dim,
             context_dim=self.context_dim,
         )
+        share("AdditiveAttention", self.dropout_rate)
 
     def parameters(self) -> Mapping[str, Parameter]:
         def kernel(*shape: int) -> Parameter:
@@ -147,6 +148,7 @@ class LuongAttention(_Alignment):
             context_dim=self.context_dim,
             hidden_dim=self.hidden_dim,
         )
+        share("LuongAttention", self.dropout_rate)
         if self.score not in ("dot", "general", "concat"):
             raise ValueError(f"{self.name}: expected score 'dot', 'general' or 'concat', got {self.score!r}")
         if self.score == "dot" and self.source_dim != self.embed_dim:

@@ -12,7 +12,7 @@ from polyattn.cache import KVCache
 from polyattn.dropout import drop, fold_in
 from polyattn.layers.alignment import AdditiveAttention, LuongAttention
 from polyattn.layers.dense import MLP
-from polyattn.layers.layer import Layer, Params
+from polyattn.layers.layer import Layer, Params, share
 from polyattn.layers.multihead import MultiHeadAttention
 from polyattn.layers.norm import LayerNorm, RMSNorm
 
@@ -77,6 +77,9 @@ class _Residual(Layer):
     norm: Norm
     norm_first: bool
     dropout_rate: float
+
+    def __post_init__(self) -> None:
+        share(type(self).__name__, self.dropout_rate)
 
     def _around(
         self, params: Params, x: Array, number: int, seed: Any, part: Any
@@ -229,6 +232,8 @@ class EncoderDecoderAttention(_Residual):
         dropout_seed: int | Array | None = None,
         return_aux: AuxRequest | None = None,
     ) -> Any:
+        if context is None:
+            raise ValueError(f"{self.name}: expected a context, got None; without one take EncoderBlock")
         self.check(params, self.self_attention.embed_dim, x=x, context=context)
 
         def to_target(x: Array, seed: Any) -> Any:

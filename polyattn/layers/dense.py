@@ -9,7 +9,7 @@ from polyattn.backend import Array, backend_of, is_array
 from polyattn.dropout import drop
 from polyattn.layers.activations import ACTIVATIONS, silu
 from polyattn.layers.initializers import ZEROS, Distribution, Normal, initializer
-from polyattn.layers.layer import Layer, Parameter, Params, linear, positive
+from polyattn.layers.layer import Layer, Parameter, Params, linear, positive, share
 
 _SMALL = Normal(0.02)  # as GPT-2 and BERT begin
 
@@ -65,6 +65,8 @@ class Embedding(Layer):
                     f"{self.name}: expected tokens from 0 to {self.size - 1}, got some from {low} to {high}; "
                     "the table has no such rows"
                 )
+        if xp.iinfo(tokens.dtype).bits < 32:  # no index for PyTorch
+            tokens = backend.astype(tokens, xp.int32)
         rows = xp.take(params["table"], xp.reshape(tokens, (-1,)), axis=0)
         return xp.reshape(rows, (*tokens.shape, self.dim))
 
@@ -96,6 +98,7 @@ class MLP(Layer):
 
     def __post_init__(self) -> None:
         positive("MLP", embed_dim=self.embed_dim, hidden_dim=self.hidden_dim)
+        share("MLP", self.dropout_rate)
         if self.activation not in (*ACTIVATIONS, "swiglu"):
             raise ValueError(
                 f"polyattn.layers.MLP: expected activation among {', '.join((*ACTIVATIONS, 'swiglu'))}, "

@@ -63,7 +63,9 @@ class Normal(Distribution):
         std = self.std / math.sqrt(1 - 4 * normal.pdf(2) / (1 - 2 * low)) if self.truncated else self.std
         words = backend.to_list(_words((math.prod(shape),), seed, stream, like))
         numbers = [std * normal.inv_cdf(low + (1 - 2 * low) * ((w + 2**31 + 0.5) * 2.0**-32)) for w in words]
-        return backend.xp.reshape(backend.asarray(numbers, like.dtype, like), shape)
+        # By way of the compute dtype everywhere, as PyTorch goes to half precision: two roundings.
+        drawn = backend.asarray(numbers, backend.compute_dtype(like.dtype), like)
+        return backend.astype(backend.xp.reshape(drawn, shape), like.dtype)
 
 
 def _words(shape: tuple[int, ...], seed: int, stream: int, like: Array) -> Array:

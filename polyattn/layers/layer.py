@@ -165,3 +165,12 @@ def positive(layer: str, **numbers: int | None) -> None:
     for name, n in numbers.items():
         if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
             raise ValueError(f"polyattn.layers.{layer}: expected {name} to be a positive int, got {n!r}")
+
+
+def share(layer: str, dropout_rate: float) -> None:
+    """A ValueError unless a dropout rate is one."""
+    if not 0.0 <= dropout_rate < 1.0:
+        raise ValueError(
+            f"polyattn.layers.{layer}: expected 0 <= dropout_rate < 1, got {dropout_rate!r}; it is the share of "
+            "numbers dropped"
+        )

@@ -11,7 +11,7 @@ from polyattn.attention import AuxRequest
 from polyattn.backend import Array, Backend, backend_of, is_array
 from polyattn.cache import KVCache
 from polyattn.layers.initializers import ZEROS, Distribution, initializer
-from polyattn.layers.layer import Layer, Parameter, Params, linear, positive
+from polyattn.layers.layer import Layer, Parameter, Params, linear, positive, share
 from polyattn.layers.norm import LayerNorm, RMSNorm
 from polyattn.masks.algebra import Mask
 from polyattn.mods import ScoreMod
@@ -35,6 +35,9 @@ class ScaledDotProductAttention(Layer):
     _: KW_ONLY
     scale: float | None = None
     dropout_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        share("ScaledDotProductAttention", self.dropout_rate)
 
     def __call__(
         self,
@@ -132,11 +135,7 @@ class MultiHeadAttention(Layer):
                 f"polyattn.layers.{kind}: expected num_kv_heads to divide num_heads, got num_heads={self.num_heads} "
                 f"and num_kv_heads={self.kv_heads}; each kv head serves equally many query heads"
             )
-        if not 0.0 <= self.dropout_rate < 1.0:
-            raise ValueError(
-                f"polyattn.layers.{kind}: expected 0 <= dropout_rate < 1, got {self.dropout_rate!r}; it is the share "
-                "of weights dropped"
-            )
+        share(kind, self.dropout_rate)
         if self.qk_norm is not None and self.qk_norm.dim != self.width:
             raise ValueError(
                 f"polyattn.layers.{kind}: expected qk_norm of dim {self.width}, the width of a head, got "
@@ -266,8 +265,14 @@ class MultiHeadAttention(Layer):
             raise type(error)(f"{self.name} with q, k, v of shapes {shapes}: {error}") from error
 
     def _check_length(self, keys: int | Array) -> None:
-        if self.context_length is None or is_array(keys):
+        if self.context_length is None:
             return
+        if is_array(keys):
+            backend = backend_of(keys)
+            if not backend.is_concrete(keys):
+                return
+            with backend.eager():
+                keys = backend.to_list(keys)
         if keys > self.context_length:
             raise ValueError(
                 f"{self.name}: expected at most context_length={self.context_length} tokens, got {keys}; cut the "

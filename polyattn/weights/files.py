@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,14 @@ def save(params: Params, path: str | os.PathLike[str], *, metadata: Mapping[str,
     """
     path = Path(path)
     arrays = {name: _contiguous(backend_of(x).to_numpy(x)) for name, x in flatten(params).items()}
+    others = ("bfloat16",) if path.suffix == ".safetensors" else ()
+    if strange := [
+        f"{name} of {x.dtype}" for name, x in arrays.items() if not _plain(x) and x.dtype.name not in others
+    ]:
+        raise TypeError(
+            "polyattn.weights.save: expected bools, integers and floats (bfloat16 in .safetensors alone), got "
+            f"{', '.join(strange)}; cast it first"
+        )
     part = path.with_name(path.name + ".part")
     try:
         if path.suffix == ".npz":
@@ -29,14 +39,10 @@ def save(params: Params, path: str | os.PathLike[str], *, metadata: Mapping[str,
                 raise ValueError(
                     "polyattn.weights.save: expected no metadata for .npz, got some; use .safetensors"
                 )
-            strange = [name for name, x in arrays.items() if x.dtype.kind not in "biuf"]
-            if strange:
-                raise TypeError(
-                    f"polyattn.weights.save: expected dtypes that NumPy itself has, got others for {', '.join(strange)}; "
-                    "use .safetensors"
-                )
-            with part.open("wb") as file:
-                np.savez(file, **arrays)
+            with zipfile.ZipFile(part, "w") as archive:  # numpy.savez has arguments, which are no names then
+                for name, x in arrays.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                        np.lib.format.write_array(file, x, allow_pickle=False)
         elif path.suffix == ".safetensors":
             from safetensors.numpy import save_file
 
@@ -52,7 +58,8 @@ def load(path: str | os.PathLike[str], *, like: Array, layer: Layer | None = Non
     """Nested params from a .safetensors or .npz file, in the library and on the device of `like`.
 
     layer: the one they are for; ValueError if a name is missing, unexpected, or of another shape. ValueError
-    too for a file that is damaged or of another kind; nothing in a file is ever executed.
+    too for a file that is damaged or of another kind; nothing in a file is ever executed. A file holds arrays
+    alone: a part without parameters has its empty dict only if `layer` is given.
     """
     path = Path(path)
     readers: dict[str, Callable[[Path], dict[str, Any]]] = {".safetensors": _safetensors, ".npz": _npz}
@@ -61,15 +68,31 @@ def load(path: str | os.PathLike[str], *, like: Array, layer: Layer | None = Non
     params = convert(unflatten(readers[path.suffix](path)), like=like)
     if layer is not None:
         check_params(f"polyattn.weights.load({path.name!r}) for {layer.name}", layer, params)
+        params = _complete(params, layer.shapes())
     return params
+
+
+def _complete(params: Params, shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """The params, with an empty dict for every part that has no arrays."""
+    return {
+        name: _complete(params.get(name, {}), part) if isinstance(part, Mapping) else params[name]
+        for name, part in shapes.items()
+    }
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    with suppress(ImportError):
+        import ml_dtypes  # noqa: F401  # from then on NumPy knows bfloat16 by name
     try:
         return dict(load_file(path))
+    except (AttributeError, TypeError) as error:
+        raise ValueError(
+            f"polyattn.weights.load: expected dtypes that NumPy has, or bfloat16 beside the package ml_dtypes, got "
+            f"{path.name!r}, of which NumPy says: {error}; store it in another dtype"
+        ) from error
     except SafetensorError as error:
         raise ValueError(
             f"polyattn.weights.load: expected a whole safetensors file, got {path.name!r}, of which the reader says: "
@@ -81,15 +104,33 @@ def _npz(path: Path) -> dict[str, Any]:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        if strange := [name for name, x in arrays.items() if not _plain(x)]:
+            raise TypeError(f"{', '.join(strange)}: no array of numbers")
+        return arrays
+    except FileNotFoundError:
+        raise
+    # What NumPy, zipfile and zlib raise where bytes are not what they should be.
+    except (
+        ValueError,
+        TypeError,
+        OSError,
+        EOFError,
+        MemoryError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise ValueError(
             f"polyattn.weights.load: expected a whole .npz file of plain arrays, got {path.name!r}, of which NumPy "
             f"says: {error}; was it cut short, or does it hold pickled objects?"
         ) from error
+
+
+def _plain(x: Any) -> bool:
+    """Whether it is an array of bools, integers or floats of at most 64 bits, which every file can hold."""
+    return hasattr(x, "dtype") and x.dtype.kind in "biuf" and x.dtype.itemsize <= 8
 
 
 def _contiguous(x: Any) -> Any:

@@ -84,6 +84,8 @@ class Format:
 
     attention: Callable[[MultiHeadAttention], Rules]
     norm: Mapping[str, str]  # ours -> theirs
+    rms_norm: Mapping[str, str] = field(default_factory=dict)  # where it is not as norm
+    qk_norm: Mapping[str, str] = field(default_factory=dict)  # part -> prefix
     linear: Mapping[str, str] = field(default_factory=dict)
     mlp: Mapping[str, str] = field(default_factory=dict)
     encoder: Mapping[str, str] = field(default_factory=dict)  # part -> prefix
@@ -108,17 +110,15 @@ def _rules(function: str, layer: Layer, name: str) -> Rules:
 def _of(f: Format, layer: Layer) -> Rules:
     """The rules of a layer in a format, by its kind."""
     if isinstance(layer, MultiHeadAttention):
-        norms = (
-            []
-            if layer.qk_norm is None
-            else [
-                *_part(f, layer.qk_norm, "q_norm", "q_norm."),
-                *_part(f, layer.qk_norm, "k_norm", "k_norm."),
-            ]
-        )
-        return f.attention(layer) + norms
+        if layer.qk_norm is None:
+            return f.attention(layer)
+        if not f.qk_norm:
+            raise LookupError(f"{layer} with qk_norm")
+        norms = (_part(f, layer.qk_norm, ours, theirs) for ours, theirs in f.qk_norm.items())
+        return [*f.attention(layer), *(rule for norm in norms for rule in norm)]
     if isinstance(layer, LayerNorm | RMSNorm):
-        return [_same(f.norm[name], name, (layer.dim,)) for name in layer.parameters()]
+        names = f.rms_norm if f.rms_norm and isinstance(layer, RMSNorm) else f.norm
+        return [_same(names[name], name, (layer.dim,)) for name in layer.parameters()]
     if isinstance(layer, Linear | MLP):
         names = f.mlp if isinstance(layer, MLP) else f.linear
         if missing := [name for name in layer.parameters() if name not in names]:
@@ -128,6 +128,8 @@ def _of(f: Format, layer: Layer) -> Rules:
             for name, p in layer.parameters().items()
         ]
     if isinstance(layer, Encoder | Decoder) and f.stack[0]:
+        if layer.final_norm is not None and not f.stack[1]:
+            raise LookupError(f"{layer} with final_norm")
         norm = [] if layer.final_norm is None else _part(f, layer.final_norm, "norm", f.stack[1])
         blocks = (_part(f, layer.block, f"block_{i}", f.stack[0].format(i)) for i in range(layer.depth))
         return [*(rule for block in blocks for rule in block), *norm]
@@ -139,7 +141,7 @@ def _of(f: Format, layer: Layer) -> Rules:
         else {}
     )
     parts = layer.parameters()
-    if not prefixes or (missing := [name for name in parts if name not in prefixes]):
+    if not prefixes or parts.keys() != prefixes.keys():
         raise LookupError(str(layer))
     return [rule for name, part in parts.items() for rule in _part(f, part, name, prefixes[name])]  # type: ignore[arg-type]
 
@@ -321,6 +323,7 @@ FORMATS: Mapping[str, Format] = {
     "flax": Format(
         _separate({"q": "query", "k": "key", "v": "value", "o": "out"}, ".kernel", ".bias", False),
         {"scale": "scale", "bias": "bias"},
+        qk_norm={"q_norm": "query_ln.", "k_norm": "key_ln."},
         linear={"w": "kernel", "b": "bias"},
         transposed=False,
     ),
@@ -329,6 +332,7 @@ FORMATS: Mapping[str, Format] = {
             {"q": "query", "k": "key", "v": "value", "o": "attention_output"}, "/kernel", "/bias", False
         ),
         {"scale": "gamma", "bias": "beta"},
+        rms_norm={"scale": "scale"},
         linear={"w": "kernel", "b": "bias"},
         transposed=False,
     ),
@@ -354,8 +358,16 @@ FORMATS: Mapping[str, Format] = {
     "llama": Format(
         _separate({"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}, ".weight", ".bias", True),
         _AFFINE,
+        qk_norm={"q_norm": "q_norm.", "k_norm": "k_norm."},
         linear=_LINEAR,
-        mlp={"w_in": "up_proj.weight", "w_gate": "gate_proj.weight", "w_out": "down_proj.weight"},
+        mlp={
+            "w_in": "up_proj.weight",
+            "w_gate": "gate_proj.weight",
+            "w_out": "down_proj.weight",
+            "b_in": "up_proj.bias",
+            "b_gate": "gate_proj.bias",
+            "b_out": "down_proj.bias",
+        },
         encoder={
             "attention": "self_attn.",
             "norm_1": "input_layernorm.",

@@ -6,17 +6,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from polyattn.backend import Array
-from polyattn.weights.tree import check_names, flatten, unflatten
+from polyattn.weights.tree import check_names, convert, flatten, unflatten
 
 
 def read(module: Any) -> dict[str, Array]:
     """The parameters of a module of PyTorch, Flax nnx, Keras or Equinox, by the names that `from_format` knows.
 
+    Copies where arrays can be written to, so that neither side sees the other learn.
+
     params = from_format(layer, read(torch.nn.MultiheadAttention(64, 4)), "torch")
     """
+    return {name: x.detach().clone() if hasattr(x, "detach") else x for name, x in _arrays(module).items()}
+
+
+def _arrays(module: Any) -> dict[str, Array]:
+    """The arrays themselves."""
     kind = _framework(module)
     if kind == "torch":
-        return {name: x.detach() for name, x in module.state_dict().items()}
+        return dict(module.state_dict())
     if kind == "flax":
         from flax import nnx
 
@@ -27,9 +34,15 @@ def read(module: Any) -> dict[str, Array]:
 
 
 def write(module: Any, tensors: Mapping[str, Array]) -> Any:
-    """Sets the parameters of a module, by name; every name must be there. Returns it; in Equinox, a new one."""
-    shapes = {name: tuple(x.shape) for name, x in read(module).items()}
+    """Sets the parameters of a module, by name, from arrays of any library; every name must be there.
+
+    Returns it; in Equinox, whose modules do not change, a new one.
+    """
+    own = _arrays(module)
+    shapes = {name: tuple(x.shape) for name, x in own.items()}
     check_names(f"polyattn.weights.write({type(module).__name__})", tensors, shapes)
+    for like in list(own.values())[:1]:
+        tensors = convert(tensors, like=like)
     kind = _framework(module)
     if kind == "torch":
         module.load_state_dict(dict(tensors))

@@ -17,10 +17,17 @@ def flatten(params: Params, separator: str = ".") -> dict[str, Any]:
     """
     flat: dict[str, Any] = {}
     for name, value in params.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{name}{separator}{rest}": x for rest, x in flatten(value, separator).items()}
-        else:
-            flat[str(name)] = value
+        part = (
+            {f"{name}{separator}{rest}": x for rest, x in flatten(value, separator).items()}
+            if isinstance(value, Mapping)
+            else {str(name): value}
+        )
+        if twice := flat.keys() & part.keys():
+            raise ValueError(
+                f"polyattn.weights: expected each name once, got {', '.join(sorted(twice))} twice; a name must not "
+                f"contain {separator!r}"
+            )
+        flat |= part
     return flat
 
 
@@ -43,7 +50,8 @@ def unflatten(flat: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
                 )
         if last in place:
             raise ValueError(
-                f"polyattn.weights: expected each name once, got {name!r} as an array and a group"
+                f"polyattn.weights: expected each name once, got {name!r} as an array and as a group; the names "
+                "contradict each other"
             )
         place[last] = value
     return params

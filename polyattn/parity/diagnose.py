@@ -1,0 +1,528 @@
+"""Which convention explains an observed output: a search among what implementations do otherwise.
+
+The output is compared with what an implementation with other settings would have returned
+(`polyattn.parity.conventions`), one change at a time and two at a time. What explains it must do so to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polyattn.backend import backend_of, is_array
+from polyattn.parity.conventions import CONTRACT, Answer, Call, Settings, allowed_keys, answer, merge, pose
+from polyattn.parity.measure import ACCEPTANCE, UNIT_ROUNDOFF
+from polyattn.parity.spec import Floats
+
+ROWS = 16  # query rows of the first screening
+LARGE = 2**22  # scores beyond which pairs of changes that need every row are not tried
+SCREEN = 2.0**5  # what the screening in float32 adds to an eta at most, for an output in float32
+ALIKE = 0.05  # two outputs whose difference is below this eta are the same
+
+
+class Cause(NamedTuple):
+    """One change of the settings, and how to say it."""
+
+    field: str
+    choice: str
+    sentence: Callable[[Call], str]
+    applies: Callable[[Call], bool]
+
+
+def _causes() -> tuple[Cause, ...]:
+    def always(call: Call) -> bool:
+        return True
+
+    def has(name: str) -> Callable[[Call], bool]:
+        return lambda call: getattr(call, name) is not None
+
+    def grouped(call: Call) -> bool:
+        return bool(1 < call.k.shape[1] < call.q.shape[1])
+
+    def square(call: Call) -> bool:
+        return call.q.shape[2] == call.k.shape[2]
+
+    def masked(call: Call) -> bool:
+        return call.mask is not None or call.is_causal or call.window is not None
+
+    def causal(call: Call) -> bool:
+        return call.is_causal
+
+    def several_heads(call: Call) -> bool:
+        return call.q.shape[1] > 1
+
+    def same_heads(call: Call) -> bool:
+        return several_heads(call) and call.q.shape[1] == call.k.shape[1]
+
+    def say(text: str) -> Callable[[Call], str]:
+        return lambda call: text
+
+    def scale(choice: str, text: str) -> Cause:
+        return Cause(
+            "scale",
+            choice,
+            lambda c: text.format(
+                D=c.q.shape[3],
+                E=c.embed_dim,
+                S=c.k.shape[2],
+                KV=c.k.shape[1] * c.q.shape[3],
+                s=f"{c.scale:.4g}",
+            ),
+            always,
+        )
+
+    return (
+        scale("1", "scale = 1 (scores not divided)"),
+        scale("1/sqrt(embed_dim)", "scale = 1/sqrt({E}) (model width, not head width)"),
+        scale("1/sqrt(D)", "scale = 1/sqrt({D}) (the default, not the scale that was asked for)"),
+        scale("twice", "scale {s} applied twice"),
+        scale("1/D", "scale = 1/{D} (no square root)"),
+        scale("sqrt(D)", "scale = sqrt({D}) (multiplied, not divided)"),
+        scale("1/sqrt(S)", "scale = 1/sqrt({S}) (number of keys, not head width)"),
+        scale("1/sqrt(kv_heads D)", "scale = 1/sqrt({KV}) (width of all kv heads, not of one)"),
+        Cause("polarity", "ignore", say("mask polarity inverted: True was taken as 'ignore'"), has("mask")),
+        Cause("mask", "dropped", say("mask ignored"), has("mask")),
+        Cause("mask", "added as 0/1", say("mask added to the scores as 0 and 1, as a float mask is"), has("mask")),
+        Cause("mask", "after the softmax", say("mask applied after the softmax, rows not renormalised"), masked),
+        Cause("mask", "hides queries", say("padding mask on the query axis instead of the key axis"), lambda c: c.mask is not None and square(c)),
+        Cause("hidden", "0", say("hidden scores filled with about 0 instead of -inf"), masked),
+        Cause("causal", "dropped", say("causal mask ignored"), causal),
+        Cause("causal", "top-left", say("causal mask aligned top-left (first query with first key)"), causal),
+        Cause("causal", "bottom-right", say("causal mask aligned bottom-right (last query with last key)"), causal),
+        Cause("causal", "diagonal hidden", say("causal mask hides the diagonal: a token does not see itself"), causal),
+        Cause("causal", "one ahead", say("causal mask off by one: a token sees the next one"), causal),
+        Cause("causal", "transposed", say("causal mask transposed: a token sees the later ones"), causal),
+        Cause("window", "dropped", say("window ignored"), has("window")),
+        Cause("window", "one key more", say("window off by one: one neighbour more on a side (size counted without the token itself)"), has("window")),
+        Cause("window", "one key less", say("window off by one: one neighbour less on a side (size counted with the token itself)"), has("window")),
+        Cause("window", "symmetric", say("window applied on both sides"), has("window")),
+        Cause("window", "from the first row", say("window positioned from the first row, without the query offset"), lambda c: c.window is not None and c.offset != 0),
+        Cause("softcap", "dropped", say("soft cap ignored"), has("softcap")),
+        Cause("softcap", "after the mask", say("soft cap applied after the mask: hidden keys leak at -cap"), lambda c: c.softcap is not None and masked(c)),
+        Cause("softcap", "rational", say("soft cap as x / (1 + |x| / cap), not cap tanh(x / cap)"), has("softcap")),
+        Cause("softcap", "before the scale", say("soft cap applied before the scale"), has("softcap")),
+        Cause("softcap", "after the bias", say("soft cap applied after the bias"), lambda c: c.softcap is not None and (c.bias is not None or c.shift is not None)),
+        Cause("softcap", "tanh alone", say("soft cap without its factor: tanh(x / cap)"), has("softcap")),
+        Cause("bias", "dropped", say("bias ignored"), has("bias")),
+        Cause("bias", "before the scale", say("bias added before the scale: (q k + bias) scale"), has("bias")),
+        Cause("bias", "subtracted", say("bias subtracted"), has("bias")),
+        Cause("sinks", "dropped", say("sinks left out of the softmax"), has("sinks")),
+        Cause("heads", "tiled", say("kv heads tiled: query head h reads kv head h % Hkv, not h // G"), grouped),
+        Cause("heads", "first only", say("every query head reads the first kv head"), lambda c: c.k.shape[1] > 1),
+        Cause("heads", "reversed", say("kv heads in reverse order"), lambda c: c.k.shape[1] > 1),
+        Cause("layout", "split without transpose", say("heads split wrongly: (B, L, H D) viewed as (B, H, L, D) without a transpose"), several_heads),
+        Cause("layout", "heads interleaved", say("heads split wrongly: (H D) read as (D H), heads interleaved"), several_heads),
+        Cause("layout", "attends over heads", say("layout swapped: attention over the heads of a token instead of over tokens"), lambda c: same_heads(c) and square(c) and not masked(c) and c.bias is None and c.shift is None and c.sinks is None),
+        Cause("merge", "merged without transpose", say("heads merged wrongly: (B, H, L, D) viewed as (B, L, H D) without a transpose"), several_heads),
+        Cause("softmax", "queries", say("softmax over the queries instead of the keys"), always),
+        Cause("softmax", "heads", say("softmax over the heads instead of the keys"), several_heads),
+        Cause("softmax", "missing", say("no softmax: scores used as weights"), always),
+        Cause("softmax", "base 2", say("softmax in base 2 without the factor log2(e)"), always),
+        Cause("softmax", "plus one", say("softmax with 1 added to the denominator (a sink of 0)"), always),
+        Cause("softmax", "sigmoid", say("sigmoid instead of softmax"), always),
+        Cause("empty_rows", "mean of all values", say("rows that see nothing get the mean of all values (finite mask constant)"), masked),
+        Cause("empty_rows", "as if unmasked", say("rows that see nothing are computed as if there were no mask"), masked),
+        Cause("empty_rows", "NaN", say("rows that see nothing are NaN"), masked),
+        Cause("rotary", "dropped", say("rotary embedding not applied"), has("rotary")),
+        Cause("rotary", "other pairing", lambda c: "rotary pairing " + ("half-split instead of interleaved" if c.rotary is not None and c.rotary.interleaved else "interleaved instead of half-split"), has("rotary")),
+        Cause("rotary", "queries alone", say("rotary embedding applied to the queries alone"), has("rotary")),
+        Cause("rotary", "queries one late", say("rotary positions of the queries off by one"), has("rotary")),
+        Cause("rotary", "queries from 0", say("rotary positions of the queries start at 0 instead of query_offset"), lambda c: c.rotary is not None and c.offset != 0),
+        Cause("rotary", "applied", say("rotary embedding applied (half-split pairs), which nobody asked for"), lambda c: c.rotary is None and c.q.shape[3] % 2 == 0),
+        Cause("rotary", "applied interleaved", say("rotary embedding applied (interleaved pairs), which nobody asked for"), lambda c: c.rotary is None and c.q.shape[3] % 2 == 0),
+        Cause("keys", "last dropped", say("last key dropped"), always),
+        Cause("keys", "first dropped", say("first key dropped"), always),
+        Cause("operands", "query and key swapped", say("query and key swapped"), lambda c: c.q.shape == c.k.shape),
+        Cause("operands", "key and value swapped", say("key and value swapped"), lambda c: c.k.shape == c.v.shape),
+    )  # fmt: skip
+
+
+CAUSES = _causes()
+
+_NAMES = {"bfloat16": "bfloat16", "float16": "float16", "tf32": "TF32"}
+_STAGES = {
+    "inputs": "query, key and value rounded to {}",
+    "scores": "scores rounded to {}",
+    "weights": "weights rounded to {}",
+    "inputs and output": "query, key, value and output rounded to {}",
+    "everywhere": "operands, scores, weights and output rounded to {}",
+}
+
+
+def _rounding(low: str, stage: str) -> Cause:
+    sentence = _STAGES[stage].format(_NAMES[low])
+    return Cause("precision", f"{low} {stage}", lambda call: sentence, lambda call: True)
+
+
+ROUNDINGS = tuple(_rounding(low, stage) for low in _NAMES for stage in _STAGES)
+_LOW = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "tf32": 2.0**-11}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """An explanation: the settings, in words, and how well they fit."""
+
+    settings: Settings
+    sentences: tuple[str, ...]
+    eta: float
+
+    def __str__(self) -> str:
+        return f"{' and '.join(self.sentences)}: eta {self.eta:.2g}"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `diagnose` found. `findings` explain the output, the best first; those that cannot be told apart on
+    these inputs stand side by side in `alike`. `nearest` is the best of the failed ones."""
+
+    stated: float  # eta of the output against the contract
+    findings: tuple[Finding, ...]
+    alike: tuple[Finding, ...]
+    nearest: Finding | None
+    tried: int
+    note: str = ""
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the output is what was asked for."""
+        return self.stated <= ACCEPTANCE
+
+    def __str__(self) -> str:
+        stated = f"as stated: eta {self.stated:.2g}"
+        if self.agrees:
+            return f"matches the contract ({stated}, accepted up to {ACCEPTANCE:g}){self.note}"
+        if not self.findings:
+            near = "" if self.nearest is None else f"; the nearest is {self.nearest}"
+            return f"no known convention explains this ({stated}; {self.tried} explanations tried{near}){self.note}"
+        best = self.findings[0]
+        lines = [f"matches {best}; {stated}"]
+        lines += [f"  or, the same on these inputs: {' and '.join(other.sentences)}" for other in self.alike]
+        lines += [f"  also possible: {other}" for other in self.findings[1:3]]
+        return "\n".join(lines) + self.note
+
+
+def diagnose(
+    output: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    dtype: str | None = None,
+    pairs: bool = True,
+    **context: Any,
+) -> Diagnosis:
+    """Why an implementation of attention returned `output`: the convention or the mistake that explains it.
+
+    output (..., Hq, L, E) is what came from anywhere; query, key, value and context are what was meant:
+    arguments of `polyattn.attention` (mask, is_causal, scale, score_mod, bias, sinks, query_offset, layout), and
+    rotary=, a `positions.Rotary` still to be applied to query and key, and embed_dim=, the width of the model.
+    Arrays may be of any library. dtype: the precision of the implementation, if output does not tell.
+
+    Every known difference is tried alone, then in pairs; an explanation counts if eta, the error over what
+    rounding explains, is at most 4. What rounds inside (bfloat16, TF32) and dropout that was left on are
+    recognised by their traces. Nothing is called a cause that does not explain the numbers.
+
+    >>> import numpy as np
+    >>> from polyattn import attention
+    >>> q, k, v = np.random.default_rng(0).normal(size=(3, 4, 16, 8))
+    >>> print(diagnose(attention(q, k, v, scale=32**-0.5), q, k, v))
+    matches scale = 1/sqrt(32) (model width, not head width): eta ...; as stated: eta ...
+    """
+    call = pose(query, key, value, context)
+    seen, name = _observed(output, call, dtype, context.get("layout", "BHLD"))
+    return _Search(call, seen, name).run(pairs)
+
+
+def _observed(output: Any, call: Call, dtype: str | None, layout: str) -> tuple[Floats, str]:
+    if isinstance(output, tuple):
+        raise TypeError(
+            f"polyattn.parity.diagnose: expected output to be one array, got a tuple of {len(output)}; "
+            "pass the one that holds the result of attention"
+        )
+    plain = np.asarray(backend_of(output).to_numpy(output) if is_array(output) else output)
+    name = dtype or plain.dtype.name
+    if name not in UNIT_ROUNDOFF:
+        raise TypeError(
+            f"polyattn.parity.diagnose: expected dtype among {', '.join(UNIT_ROUNDOFF)}, got {name}; pass dtype="
+        )
+    seen = plain.astype(np.float64)
+    shape = (*call.shape[:3], call.v.shape[3])
+    if layout == "BLHD" and seen.ndim > 2:
+        seen = seen.swapaxes(-2, -3)
+    flat = (shape[0], shape[2], shape[1] * shape[3])
+    if seen.ndim == 3 and seen.shape == flat and seen.shape != shape[1:]:  # heads already side by side
+        seen = seen.reshape(shape[0], shape[2], shape[1], shape[3]).swapaxes(1, 2)
+    if seen.size != math.prod(shape) or seen.shape[-2:] != shape[-2:]:
+        raise ValueError(
+            f"polyattn.parity.diagnose: expected output of shape {shape} or {flat}, got {plain.shape}; "
+            "layout= says how heads and length lie"
+        )
+    return seen.reshape(shape), name
+
+
+class _Search:
+    """One observed output against everything that is known."""
+
+    def __init__(self, call: Call, seen: Floats, dtype: str) -> None:
+        self.call, self.seen, self.unit = call, seen, UNIT_ROUNDOFF[dtype]
+        self.absolute = (
+            2.0**-25 if dtype == "float16" else 0.0
+        )  # below the normal range a rounding is absolute
+        self.tried = 0
+
+    def run(self, pairs: bool) -> Diagnosis:
+        contract = self._answer(CONTRACT)
+        ratio = self._ratio(self.seen, contract)
+        stated = float(np.max(ratio, initial=0.0))
+        if stated <= ACCEPTANCE:
+            return Diagnosis(stated, (), (), None, 0)
+        self.rows = self._telling_rows(ratio)
+        part = self._cut()
+        applicable = [cause for cause in CAUSES if cause.applies(self.call)]
+        effective = list(self._effective(part, applicable))
+        singles = self._screen(part, [(cause,) for cause in effective])
+        found, nearest = self._confirm(singles)
+        if not found and pairs:
+            doubles = self._screen(part, self._compatible(effective))
+            found, near = self._confirm(doubles)
+            nearest = min((x for x in (nearest, near) if x), key=lambda x: x.eta, default=None)
+        if not found:
+            found = self._roundings(effective)
+        if not found:
+            found = self._dropout()
+        best, alike = found[:1], list[Finding]()
+        for other in found[1:]:
+            (alike if self._same(found[0], other) else best).append(other)
+        note = ""
+        if np.isnan(self.seen).any() and not np.isnan(contract.out).any():
+            note = f"; {int(np.isnan(self.seen).sum())} of {self.seen.size} elements are NaN"
+        return Diagnosis(stated, tuple(best), tuple(alike), nearest, self.tried, note)
+
+    # measuring
+
+    def _answer(self, settings: Settings, rows: Floats | None = None, call: Call | None = None) -> Answer:
+        with np.errstate(all="ignore"):
+            return answer(self.call if call is None else call, settings, rows)
+
+    def _ratio(self, seen: Floats, expected: Answer) -> Floats:
+        """The eta of every element; what both hold as NaN agrees."""
+        unit = np.maximum(self.unit * expected.condition, self.absolute)
+        with np.errstate(all="ignore"):
+            ratio = np.abs(seen - expected.out) / unit
+        same = (seen == expected.out) | (np.isnan(seen) & np.isnan(expected.out))
+        return np.where(same, 0.0, np.where(np.isnan(ratio), np.inf, ratio))
+
+    def _eta(self, seen: Floats, expected: Answer) -> float:
+        return float(np.max(self._ratio(seen, expected), initial=0.0))
+
+    # screening on a part
+
+    def _telling_rows(self, ratio: Floats) -> Floats:
+        """Query rows to look at first: the most and least wrong, those that see least, and some between."""
+        per_row = ratio.max(axis=(0, 1, 3))
+        length = len(per_row)
+        if length <= ROWS:
+            return np.arange(length)
+        order = np.argsort(per_row, kind="stable")
+        visible = allowed_keys(self.call, CONTRACT, np.arange(length))
+        blind = np.argsort(visible.sum(-1).min(axis=(0, 1)), kind="stable") if visible.shape[2] > 1 else order
+        spread = np.linspace(0, length - 1, ROWS // 2).astype(int)
+        quarter = ROWS // 4
+        return np.unique(
+            np.concatenate([order[-quarter:], order[: quarter // 2], blind[: quarter // 2], spread])
+        )
+
+    def _cut(self) -> tuple[Call, Floats, Floats]:
+        """The call and the output on at most two batch items, in float32; and the output as if merged wrongly."""
+        batch = self.call.shape[0]
+        items = np.arange(batch)
+        if batch > 2:
+            wrong = self._ratio(self.seen[:, :, self.rows], self._answer(CONTRACT, self.rows)).max(
+                axis=(1, 2, 3)
+            )
+            items = np.unique([0, int(np.argmax(wrong))])
+
+        def cut(x: Any) -> Any:
+            if x is None:
+                return None
+            x = x[items] if x.ndim == 4 and x.shape[0] == batch else x
+            return x if x.dtype == bool else x.astype(np.float32)
+
+        names = ("q", "k", "v", "mask", "bias", "shift", "sinks")
+        part = replace(self.call, **{name: cut(getattr(self.call, name)) for name in names})
+        return part, self.seen[items][:, :, self.rows], merge(self.seen)[items][:, :, self.rows]
+
+    def _effective(self, part: tuple[Call, Floats, Floats], causes: list[Cause]) -> Iterator[Cause]:
+        """The causes that change anything on the part."""
+        contract = self._answer(CONTRACT, self.rows, part[0])
+        for cause in causes:
+            if cause.field == "merge":
+                yield cause
+                continue
+            changed = self._answer(_settings((cause,)), self.rows, part[0])
+            if not np.array_equal(changed.out, contract.out, equal_nan=True):
+                yield cause
+
+    def _compatible(self, causes: list[Cause]) -> list[tuple[Cause, ...]]:
+        heavy = {"softmax"} if math.prod(self.call.shape) > LARGE else set()
+        return [
+            pair
+            for pair in combinations(causes, 2)
+            if pair[0].field != pair[1].field and not heavy & {pair[0].field, pair[1].field}
+        ]
+
+    def _screen(
+        self, part: tuple[Call, Floats, Floats], explanations: list[tuple[Cause, ...]]
+    ) -> list[tuple[float, tuple[Cause, ...]]]:
+        """Every explanation with its eta on a part, the best first."""
+        call, seen, merged = part
+        scored = []
+        for causes in explanations:
+            self.tried += 1
+            # A wrong merge permutes the output: undoing that is cheaper than computing every row.
+            others = tuple(cause for cause in causes if cause.field != "merge")
+            target = seen if len(others) == len(causes) else merged
+            try:
+                expected = self._answer(_settings(others), self.rows, call)
+            except ValueError:  # shapes that do not fit together this way
+                continue
+            if expected.out.shape == target.shape:
+                scored.append((self._eta(target, expected), causes))
+        return sorted(scored, key=lambda pair: pair[0])
+
+    def _confirm(self, scored: list[tuple[float, tuple[Cause, ...]]]) -> tuple[list[Finding], Finding | None]:
+        """What explains every element, and the nearest of the rest."""
+        found = []
+        for eta, causes in scored:
+            if eta > ACCEPTANCE + SCREEN * UNIT_ROUNDOFF["float32"] / min(
+                self.unit, UNIT_ROUNDOFF["float32"]
+            ):
+                break
+            whole = self._eta(self.seen, self._answer(_settings(causes)))
+            if whole <= ACCEPTANCE:
+                found.append(Finding(_settings(causes), self._words(causes), whole))
+        # The order of the table decides between explanations that fit equally: the usual suspects come first.
+        found.sort(key=lambda finding: round(finding.eta, 1))
+        nearest = None
+        if not found and scored and math.isfinite(scored[0][0]):
+            eta, causes = scored[0]
+            nearest = Finding(_settings(causes), self._words(causes), eta)
+        return found, nearest
+
+    def _words(self, causes: tuple[Cause, ...]) -> tuple[str, ...]:
+        return tuple(cause.sentence(self.call) for cause in causes)
+
+    def _same(self, a: Finding, b: Finding) -> bool:
+        one, other = self._answer(a.settings), self._answer(b.settings)
+        return self._eta(one.out, other) <= ALIKE
+
+    # what cannot be reproduced to the last bit
+
+    def _roundings(self, causes: list[Cause]) -> list[Finding]:
+        """A lower precision inside: simulating it must remove most of the error, and the rest be of its size."""
+        found = []
+        for others in ((), *((cause,) for cause in causes if cause.field != "merge")):
+            seen = self.seen[:, :, self.rows]
+            plain = self._answer(_settings(others), self.rows)
+            if not self._eta(seen, plain) * self.unit <= ACCEPTANCE * max(_LOW.values()):
+                continue  # wrong by more than any rounding
+            before = _rms(seen - plain.out)
+            for rounding in ROUNDINGS:
+                unit = _LOW[rounding.choice.partition(" ")[0]]
+                if unit <= self.unit:
+                    continue
+                self.tried += 1
+                simulated = self._answer(_settings((*others, rounding)), self.rows)
+                eta = self._eta(seen, simulated)
+                if _rms(seen - simulated.out) < before / 3 and eta * self.unit <= ACCEPTANCE * unit:
+                    words = self._words((*others, rounding))
+                    found.append(Finding(_settings((*others, rounding)), words, eta))
+        return sorted(found, key=lambda finding: finding.eta)
+
+    def _dropout(self) -> list[Finding]:
+        """Dropout left on: the error has the covariance rate / (1 - rate) sum_j w_j^2 v_j v_j^T of dropped weights."""
+        expected = self._answer(CONTRACT)
+        self.tried += 1
+        rate = _dropout_rate(self.seen - expected.out, expected)
+        if rate is None:
+            return []
+        words = (f"dropout of the weights left on (rate about {rate:.2g})",)
+        return [Finding(CONTRACT, words, self._eta(self.seen, expected))]
+
+
+def _settings(causes: tuple[Cause, ...]) -> Settings:
+    return replace(CONTRACT, **{cause.field: cause.choice for cause in causes})
+
+
+def _rms(x: Floats) -> float:
+    return float(np.sqrt(np.mean(x**2))) if np.isfinite(x).all() else math.inf
+
+
+def _dropout_rate(error: Floats, expected: Answer) -> float | None:
+    """The rate that explains an error, None if its covariance is not that of dropped weights.
+
+    With at most as many keys as value entries the factors on the weights are solved for, and must be 0 or
+    1 / (1 - rate). Otherwise: whitened by sum_j w_j^2 v_j v_j^T the error must be equally large in strong and
+    weak directions, and in rows with few and with many keys.
+    """
+    if not np.isfinite(error).all():
+        return None
+    batch, heads, rows, width = error.shape
+    keys = expected.weights.shape[3]
+    take = np.unique(np.linspace(0, rows - 1, min(rows, 48)).astype(int))
+    strong, weak, sizes, errors = [], [], [], []
+    for b in range(batch):
+        for h in range(heads):
+            v = expected.values[b, h]
+            if keys <= width:
+                factors = np.linalg.lstsq(v.T, (error[b, h] + expected.out[b, h]).T, rcond=None)[0].T
+                w = expected.weights[b, h]
+                shown = w > 1e-3
+                rate = _two_valued(factors[shown] / w[shown])
+                if rate is None:
+                    return None
+                sizes.append(rate)
+                continue
+            for i in take:
+                scaled = expected.weights[b, h, i][:, None] * v
+                _, sigma, directions = np.linalg.svd(scaled, full_matrices=False)
+                keep = sigma > 1e-3 * max(sigma[0], 1e-300)
+                if keep.sum() < 4:
+                    continue
+                z = (directions[keep] @ error[b, h, i]) / sigma[keep]
+                half = len(z) // 2
+                strong.append(np.mean(z[:half] ** 2))
+                weak.append(np.mean(z[half:] ** 2))
+                sizes.append(float(np.sum(sigma**2)))
+                errors.append(float(np.mean(z**2)))
+    if keys <= width:
+        spread = max(sizes) - min(sizes) if sizes else 1.0
+        return float(np.mean(sizes)) if sizes and spread < 0.05 else None
+    if len(errors) < 8:
+        return None
+    ratio = float(np.mean(errors))
+    rate = ratio / (1.0 + ratio)
+    if not 0.02 <= rate <= 0.9:
+        return None
+    order = np.argsort(sizes)
+    half = len(order) // 2
+    few, many = (float(np.mean(np.asarray(errors)[part])) for part in (order[half:], order[:half]))
+    even = 0.6 < np.mean(strong) / max(np.mean(weak), 1e-300) < 1.6 and 0.6 < few / max(many, 1e-300) < 1.6
+    return rate if even else None
+
+
+def _two_valued(factors: Floats) -> float | None:
+    """The rate p if every factor is 0 or 1 / (1 - p), both occurring."""
+    dropped = np.abs(factors) < 1e-2
+    kept = factors[~dropped]
+    if not dropped.any() or not kept.size:
+        return None
+    value = float(np.median(kept))
+    if value <= 1.0 or np.abs(kept - value).max() > 2e-2 * value:
+        return None
+    return 1.0 - 1.0 / value
