@@ -12,15 +12,19 @@ from polyattn import masks, mods
 from polyattn.attention import AttentionAux, AuxRequest, attention, attention_vjp
 from polyattn.choice import Reference
 from polyattn.plan import Blockwise
+from polyattn.trace import Stage, Trace, trace
 
 __all__ = [
     "AttentionAux",
     "AuxRequest",
     "Blockwise",
     "Reference",
+    "Stage",
+    "Trace",
     "attention",
     "attention_vjp",
     "masks",
     "mods",
+    "trace",
 ]
 __version__ = "0.1.0"

@@ -74,4 +74,4 @@ def erf(x: Array) -> Array:
     for n in range(terms, 0, -1):
         series = 1.0 + series * square / (2 * n + 1)
     found = 2.0 / math.sqrt(math.pi) * near * xp.exp(-near * near) * series
-    return xp.where(xp.abs(x) < edge, found, xp.where(x == x, xp.sign(x), x))  # gelu multiplies 1 - erf by x
+    return xp.where(xp.abs(x) < edge, found, xp.sign(x))  # gelu multiplies 1 - erf by x

@@ -160,7 +160,8 @@ def _floats(name: str, x: Any) -> Floats:
         raise TypeError(
             f"polyattn.parity: expected {name} to be a real floating array, got {x.dtype}; convert it"
         )
-    return x.astype(np.float64)
+    wide: Floats = x.astype(np.float64)
+    return wide
 
 
 def _four(x: Floats, layout: str) -> Floats:
@@ -259,7 +260,7 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
     q = q[:, :, here]
     low = settings.precision.partition(" ")[0] if settings.precision != "as stated" else None
     stage = settings.precision.partition(" ")[2]
-    if low and stage in ("inputs", "inputs and output", "everywhere"):
+    if low and stage == "inputs":
         q, k, v = (_rounded(x, low) for x in (q, k, v))
     k, v = (_to_heads(x, heads, settings.heads) for x in (k, v))
 
@@ -283,7 +284,7 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
         s, sabs = _capped(s, sabs, cap, "as stated", scale)
     if settings.mask == "added as 0/1" and call.mask is not None:
         s = s + np.where(_at(call.mask, here), 1.0, 0.0)
-    if low and stage in ("scores", "everywhere"):
+    if low and stage == "scores":
         s = _rounded(s, low)
     fill = {"-inf": -np.inf, "0": 0.0, "-1e4": -1e4}.get(settings.hidden, -np.inf)
     unhidden = s
@@ -297,7 +298,7 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
     w = _weights(call, settings, s)
     if settings.mask == "after the softmax":
         w = w * allowed
-    if low and stage in ("weights", "everywhere"):
+    if low and stage == "weights":
         w = _rounded(w, low)
     empty = ~allowed.any(-1)
     if settings.mask != "after the softmax" and empty.any():
@@ -307,10 +308,7 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
     if settings.softmax == "missing":
         spread = np.abs(w) + sabs
     with np.errstate(invalid="ignore", over="ignore"):
-        out, condition = w @ v, spread @ np.abs(v)
-    if low and stage in ("inputs and output", "everywhere"):
-        out = _rounded(out, low)
-    return Answer(out, condition, w, v)
+        return Answer(w @ v, spread @ np.abs(v), w, v)
 
 
 def _rows(whole: Answer, rows: Floats | None) -> Answer:
@@ -328,7 +326,7 @@ def _at(x: Floats, rows: Floats) -> Floats:
 
 def _scale(call: Call, choice: str) -> float:
     width = max(call.q.shape[3], 1)
-    choices = {
+    choices: dict[str, float] = {
         "as stated": call.scale,
         "twice": call.scale**2,
         "1": 1.0,

@@ -16,7 +16,7 @@ import numpy as np
 
 from polyattn.backend import backend_of, is_array
 from polyattn.parity.conventions import CONTRACT, Answer, Call, Settings, allowed_keys, answer, merge, pose
-from polyattn.parity.measure import ACCEPTANCE, UNIT_ROUNDOFF
+from polyattn.parity.measure import ACCEPTANCE, UNIT_ROUNDOFF, round_to
 from polyattn.parity.spec import Floats
 
 ROWS = 16  # query rows of the first screening
@@ -45,7 +45,7 @@ def _causes() -> tuple[Cause, ...]:
         return bool(1 < call.k.shape[1] < call.q.shape[1])
 
     def square(call: Call) -> bool:
-        return call.q.shape[2] == call.k.shape[2]
+        return bool(call.q.shape[2] == call.k.shape[2])
 
     def masked(call: Call) -> bool:
         return call.mask is not None or call.is_causal or call.window is not None
@@ -54,7 +54,7 @@ def _causes() -> tuple[Cause, ...]:
         return call.is_causal
 
     def several_heads(call: Call) -> bool:
-        return call.q.shape[1] > 1
+        return bool(call.q.shape[1] > 1)
 
     def same_heads(call: Call) -> bool:
         return several_heads(call) and call.q.shape[1] == call.k.shape[1]
@@ -149,8 +149,6 @@ _STAGES = {
     "inputs": "query, key and value rounded to {}",
     "scores": "scores rounded to {}",
     "weights": "weights rounded to {}",
-    "inputs and output": "query, key, value and output rounded to {}",
-    "everywhere": "operands, scores, weights and output rounded to {}",
 }
 
 
@@ -281,6 +279,15 @@ class _Search:
         stated = float(np.max(ratio, initial=0.0))
         if stated <= ACCEPTANCE:
             return Diagnosis(stated, (), (), None, 0)
+        note = ""
+        if (low := self._holds_lower()) is not None:
+            note = f"; the output holds {_NAMES[low]} numbers"
+            self.unit, self.absolute = _LOW[low], 2.0**-25 if low == "float16" else 0.0
+            ratio = self._ratio(self.seen, contract)
+            if (eta := float(np.max(ratio, initial=0.0))) <= ACCEPTANCE:
+                settings = replace(CONTRACT, precision=f"{low} output")
+                words = (f"computed or stored in {_NAMES[low]}: every number of the output is one of that",)
+                return Diagnosis(stated, (Finding(settings, words, eta),), (), None, 1)
         self.rows = self._telling_rows(ratio)
         part = self._cut()
         applicable = [cause for cause in CAUSES if cause.applies(self.call)]
@@ -298,12 +305,22 @@ class _Search:
         best, alike = found[:1], list[Finding]()
         for other in found[1:]:
             (alike if self._same(found[0], other) else best).append(other)
-        note = ""
         if np.isnan(self.seen).any() and not np.isnan(contract.out).any():
-            note = f"; {int(np.isnan(self.seen).sum())} of {self.seen.size} elements are NaN"
+            note += f"; {int(np.isnan(self.seen).sum())} of {self.seen.size} elements are NaN"
         return Diagnosis(stated, tuple(best), tuple(alike), nearest, self.tried, note)
 
     # measuring
+
+    def _holds_lower(self) -> str | None:
+        """The lower precision to which every number of the output is already rounded."""
+        for low in ("bfloat16", "float16"):
+            if (
+                _LOW[low] > self.unit
+                and self.seen.size > 16
+                and np.array_equal(round_to(self.seen, low), self.seen, equal_nan=True)
+            ):
+                return low
+        return None
 
     def _answer(self, settings: Settings, rows: Floats | None = None, call: Call | None = None) -> Answer:
         with np.errstate(all="ignore"):
