@@ -249,9 +249,7 @@ def _apply(mod: ScoreMod, s: Array, at: Positions) -> Array:
 
 def _named(mod: ScoreMod, found: list[tuple[str, str, str, Array]]) -> str:
     """after softcap, after alibi, ...; numbered where a name repeats."""
-    kind = (
-        type(mod).__name__.lower() if isinstance(mod, Mod) else getattr(mod, "__name__", type(mod).__name__)
-    )
-    name = f"after {kind.strip('<>')}"
+    kind = type(mod).__name__.lower() if isinstance(mod, Mod) else getattr(mod, "__name__", "function")
+    name = f"after {'function' if kind == '<lambda>' else kind}"
     taken = sum(stage[0] == name or stage[0].startswith(f"{name} (") for stage in found)
     return f"{name} ({taken + 1})" if taken else name
