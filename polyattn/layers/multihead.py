@@ -285,7 +285,7 @@ class MultiHeadAttention(Layer):
         """q and k turned to their positions: q from `offset` on, k from 0, or from `offset` if they continue a cache."""
         assert self.rotary is not None
         length, keys = q.shape[-2], k.shape[-2]
-        start = keys - length if offset == "end" else 0 if offset is None else offset
+        start = keys - length if isinstance(offset, str) else 0 if offset is None else offset
         if is_array(start) and start.ndim == 1:
             start = start[:, None]
         position = backend.arange(0, length, q) + start

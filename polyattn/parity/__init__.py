@@ -1,5 +1,7 @@
 """Agreement, measured: truth, oracle, error measure, and the cases that cover the contract."""
 
+from polyattn.parity.compare import Comparison, compare
+from polyattn.parity.diagnose import Diagnosis, diagnose
 from polyattn.parity.measure import ACCEPTANCE, FLOOR_ACCEPTANCE, UNIT_ROUNDOFF, eta, floor_ratio, round_to
 from polyattn.parity.oracle import OracleResult, oracle
 from polyattn.parity.spec import Spec
@@ -9,9 +11,13 @@ __all__ = [
     "ACCEPTANCE",
     "FLOOR_ACCEPTANCE",
     "UNIT_ROUNDOFF",
+    "Comparison",
+    "Diagnosis",
     "Judged",
     "OracleResult",
     "Spec",
+    "compare",
+    "diagnose",
     "eta",
     "floor_ratio",
     "oracle",

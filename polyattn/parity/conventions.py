@@ -57,6 +57,8 @@ class Settings:
     mask: str = "hides"
     hidden: str = "-inf"
     empty_rows: str = "zero"
+    bias_rows: str = "as empty rows"  # those that -inf in the bias alone leaves with nothing
+    poison: str = "cannot leak"  # what is not finite in keys and values that no query sees
     causal: str = "as stated"
     window: str = "as stated"
     softcap: str = "as stated"
@@ -263,6 +265,10 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
     if low and stage == "inputs":
         q, k, v = (_rounded(x, low) for x in (q, k, v))
     k, v = (_to_heads(x, heads, settings.heads) for x in (k, v))
+    poisoned = not (np.isfinite(k).all() and np.isfinite(v).all())
+    if poisoned and settings.poison != "leaks":
+        seen = _seen(call, settings)
+        k, v = np.where(seen, k, 0.0), v if settings.poison == "leaks from values" else np.where(seen, v, 0.0)
 
     scale = _scale(call, settings.scale)
     product = q @ k.swapaxes(-1, -2)
@@ -289,7 +295,7 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
     fill = {"-inf": -np.inf, "0": 0.0, "-1e4": -1e4}.get(settings.hidden, -np.inf)
     unhidden = s
     if settings.mask != "after the softmax":
-        s = np.where(allowed, s, fill)
+        s = np.where(allowed, s, fill if not poisoned else np.where(np.isfinite(s), fill, np.nan))
     if cap is not None and settings.softcap == "after the mask":
         s = np.where(
             allowed, cap * np.tanh(s / cap), -cap if settings.hidden == "-inf" else cap * np.tanh(fill / cap)
@@ -302,7 +308,8 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
         w = _rounded(w, low)
     empty = ~allowed.any(-1)
     if settings.mask != "after the softmax" and empty.any():
-        w = _empty_rows(w, np.broadcast_to(empty, w.shape[:-1])[..., None], settings, unhidden)
+        hidden = ~allowed_keys(replace(call, bias=None), settings, here)
+        w = _empty_rows(w, np.broadcast_to(empty, w.shape[:-1])[..., None], hidden, settings, unhidden)
     sabs = np.where(np.isfinite(s), sabs, 0.0)
     spread = np.abs(w) * (1.0 + sabs + (np.abs(w) * sabs).sum(-1, keepdims=True))
     if settings.softmax == "missing":
@@ -379,6 +386,8 @@ def allowed_keys(call: Call, settings: Settings, rows: Floats) -> Floats:
             right = left if right in (None, 0) else right
         if settings.window == "from the first row":
             at = row
+        elif settings.window == "from the last row":
+            at = row + keys - length
         if settings.window != "dropped":
             if left is not None:
                 allowed = allowed & (key >= at - left - more)
@@ -436,16 +445,30 @@ def _weights(call: Call, settings: Settings, s: Floats) -> Floats:
     return e / np.where(total == 0, 1.0, total)
 
 
-def _empty_rows(w: Floats, empty: Floats, settings: Settings, unhidden: Floats) -> Floats:
-    """The weights of rows that see nothing."""
-    if settings.empty_rows == "mean of all values":
-        return np.where(empty, 1.0 / w.shape[-1], w)
-    if settings.empty_rows == "as if unmasked":
-        e = np.exp(unhidden - unhidden.max(-1, keepdims=True))
-        return np.where(empty, e / e.sum(-1, keepdims=True), w)
-    if settings.empty_rows == "NaN":
-        return np.where(empty, np.nan, w)
-    return w
+def _empty_rows(w: Floats, empty: Floats, hidden: Floats, settings: Settings, unhidden: Floats) -> Floats:
+    """The weights of rows that see nothing; `hidden` is what masks hide, without -inf in the bias."""
+    by_bias = empty & ~hidden.any(-1, keepdims=True)
+    # A finite mask constant is above the -inf of a bias: what the mask hides shares the weight.
+    share = np.where(by_bias, 1.0 / w.shape[-1], hidden / np.maximum(hidden.sum(-1, keepdims=True), 1))
+    for rows, fate in ((empty, settings.empty_rows), (by_bias, settings.bias_rows)):
+        if fate == "mean of all values":
+            w = np.where(rows, share, w)
+        elif fate == "as if unmasked":
+            e = np.exp(unhidden - unhidden.max(-1, keepdims=True))
+            w = np.where(rows, e / e.sum(-1, keepdims=True), w)
+        elif fate == "NaN":
+            w = np.where(rows, np.nan, w)
+    return np.where(by_bias, 0.0, w) if settings.bias_rows == "zero" else w
+
+
+def _seen(call: Call, settings: Settings) -> Floats:
+    """The keys that some query of the kv head may attend to, (B|1, Hq|1, S, 1)."""
+    heads, kv_heads, length = call.shape[1], call.k.shape[1], call.shape[2]
+    seen = allowed_keys(call, settings, np.arange(length)).any(-2)
+    if seen.shape[1] > 1:
+        groups = seen.reshape(seen.shape[0], kv_heads, heads // kv_heads, -1)
+        seen = np.repeat(groups.any(2), heads // kv_heads, axis=1)
+    return seen[..., None]
 
 
 def _turned(call: Call, choice: str, q: Floats, k: Floats) -> tuple[Floats, Floats]:

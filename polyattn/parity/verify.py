@@ -7,11 +7,11 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from xml.etree import ElementTree
 
 from polyattn.parity.case import Case
 from polyattn.parity.cases import cases
 from polyattn.parity.measure import ACCEPTANCE
+from polyattn.parity.report import junit, verification_page
 from polyattn.testing import BENCHES, Bench, Outcome, run_cases
 
 SHORT = {"float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -88,18 +88,17 @@ class Verification:
 
     def to_junit(self) -> str:
         """A JUnit test suite, a test case for every result."""
-        suite = ElementTree.Element(
-            "testsuite",
-            name="polyattn verify",
-            tests=str(len(self.outcomes)),
-            failures=str(sum(not o.agrees and o.error is None for o in self.outcomes.values())),
-            errors=str(sum(o.error is not None for o in self.outcomes.values())),
+        return junit(
+            "polyattn verify",
+            [
+                (f"{o.bench}.{o.dtype}", o.case, None if o.agrees else str(o), o.error is not None)
+                for o in self.outcomes.values()
+            ],
         )
-        for o in self.outcomes.values():
-            test = ElementTree.SubElement(suite, "testcase", classname=f"{o.bench}.{o.dtype}", name=o.case)
-            if not o.agrees:
-                ElementTree.SubElement(test, "error" if o.error else "failure", message=_printable(str(o)))
-        return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
+
+    def to_html(self) -> str:
+        """One self-contained page."""
+        return verification_page(self)
 
 
 def plan(
@@ -158,8 +157,3 @@ def _available_cases() -> tuple[tuple[Case, ...], list[str]]:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _printable(text: str) -> str:
-    """Without the control characters that XML forbids."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)

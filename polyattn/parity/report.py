@@ -1,0 +1,215 @@
+"""Results as a page, as JUnit: inert whatever the labels say, written only where told."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+from xml.etree import ElementTree
+
+from polyattn.parity.environment import environment
+from polyattn.parity.measure import ACCEPTANCE
+
+if TYPE_CHECKING:
+    from polyattn.parity.compare import Comparison
+    from polyattn.parity.verify import Verification
+
+
+class Cell(NamedTuple):
+    """One cell: its text, whether it is good (None = neither), and what the mouse shows."""
+
+    text: str
+    ok: bool | None = None
+    hint: str = ""
+
+
+class Row(NamedTuple):
+    """A line of a matrix."""
+
+    name: str
+    cells: Sequence[Cell]
+
+
+class Matrix(NamedTuple):
+    """A table with a heading."""
+
+    title: str
+    corner: str
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    note: str = ""
+
+
+class Bar(NamedTuple):
+    """A bar of the chart, its width in pixels."""
+
+    name: str
+    width: int
+    text: str
+    ok: bool
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a report says, whatever it is about."""
+
+    title: str
+    verdict: str
+    agrees: bool
+    matrices: Sequence[Matrix]
+    environment: Mapping[str, str]
+    bars: Sequence[Bar] = ()
+    findings: Sequence[str] = ()
+    worst: str = ""
+    script: str = ""
+    notes: Sequence[str] = ()
+    limit: int = field(default_factory=lambda: 180 + _width(ACCEPTANCE))
+
+
+def render(page: Page) -> str:
+    """The page as one HTML file: no scripts, no remote assets, every text escaped, styles allowed by their hash."""
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError:
+        raise ImportError(
+            "polyattn.parity: reports are made with Jinja2, which is not here; pip install 'polyattn[cli]'"
+        ) from None
+    folder = Path(__file__).parent
+    style = (folder / "report.css").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    templates = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
+    from markupsafe import Markup
+
+    return _visible(
+        templates.get_template("report.html.j2").render(page=page, style=Markup(style), style_hash=digest)
+    )
+
+
+def write(page: str, path: str | os.PathLike[str], *, force: bool = False) -> None:
+    """Writes a page to the named file; FileExistsError if it is there, unless forced."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            f"polyattn.parity: expected an existing folder for the report {path.name!r}, got {str(path.parent)!r}; make it first"
+        )
+    try:
+        with path.open("w" if force else "x", encoding="utf-8") as file:
+            file.write(page)
+    except FileExistsError:
+        raise FileExistsError(
+            f"polyattn.parity: expected a new file for the report, got {str(path)!r}, which is there; force it, or "
+            "name another"
+        ) from None
+
+
+def comparison_page(comparison: Comparison) -> str:
+    """The report of `polyattn.parity.compare`."""
+    f, g = comparison.sides
+    names = (f"{f.name} ({f.library})", f"{g.name} ({g.library})", "between")
+    quantities = list(dict.fromkeys([*f.etas, *g.etas]))
+    rows = [
+        Row(
+            q,
+            [
+                _eta_cell(f.etas.get(q)),
+                _eta_cell(g.etas.get(q)),
+                _eta_cell(comparison.between.get(q), 2 * ACCEPTANCE),
+            ],
+        )
+        for q in quantities
+    ]
+    matrices = [Matrix(f"eta in {comparison.dtype}", "quantity", names, rows)]
+    if stages := comparison.stage_rows():
+        note = f"The first stage that differs: {comparison.first_divergence or 'none'}."
+        lines = [
+            Row(name, [_eta_cell(f.stage_etas[name]), _eta_cell(g.stage_etas[name])]) for name, *_ in stages
+        ]
+        matrices.append(Matrix("Stages", "stage", names[:2], lines, note))
+    w = comparison.worst
+    return render(
+        Page(
+            title=f"{f.name} and {g.name}",
+            verdict=comparison.verdict,
+            agrees=comparison.agrees,
+            matrices=matrices,
+            environment={**comparison.environment, "seed": str(comparison.seed)},
+            bars=_bars((side.name, max(side.etas.values(), default=math.inf)) for side in comparison.sides),
+            findings=comparison.findings(),
+            worst=""
+            if w is None or comparison.agrees
+            else f"{w.quantity}{list(w.index)}\n{f.name}: {w.f!r}\n{g.name}: {w.g!r}\ntruth: {w.truth!r}",
+            script="" if comparison.agrees else comparison.script(),
+            notes=[f"{side.name}: {note}" for side in comparison.sides for note in side.notes],
+        )
+    )
+
+
+def verification_page(work: Verification) -> str:
+    """The report of `polyattn verify`."""
+    columns = [f"{bench} {dtype}" for bench, dtype in work.columns]
+    rows = []
+    for case in work.cases:
+        outcomes = [work.outcomes[case.name, bench, dtype] for bench, dtype in work.columns]
+        rows.append(
+            Row(case.name, [Cell("error" if o.error else _number(o.eta), o.agrees, str(o)) for o in outcomes])
+        )
+    largest = [
+        (name, max(work.outcomes[case.name, *column].eta for case in work.cases))
+        for name, column in zip(columns, work.columns, strict=True)
+    ]
+    return render(
+        Page(
+            title="polyattn verify",
+            verdict=work.verdict,
+            agrees=work.agrees,
+            matrices=[Matrix("eta of every case", "case", columns, rows)],
+            environment={**environment(), "seed": str(work.seed)},
+            bars=_bars(largest),
+            findings=[str(outcome) for outcome in work.disagreements],
+            notes=work.notes,
+        )
+    )
+
+
+def junit(suite: str, cases: Sequence[tuple[str, str, str | None, bool]]) -> str:
+    """A JUnit test suite of (class name, name, message or None if it passed, whether it is an error)."""
+    root = ElementTree.Element(
+        "testsuite",
+        name=suite,
+        tests=str(len(cases)),
+        failures=str(sum(message is not None and not error for _, _, message, error in cases)),
+        errors=str(sum(message is not None and error for _, _, message, error in cases)),
+    )
+    for class_name, name, message, error in cases:
+        test = ElementTree.SubElement(root, "testcase", classname=_visible(class_name), name=_visible(name))
+        if message is not None:
+            ElementTree.SubElement(test, "error" if error else "failure", message=_visible(message))
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True)
+
+
+def _visible(text: str) -> str:
+    """Without control characters: neither XML nor a terminal shall obey a label."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else "inf" if math.isinf(value) else f"{value:.1e}"
+
+
+def _eta_cell(value: float | None, limit: float = ACCEPTANCE) -> Cell:
+    return Cell("-") if value is None else Cell(_number(value), value <= limit)
+
+
+def _width(value: float) -> int:
+    """Pixels of a bar: 0.01 to 1e9 on a logarithmic scale."""
+    clipped = min(max(value, 0.01), 1e9)
+    return round(380 * (math.log10(clipped) + 2) / 11) + 1
+
+
+def _bars(columns: Iterable[tuple[str, float]]) -> list[Bar]:
+    return [Bar(name[:28], _width(x), _number(x), x <= ACCEPTANCE) for name, x in columns]
