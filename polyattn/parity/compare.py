@@ -271,6 +271,7 @@ def compare(
             raise ValueError(
                 f"polyattn.parity.compare: expected {what} to be two names, for f and g, got {given!r}"
             )
+    benches = [_bench(library) for library in on]
     dtype = dtype or arrays["query"].dtype.name
     if dtype not in UNIT_ROUNDOFF:
         raise TypeError(
@@ -286,14 +287,14 @@ def compare(
 
     sides = []
     titles = names or (_title(f, "f"), _title(g, "g"))
-    for function, library, title, layout in zip((f, g), on, titles, layouts, strict=True):
+    for function, bench, library, title, layout in zip((f, g), benches, on, titles, layouts, strict=True):
         side = Side(_one_line(str(title)), library)
         sides.append(side)
         try:
             _run(
                 side,
                 function,
-                _bench(library),
+                bench,
                 rounded,
                 dtype,
                 layout,

@@ -1,0 +1,257 @@
+"""`compare` tells which of two ports is wrong, in which stage first, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from polyattn import attention, masks, mods, trace
+from polyattn.parity import compare
+from polyattn.testing import BENCHES
+
+RNG = np.random.default_rng(0)
+Q, K, V = (RNG.normal(size=(2, 4, 12, 8)).astype(np.float32) for _ in range(3))
+BIAS = RNG.normal(size=(4, 12, 12)).astype(np.float32)
+INPUTS = {"query": Q, "key": K, "value": V}
+MASK = RNG.random(size=(2, 1, 12, 12)) > 0.3
+MASK[..., 0] = True
+MEANT = {"mask": MASK, "bias": BIAS, "score_mod": mods.softcap(2.0)}
+
+
+def sdpa(q: Any, k: Any, v: Any) -> Any:
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+def jax_nn(q: Any, k: Any, v: Any) -> Any:
+    return jax.nn.dot_product_attention(q, k, v)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_two_libraries_that_agree(dtype: str) -> None:
+    if dtype == "float64":  # jax.nn takes its softmax in float32
+        found = compare(sdpa, lambda q, k, v: attention(q, k, v), INPUTS, on=("torch", "jax"), dtype=dtype)
+        assert found.sides[1].notes == ["x64 was enabled for this call alone"]
+        assert not jax.config.jax_enable_x64
+    else:
+        found = compare(sdpa, jax_nn, INPUTS, on=("torch", "jax"), layouts=("BHLD", "BLHD"), dtype=dtype)
+    assert found.agrees
+    assert found.verdict.startswith(
+        "AGREE: tests.test_compare.sdpa and " if "." in sdpa.__module__ else "AGREE: "
+    )
+    assert set(found.between) == {"out", "dq", "dk", "dv"}
+    assert max(found.between.values()) <= 8
+
+
+def _staged(defect: str) -> Callable[..., Any]:
+    """Attention written down stage by stage in PyTorch, with one thing wrong."""
+
+    def f(q: Any, k: Any, v: Any, mask: Any, bias: Any) -> Any:
+        scores = q @ k.mT * (1.0 if defect == "scale" else 8**-0.5)
+        if defect == "tf32":
+            scores = (scores * 2**10).round() / 2**10
+        capped = torch.tanh(scores / 2.0) * (1.0 if defect == "cap factor" else 2.0)
+        biased = capped - bias if defect == "bias" else capped + bias
+        hidden = mask if defect == "polarity" else ~mask
+        masked = biased.masked_fill(hidden, 1e-10 if defect == "fill" else -torch.inf)
+        weights = torch.softmax(masked, dim=-2 if defect == "axis" else -1)
+        if defect == "dropout":
+            weights = torch.nn.functional.dropout(weights, 0.5)
+        out = weights @ (v.flip(-1) if defect == "value" else v)
+        return out, {
+            "scores": scores, "after softcap": capped, "biased": biased, "masked": masked, "weights": weights,
+            "output": out,
+        }  # fmt: skip
+
+    return f
+
+
+@pytest.mark.parametrize(
+    ("defect", "stage"),
+    [
+        ("none", None),
+        ("scale", "scores"),
+        ("tf32", "scores"),
+        ("cap factor", "after softcap"),
+        ("bias", "biased"),
+        ("polarity", "masked"),
+        ("fill", "masked"),
+        ("axis", "weights"),
+        ("dropout", "weights"),
+        ("value", "output"),
+    ],
+)
+def test_the_first_stage_that_diverges_is_found(defect: str, stage: str | None) -> None:
+    def ours(q: Any, k: Any, v: Any, mask: Any, bias: Any) -> Any:
+        return trace(q, k, v, **MEANT | {"mask": mask, "bias": bias})
+
+    inputs = {**INPUTS, "mask": MASK, "bias": BIAS}
+    found = compare(
+        _staged(defect),
+        ours,
+        inputs,
+        on=("torch", "jax"),
+        meant=MEANT,
+        names=("port", "ours"),
+        gradients=False,
+    )
+    assert found.first_divergence == stage
+    assert found.sides[1].agrees
+    assert found.sides[0].agrees == (stage is None)
+    assert (f"first stage that differs: {stage}" in str(found)) == (stage is not None)
+
+
+def test_the_worst_element_is_named_with_the_truth() -> None:
+    def spoiled(q: Any, k: Any, v: Any) -> Any:
+        out = attention(q, k, v)
+        out[1, 2, 3, 4] += 0.5
+        return out
+
+    found = compare(
+        lambda *x: attention(*x), spoiled, INPUTS, on=("numpy", "numpy"), names=("a", "b"), gradients=False
+    )
+    assert found.worst is not None
+    assert (found.worst.quantity, found.worst.index) == ("out", (1, 2, 3, 4))
+    assert found.worst.g - found.worst.f == pytest.approx(0.5, abs=1e-6)
+    assert abs(found.worst.f - found.worst.truth) < 1e-6
+    assert "no known convention explains this" in str(found)
+    assert found.verdict == "DISAGREE: a computes what was meant, b does not"
+
+
+def test_gradients_are_judged_too() -> None:
+    def detached(q: Any, k: Any, v: Any) -> Any:
+        return attention(q, k.detach(), v)
+
+    found = compare(detached, sdpa, INPUTS, on=("torch", "torch"))
+    etas = found.sides[0].etas
+    assert etas["out"] <= 4
+    assert etas["dk"] > 4
+    assert found.sides[1].agrees
+
+
+def test_both_may_follow_another_convention() -> None:
+    def torch_side(q: Any, k: Any, v: Any) -> Any:
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def jax_side(q: Any, k: Any, v: Any) -> Any:
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True)
+
+    inputs = {"query": Q[:, :, :3], "key": K, "value": V}
+    meant = {"is_causal": True, "query_offset": "end"}
+    found = compare(torch_side, jax_side, inputs, on=("torch", "jax"), meant=meant, layouts=("BHLD", "BLHD"))
+    assert found.verdict.endswith("computes what was meant; they agree with each other")
+    for side in found.sides:
+        assert side.diagnosis is not None
+        assert "causal mask aligned top-left" in str(side.diagnosis)
+
+
+def test_arrays_of_any_library_and_any_strides_are_inputs() -> None:
+    frozen = np.ascontiguousarray(Q)
+    frozen.flags.writeable = False
+    strange = {
+        "query": torch.from_numpy(np.array(Q)),
+        "key": jax.numpy.asarray(K),
+        "value": np.broadcast_to(V[:1, :1, ::-1, ::-1], V.shape),  # negative and zero strides
+    }
+    for inputs in (strange, {**INPUTS, "query": frozen}):
+        assert compare(
+            sdpa, jax_nn, inputs, on=("torch", "jax"), layouts=("BHLD", "BLHD"), gradients=False
+        ).agrees
+
+
+def test_what_a_function_writes_into_its_inputs_does_not_reach_the_other() -> None:
+    def writes(q: Any, k: Any, v: Any) -> Any:
+        out = attention(q, k, v)
+        q[...] = 0.0
+        return out
+
+    before = Q.copy()
+    found = compare(writes, lambda *x: attention(*x), INPUTS, on=("numpy", "numpy"), gradients=False)
+    assert found.agrees
+    assert (before == Q).all()
+
+
+def test_a_function_that_fails_is_reported_and_the_other_is_judged() -> None:
+    def fails(*x: Any) -> Any:
+        raise RuntimeError("no kernel")
+
+    found = compare(fails, sdpa, INPUTS, on=("numpy", "torch"), names=("f", "g"))
+    assert not found.agrees
+    assert found.verdict == "f could not be judged: RuntimeError: no kernel"
+    assert found.sides[1].agrees
+    for result, what in (((1, 2, 3), "a tuple of 3"), (None, "NoneType")):
+        other = compare(lambda *x, r=result: r, sdpa, INPUTS, on=("numpy", "torch"), names=("f", "g"))
+        assert other.sides[0].error == (
+            "TypeError: expected the function to return its output, a trace, or (output, {stage: array}), got "
+            f"{what}; wrap it"
+        )
+    transposed = compare(
+        lambda q, k, v: attention(q, k, v).mT, sdpa, INPUTS, on=("numpy", "torch"), names=("f", "g")
+    )
+    assert transposed.sides[0].error == (
+        "ValueError: expected output of shape (2, 4, 12, 8) (B, H, L, E), got (2, 4, 8, 12); layouts= says how axes lie"
+    )
+
+
+def test_nan_in_an_output_is_a_disagreement() -> None:
+    def spoiled(q: Any, k: Any, v: Any) -> Any:
+        return torch.where(q > 1e9, q, torch.nan)
+
+    found = compare(spoiled, sdpa, INPUTS, on=("torch", "torch"), names=("f", "g"), gradients=False)
+    assert found.sides[0].etas["out"] == np.inf
+    assert "768 of 768 elements are NaN" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "sentence"),
+    [
+        ({"query": Q}, {}, "polyattn.parity.compare: expected inputs 'query', 'key' and 'value', got query; the truth is computed from them"),
+        (INPUTS, {"on": "torch"}, "polyattn.parity.compare: expected on to be two names, for f and g, got 'torch'"),
+        (INPUTS, {"on": ("torch", "mxnet")}, "polyattn.parity.compare: expected a library among numpy, strict, jax, torch in on=, got 'mxnet'"),
+        (INPUTS, {"dtype": "int8"}, "polyattn.parity.compare: expected dtype among float64, float32, float16, bfloat16, got int8; pass dtype="),
+        ({**INPUTS, "query": [1.0]}, {}, "polyattn.parity.compare: expected query to be an array, got list; convert it"),
+        (INPUTS, {"meant": {"mask": Q}}, "polyattn.parity: expected a bool mask, True = may attend, got float32; additive values are bias="),
+        (INPUTS, {"meant": {"sclae": 1}}, "polyattn.parity: expected arguments of polyattn.attention that have conventions, rotary or embed_dim, got sclae; leave them out"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_in_a_sentence(
+    inputs: Any, options: dict[str, Any], sentence: str | None
+) -> None:
+    options = {"on": ("torch", "torch"), **options}
+    with pytest.raises((ValueError, TypeError)) as refused:
+        compare(sdpa, sdpa, inputs, **options)
+    assert str(refused.value) == sentence
+
+
+def test_the_script_repeats_the_comparison(tmp_path: Path) -> None:
+    wrong = compare(
+        lambda q, k, v: attention(q, k, v, scale=1.0), sdpa, INPUTS, on=("numpy", "torch"), gradients=False
+    )
+    wrong.save(tmp_path / "inputs.npz")
+    program = wrong.script(str(tmp_path / "inputs.npz"))
+    assert len(program.splitlines()) <= 11
+    program = program.replace(
+        "f = ...", "from polyattn import attention; f = lambda q, k, v: attention(q, k, v, scale=1.0)"
+    )
+    program = program.replace("g = ...", "g = __import__('torch').nn.functional.scaled_dot_product_attention")
+    namespace: dict[str, Any] = {}
+    exec(compile(program.replace("print(", "found = ("), "script", "exec"), namespace)
+    assert namespace["found"].sides[0].etas["out"] == wrong.sides[0].etas["out"]
+
+
+def test_every_library_can_be_a_side() -> None:
+    for name in BENCHES:
+        found = compare(
+            lambda q, k, v: attention(q, k, v, mask=masks.causal()),
+            lambda q, k, v: attention(q, k, v, is_causal=True),
+            INPUTS,
+            on=(name, "numpy"),
+            meant={"is_causal": True},
+            gradients=False,
+        )
+        assert found.agrees, str(found)
