@@ -1,0 +1,70 @@
+"""A layer on a library: NumPy arrays in, NumPy arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+
+from polyattn.testing import BENCHES, Bench
+
+Floats = np.ndarray[Any, Any]
+LIBRARIES = list(BENCHES)
+
+
+@cache
+def bench_of(library: str) -> Bench:
+    return BENCHES[library]()
+
+
+def mapped(f: Callable[[Any], Any], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """f of every leaf of nested dicts."""
+    return {name: mapped(f, x) if isinstance(x, Mapping) else f(x) for name, x in tree.items()}
+
+
+def sixteen(x: Floats) -> Floats:
+    """Rounded to 8 binary places, so that float16 holds it."""
+    return np.round(x * 256) / 256
+
+
+def normal(*shape: int, seed: int = 0, size: float = 1.0) -> Floats:
+    return sixteen(np.random.default_rng([seed, *shape]).normal(size=shape) * size)
+
+
+def drawn(layer: Any, seed: int = 0, size: float = 0.5) -> dict[str, Any]:
+    """Random float64 params for a layer, biases and norms too."""
+    rng = np.random.default_rng(seed)
+    return mapped(lambda shape: sixteen(rng.normal(size=shape) * size), layer.shapes())
+
+
+def applied(
+    library: str, layer: Any, params: Mapping[str, Any], *inputs: Any, dtype: str = "float32", **options: Any
+) -> Any:
+    """layer(params, *inputs, **options) with the arrays in that dtype, compiled by JAX.
+
+    Options that are arrays are converted, others are constants. Gives NumPy arrays.
+    """
+    bench = bench_of(library)
+
+    def given(x: Any) -> Any:
+        return bench.array(x, dtype) if isinstance(x, np.ndarray) else x
+
+    options = {name: given(x) for name, x in options.items()}
+
+    def run(params: Any, *inputs: Any) -> Any:
+        return layer(params, *inputs, **options)
+
+    with jax.enable_x64(dtype == "float64"):
+        f = jax.jit(run) if library == "jax" else run
+        return numpied(bench, f(mapped(given, params), *map(given, inputs)))
+
+
+def numpied(bench: Bench, found: Any) -> Any:
+    """Arrays as NumPy arrays, tuples (named ones too) part by part."""
+    if isinstance(found, tuple):
+        parts = (numpied(bench, x) for x in found)
+        return type(found)(*parts) if hasattr(found, "_fields") else tuple(parts)
+    return bench.numpy(found) if hasattr(found, "dtype") else found
