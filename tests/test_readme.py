@@ -13,7 +13,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=["numpy", "jax", "torch", "pullback", "layers"])
+@pytest.mark.parametrize("program", PROGRAMS, ids=["numpy", "jax", "torch", "pullback", "layers", "diagnose"])
 def test_the_programs_run(program: str, capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(program, "README.md", "exec"), {})
     assert capsys.readouterr().out
