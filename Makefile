@@ -2,14 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DELETE_ON_ERROR:
-.PHONY: verify test lint docs bench clean
+.PHONY: verify test lint docs bench chromium clean
 
 verify: .venv/ready
 	$(BIN)/polyattn verify
 
-test: lint
+test: lint chromium
 	$(BIN)/python benchmarks/run.py --smoke
 	$(BIN)/python -m pytest -n 2 -m "not gpu"
+
+# The browser test drives Debian's Chromium; without it (and without apt) run pytest -m "not gpu and not browser".
+chromium:
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; }
 
 lint: .venv/ready
 	$(BIN)/ruff check .
