@@ -74,7 +74,7 @@ class Alibi(Mod):
         if isinstance(slopes, tuple):
             slopes = backend.asarray(slopes, score.dtype, score)
         distance = backend.astype(abs(q_idx - kv_idx), score.dtype)
-        return score - backend.astype(slopes[h], score.dtype) * distance
+        return score - backend.astype(slopes[(h,)], score.dtype) * distance
 
     def pull_back(self, score: Array, at: Positions, cotangent: Array) -> tuple[Array, tuple[Array, ...]]:
         if not is_array(self.slopes):

@@ -1,0 +1,95 @@
+"""polyattn on ndonnx arrays: operations are written into an ONNX graph instead of being carried out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ndonnx as xp
+import spox.opset.ai.onnx.v23 as op
+
+from polyattn.backend import Array, Backend
+from polyattn.choice import Output
+from polyattn.masks import causal
+from polyattn.mods import Softcap
+from polyattn.reference import allowed_at, visible_keys
+
+
+class OnnxBackend(Backend):
+    def is_concrete(self, x: Array) -> bool:
+        try:
+            x.unwrap_numpy()
+        except ValueError:  # an input of the graph, or what follows from one
+            return False
+        return True
+
+    def to_list(self, x: Array) -> Any:
+        return x.unwrap_numpy().tolist()
+
+    def to_numpy(self, x: Array) -> Array:
+        return x.unwrap_numpy()
+
+    def from_numpy(self, x: Array, like: Array) -> Array:
+        return xp.asarray(x)
+
+    def erf(self, x: Array) -> Array:
+        return xp.asarray(op.erf(x.unwrap_spox()))
+
+    def device(self, x: Array) -> Any:
+        return None
+
+    def native(self, p: Any, needs_lse: bool, *, by_name: bool = False) -> Any:
+        reasons = {
+            "q, k and v are not float32, the one dtype that every runtime has": p.q.dtype != xp.float32,
+            "there are sinks or dropout, which the operator has not": p.sinks is not None
+            or p.dropout_rate > 0.0,
+            "lse is wanted, which the operator does not give": needs_lse,
+            "scale is an array": not isinstance(p.scale, float),
+            "there is a score_mod other than a soft cap, or one beside a bias or a mask, whose order the operator "
+            "changed between opsets": p.score_mod is not None
+            and not (
+                isinstance(p.score_mod, Softcap)
+                and isinstance(p.score_mod.cap, int | float)
+                and p.bias is None
+                and p.mask is None
+            ),
+            "the batches differ": len({x.shape[0] for x in (p.q, p.k, p.v)}) > 1,
+            "there is nothing to compute": 0 in (*p.scores_shape, p.q.shape[3], p.v.shape[3]),
+        }
+        return next((reason for reason, holds in reasons.items() if holds), _attention)
+
+    def prefer(self, p: Any) -> tuple[str, str]:
+        return "native", "the operator Attention is one node where it computes the contract"
+
+    def prefer_without_native(self, p: Any) -> tuple[str, str]:
+        return "reference", "the definition is the smallest graph"
+
+
+def _attention(p: Any) -> Output:
+    """The operator Attention of opset 23; what it leaves open (hidden NaN, rows that see nothing) is settled around it."""
+    cap = 0.0 if p.score_mod is None else float(p.score_mod.cap)
+    at_zero = isinstance(p.offset, int) and p.offset == 0
+    square = p.bias is None and p.mask == causal() and at_zero and p.frame.rows == p.frame.keys
+    q, k, v, mask, some = p.q, p.k, p.v, None, None
+    if not square:
+        allowed = allowed_at(p, p.positions(), p.bias)
+        if allowed is not None:
+            visible = visible_keys(allowed, k.shape[1], xp)
+            k, v = xp.where(visible, k, 0.0), xp.where(visible, v, 0.0)
+            some = xp.any(allowed, axis=-1, keepdims=True)
+            # A row that sees nothing is computed unmasked and thrown away: no runtime meets an empty softmax.
+            mask = xp.broadcast_to(allowed | ~some, p.scores_shape)
+            if p.bias is not None:
+                bias = xp.where(allowed & (p.bias != -xp.inf), p.bias, 0.0)
+                mask = xp.where(mask, bias, -xp.inf)
+    out, *_ = op.attention(
+        *(x.unwrap_spox() for x in (q, k, v)),
+        None if mask is None else mask.unwrap_spox(),
+        is_causal=int(square),
+        scale=p.scale,
+        softcap=cap,
+    )
+    result = xp.asarray(out)
+    return Output(result if some is None else xp.where(some, result, 0.0), None)
+
+
+backend = OnnxBackend("ndonnx", xp)
