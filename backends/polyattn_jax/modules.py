@@ -10,7 +10,7 @@ from polyattn.layers import Layer
 
 
 def nnx_module(layer: Layer, *, seed: int = 0, dtype: Any = jnp.float32) -> Any:
-    """`layer` as a `flax.nnx.Module`: module(x, ...) = layer(params, x, ...), params in `nnx.Param`s.
+    """`layer` as a `flax.nnx.Module`: module(x, ...) = layer(params, x, ...), each array an `nnx.Param`.
 
     Dropout happens where the call has a dropout_seed. nnx.split, nnx.grad and nnx.Optimizer see the params by
     the names of the layer.

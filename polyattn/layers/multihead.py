@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 from polyattn import attention as scaled_dot_product
@@ -348,7 +348,7 @@ class CausalSelfAttention(MultiHeadAttention):
     """
 
     _: KW_ONLY
-    context_length: int | None  # required: None = any
+    context_length: int | None = field()  # required, None = any: a bare annotation inherits the default
     is_causal: bool = True
 
     def __call__(self, params: Params, x: Array, context: Array | None = None, **options: Any) -> Any:
@@ -405,7 +405,7 @@ class GroupedQueryAttention(MultiHeadAttention):
     """
 
     _: KW_ONLY
-    num_kv_heads: int
+    num_kv_heads: int = field()  # required
 
 
 @dataclass(frozen=True)
