@@ -1,4 +1,4 @@
-"""The command line: verify, info, mask."""
+"""The command line: verify, info, mask, dialects, diagnose."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ try:
 except ImportError:  # the library itself does not need them
     raise SystemExit("polyattn: the command line needs typer and rich; pip install 'polyattn[cli]'") from None
 
+from polyattn.parity.cases import cases
+from polyattn.parity.report import write
 from polyattn.parity.verify import SHORT, MissingBackend, Verification, plan
 from polyattn.testing import BENCHES, Outcome
 
@@ -42,14 +44,30 @@ def verify(
     seed: Annotated[int, typer.Option(help="Of the random inputs.", min=0)] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
     junit_file: Annotated[Path | None, typer.Option("--junit", help="Write a JUnit report here.")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="Write a report, one page, here.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Let --html write over a file that is there.")
+    ] = False,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Ask the libraries' own functions instead, forward in float32.")
+    ] = False,
 ) -> None:
     """Run every case on every backend and dtype, forward and gradients, and compare with the truth.
 
-    Exit status: 0 all agree, 1 some disagree, 2 wrong usage, 3 a requested backend is missing.
+    Exit status: 0 all agree, 1 some disagree, 2 wrong usage, 3 a requested backend is missing. With --peers 0
+    whatever they answer: their disagreement is no fault of this library.
     """
-    for path in (json_file, junit_file):
+    for path in (json_file, junit_file, html_file):
         if path is not None and not path.parent.is_dir():
             raise _stop(f"expected an existing folder for {path}, got {path.parent}; make it first", USAGE)
+    if html_file is not None and html_file.exists() and not force:  # before the work, not after it
+        raise _stop(
+            f"expected a new file for the report, got {html_file}, which is there; add --force", USAGE
+        )
+    if peers:
+        if backend or dtype or junit_file is not None or html_file is not None:
+            raise _stop("expected --peers with --case, --seed and --json alone; leave the others out", USAGE)
+        return _verify_peers(case, seed, json_file)
     try:
         work = plan(backend, dtype, case, seed)
     except MissingBackend as error:
@@ -57,23 +75,12 @@ def verify(
     except ValueError as error:
         raise _stop(str(error), USAGE) from None
 
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=not sys.stderr.isatty(),
-    ) as progress:
+    with _progress() as progress:
         task = progress.add_task("verify", total=len(work.cases) * len(work.columns))
         for outcome in work.run():
             progress.update(task, advance=1, description=f"{outcome.bench} {outcome.dtype}")
 
-    console = Console()
-    table = result_table(work)
-    if not console.is_terminal:  # a file or a pipe has no width: never cut a number
-        console = Console(width=Console(width=10_000).measure(table).maximum)
-    console.print(table)
+    console = _print_whole(result_table(work))
     for failed in work.disagreements:
         console.print(escape(f"  {failed}"), soft_wrap=True)
     for note in work.notes:
@@ -83,7 +90,65 @@ def verify(
         json_file.write_text(json.dumps(work.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     if junit_file is not None:
         junit_file.write_text(work.to_junit(), encoding="utf-8")
+    if html_file is not None:
+        write(work.to_html(), html_file, force=force)
     raise typer.Exit(AGREE if work.agrees else DISAGREE)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+
+
+def _print_whole(table: Table) -> Console:
+    """Prints a table; a file or a pipe has no width, and no number is ever cut."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=Console(width=10_000).measure(table).maximum)
+    console.print(table)
+    return console
+
+
+def _verify_peers(words: list[str], seed: int, json_file: Path | None) -> None:
+    """What the libraries' own functions make of the cases."""
+    from polyattn.dialects import show
+    from polyattn.dialects.peers import PEERS, library_of, peer_table
+
+    try:
+        chosen = [c for c in plan(["numpy"], only=words).cases if c in cases()]
+    except ValueError as error:
+        raise _stop(str(error), USAGE) from None
+    outcomes, notes = [], []
+    with _progress() as progress:
+        task = progress.add_task("peers", total=len(chosen) * len(PEERS))
+        for name, peer in PEERS.items():
+            progress.update(task, description=name)
+            if isinstance(library := library_of(name), str):
+                notes.append(f"{name} was not asked: {library}")
+                progress.advance(task, len(chosen))
+            for outcome in peer_table(chosen, [name], seed):
+                outcomes.append(outcome)
+                progress.advance(task)
+            del peer
+    console = _print_whole(show.peers(outcomes))
+    for o in outcomes:
+        if o.eta is None:
+            console.print(escape(f"  {o.peer} {o.case!r}: {o.sentence}"), soft_wrap=True)
+    for note in notes:
+        console.print(escape(f"note: {note}"), soft_wrap=True)
+    if json_file is not None:
+        rows = [
+            {"case": o.case, "rules": o.rules, "peer": o.peer, "version": PEERS[o.peer].version, "agrees": o.agrees,
+             "eta": None if o.eta is None or math.isinf(o.eta) else o.eta, "sentence": o.sentence}
+            for o in outcomes
+        ]  # fmt: skip
+        json_file.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def result_table(work: Verification) -> Table:
@@ -192,6 +257,62 @@ def mask(
     except (ValueError, TypeError) as error:
         raise _stop(str(error), USAGE) from None
     typer.echo(picture)
+
+
+@app.command()
+def dialects(
+    first: Annotated[str | None, typer.Argument(help="A dialect, for example torch.sdpa.")] = None,
+    second: Annotated[str | None, typer.Argument(help="Another one, for example jax.nn.")] = None,
+    call: Annotated[
+        str, typer.Option(help="The call that moves from one to the other, in the words of info --plan.")
+    ] = "L=3,S=5,H=4,Hkv=2,D=8,causal=1",
+    seed: Annotated[int, typer.Option(help="Of its random numbers.", min=0)] = 0,
+) -> None:
+    """How libraries write attention: all of them, what one answers, or which traps lie between two."""
+    from polyattn import dialects as known
+    from polyattn.dialects import show
+    from polyattn.dialects.explain import explain_words
+
+    try:
+        if first is None:
+            _print_whole(show.dialect_list())
+        elif second is None:
+            _print_whole(show.answer_list(known.dialect(first)))
+        else:
+            found = explain_words(first, second, call, seed)
+            console = _print_whole(show.explanation(found))
+            for line in found.results():
+                console.print(escape(line), soft_wrap=True, highlight=False)
+    except (ValueError, TypeError) as error:
+        raise _stop(str(error), USAGE) from None
+
+
+@app.command()
+def diagnose(
+    npz: Annotated[
+        Path, typer.Option("--npz", help="A file with output, query, key, value and what was meant.")
+    ],
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the implementation, if its output is stored wider.")
+    ] = None,
+) -> None:
+    """Which convention or mistake explains an observed output of attention.
+
+    The file may also have mask (bool), bias, sinks, scale, is_causal, query_offset, softcap, window, embed_dim and
+    layout. Exit status: 0 the output is what was meant, 1 it is not, 2 wrong usage.
+    """
+    from polyattn.parity.casefile import read
+    from polyattn.parity.diagnose import diagnose as search
+
+    try:
+        arrays, context = read(npz)
+        found = search(*arrays, dtype=dtype, **context)
+    except FileNotFoundError:
+        raise _stop(f"expected a file, got {str(npz)!r}, which is not there", USAGE) from None
+    except (ValueError, TypeError) as error:
+        raise _stop(str(error), USAGE) from None
+    typer.echo(str(found))
+    raise typer.Exit(AGREE if found.agrees else DISAGREE)
 
 
 def _stop(sentence: str, status: int) -> typer.Exit:

@@ -15,7 +15,7 @@ import numpy as np
 
 from polyattn.backend import backend_of, is_array
 from polyattn.masks.algebra import Mask
-from polyattn.masks.builtin import Window
+from polyattn.masks.builtin import Function, Window
 from polyattn.masks.combine import And
 from polyattn.mods import Compose, Softcap
 from polyattn.parity.measure import round_to
@@ -181,6 +181,8 @@ def _four(x: Floats, layout: str) -> Floats:
 
 def _mask(mask: Any, shape: tuple[int, int, int, int], offset: int, causal: bool) -> dict[str, Any]:
     """Causality, the window and the rest of a mask, apart."""
+    if callable(mask) and not isinstance(mask, Mask) and not is_array(mask):
+        mask = Function(mask)
     if not isinstance(mask, Mask):
         array = _plain(mask)
         if array.dtype != bool:
@@ -219,8 +221,8 @@ def _mods(mod: Any, shape: tuple[int, int, int, int], offset: int) -> dict[str, 
             found["softcap"] = float(_plain(part.cap))
             continue
         b, h, q, kv = np.ix_(*(np.arange(n) for n in shape))
-        zero, one = (np.asarray(part(np.full(shape, x), b, h, q + offset, kv)) for x in (0.0, 1.0))
-        if not np.allclose(one - zero, 1.0):
+        zero, one, low = (np.asarray(part(np.full(shape, x), b, h, q + offset, kv)) for x in (0.0, 1.0, -2.0))
+        if not (np.allclose(one - zero, 1.0) and np.allclose(low - zero, -2.0)):
             raise ValueError(
                 "polyattn.parity: expected a score_mod that is softcap first and adds to the scores after that, got "
                 f"{part!r}; its conventions are not known"
@@ -253,6 +255,10 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
     here = np.arange(length) if rows is None else rows
 
     q, k, v = call.q, call.k, call.v
+    low = settings.precision.partition(" ")[0] if settings.precision != "as stated" else None
+    stage = settings.precision.partition(" ")[2]
+    if low and stage == "inputs":
+        q, k, v = (_rounded(x, low) for x in (q, k, v))
     if settings.operands == "query and key swapped":
         q, k = k, q
     elif settings.operands == "key and value swapped":
@@ -260,9 +266,7 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
     if call.rotary is not None or settings.rotary != "as stated":
         q, k = _turned(call, settings.rotary, q, k)
     q = q[:, :, here]
-    low = settings.precision.partition(" ")[0] if settings.precision != "as stated" else None
-    stage = settings.precision.partition(" ")[2]
-    if low and stage == "inputs":
+    if low and stage == "operands":
         q, k, v = (_rounded(x, low) for x in (q, k, v))
     k, v = (_to_heads(x, heads, settings.heads) for x in (k, v))
     poisoned = not (np.isfinite(k).all() and np.isfinite(v).all())
@@ -272,6 +276,8 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
 
     scale = _scale(call, settings.scale)
     product = q @ k.swapaxes(-1, -2)
+    if low and stage == "product":
+        product = _rounded(product, low)
     size = np.abs(q) @ np.abs(k).swapaxes(-1, -2)
     if settings.bias == "before the scale" and call.bias is not None:
         product = product + _at(call.bias, here)
@@ -301,17 +307,21 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
             allowed, cap * np.tanh(s / cap), -cap if settings.hidden == "-inf" else cap * np.tanh(fill / cap)
         )
 
+    kept = {"last dropped": slice(None, -1), "first dropped": slice(1, None)}.get(settings.keys, slice(None))
+    s, sabs, unhidden, allowed, v = (*(x[..., kept] for x in (s, sabs, unhidden, allowed)), v[:, :, kept])
     w = _weights(call, settings, s)
+    normalised = w  # what errors of the scores spread through
     if settings.mask == "after the softmax":
         w = w * allowed
-    if low and stage == "weights":
+    if low and stage in ("weights", "operands"):
         w = _rounded(w, low)
     empty = ~allowed.any(-1)
     if settings.mask != "after the softmax" and empty.any():
-        hidden = ~allowed_keys(replace(call, bias=None), settings, here)
+        hidden = ~allowed_keys(replace(call, bias=None), settings, here)[..., kept]
         w = _empty_rows(w, np.broadcast_to(empty, w.shape[:-1])[..., None], hidden, settings, unhidden)
-    sabs = np.where(np.isfinite(s), sabs, 0.0)
-    spread = np.abs(w) * (1.0 + sabs + (np.abs(w) * sabs).sum(-1, keepdims=True))
+        normalised = w
+    sabs = np.where(np.isfinite(s) | (w != 0), sabs, 0.0)
+    spread = np.abs(w) * (1.0 + sabs + (np.abs(normalised) * sabs).sum(-1, keepdims=True))
     if settings.softmax == "missing":
         spread = np.abs(w) + sabs
     with np.errstate(invalid="ignore", over="ignore"):
@@ -365,7 +375,8 @@ def allowed_keys(call: Call, settings: Settings, rows: Floats) -> Floats:
     allowed = np.ones((1, 1, len(rows), keys), bool)
     row, key = rows[:, None], np.arange(keys)[None, :]
     at = row + call.offset
-    if call.is_causal:
+    both_sides = call.window is not None and settings.window == "symmetric" and settings.causal == "as stated"
+    if call.is_causal and not both_sides:  # a window on both sides is what stands for causality
         end = row + keys - length
         allowed = (
             allowed
@@ -383,7 +394,7 @@ def allowed_keys(call: Call, settings: Settings, rows: Floats) -> Floats:
         left, right = call.window
         more = {"one key more": 1, "one key less": -1}.get(settings.window, 0)
         if settings.window == "symmetric":
-            right = left if right in (None, 0) else right
+            right = left
         if settings.window == "from the first row":
             at = row
         elif settings.window == "from the last row":
@@ -402,10 +413,6 @@ def allowed_keys(call: Call, settings: Settings, rows: Floats) -> Floats:
         allowed = allowed & _at(mask, rows)
     if call.bias is not None and settings.bias != "dropped":
         allowed = allowed & (_at(call.bias, rows) != -np.inf)
-    if settings.keys == "last dropped":
-        allowed = allowed & (key < keys - 1)
-    elif settings.keys == "first dropped":
-        allowed = allowed & (key > 0)
     return allowed
 
 
@@ -429,7 +436,7 @@ def _weights(call: Call, settings: Settings, s: Floats) -> Floats:
     axis = {"queries": -2, "heads": 1}.get(settings.softmax, -1)
     base = math.log(2.0) if settings.softmax == "base 2" else 1.0
     s = s * base
-    top = s.max(axis=axis, keepdims=True)
+    top = s.max(axis=axis, keepdims=True, initial=-np.inf)
     sink = None
     if call.sinks is not None and settings.sinks == "as stated":
         sink = call.sinks[None, :, None, None] * base
@@ -449,7 +456,9 @@ def _empty_rows(w: Floats, empty: Floats, hidden: Floats, settings: Settings, un
     """The weights of rows that see nothing; `hidden` is what masks hide, without -inf in the bias."""
     by_bias = empty & ~hidden.any(-1, keepdims=True)
     # A finite mask constant is above the -inf of a bias: what the mask hides shares the weight.
-    share = np.where(by_bias, 1.0 / w.shape[-1], hidden / np.maximum(hidden.sum(-1, keepdims=True), 1))
+    share = np.where(
+        by_bias, 1.0 / max(w.shape[-1], 1), hidden / np.maximum(hidden.sum(-1, keepdims=True), 1)
+    )
     for rows, fate in ((empty, settings.empty_rows), (by_bias, settings.bias_rows)):
         if fate == "mean of all values":
             w = np.where(rows, share, w)
@@ -464,7 +473,7 @@ def _empty_rows(w: Floats, empty: Floats, hidden: Floats, settings: Settings, un
 def _seen(call: Call, settings: Settings) -> Floats:
     """The keys that some query of the kv head may attend to, (B|1, Hq|1, S, 1)."""
     heads, kv_heads, length = call.shape[1], call.k.shape[1], call.shape[2]
-    seen = allowed_keys(call, settings, np.arange(length)).any(-2)
+    seen: Floats = np.any(allowed_keys(call, settings, np.arange(length)), axis=-2)
     if seen.shape[1] > 1:
         groups = seen.reshape(seen.shape[0], kv_heads, heads // kv_heads, -1)
         seen = np.repeat(groups.any(2), heads // kv_heads, axis=1)
@@ -512,4 +521,5 @@ def _rounded(x: Floats, low: str) -> Floats:
         bits = (bits + (0xFFF + ((bits >> 13) & 1))) & np.uint32(0xFFFFE000)
         return bits.view(np.float32).astype(np.float64)
     with np.errstate(over="ignore"):
-        return round_to(x, low)
+        # By way of float32, as in a program: a number halfway after that is halfway for it too.
+        return round_to(x.astype(np.float32).astype(np.float64), low)

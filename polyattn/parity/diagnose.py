@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from polyattn.backend import backend_of, is_array
 from polyattn.parity.conventions import CONTRACT, Answer, Call, Settings, allowed_keys, answer, merge, pose
+from polyattn.parity.dropped import dropout_rate
 from polyattn.parity.measure import ACCEPTANCE, UNIT_ROUNDOFF, round_to
 from polyattn.parity.spec import Floats
 
@@ -146,7 +147,9 @@ CAUSES = _causes()
 
 _NAMES = {"bfloat16": "bfloat16", "float16": "float16", "tf32": "TF32"}
 _STAGES = {
+    "operands": "both matrix products in {}: query, key, value and weights rounded",
     "inputs": "query, key and value rounded to {}",
+    "product": "products of query and key rounded to {}",
     "scores": "scores rounded to {}",
     "weights": "weights rounded to {}",
 }
@@ -263,6 +266,14 @@ def _observed(output: Any, call: Call, dtype: str | None, layout: str) -> tuple[
     return seen.reshape(shape), name
 
 
+class _Scored(NamedTuple):
+    """An explanation on a part of the output."""
+
+    eta: float
+    left: float  # rms of the error that it leaves
+    causes: tuple[Cause, ...]
+
+
 class _Search:
     """One observed output against everything that is known."""
 
@@ -271,6 +282,12 @@ class _Search:
         self.absolute = (
             2.0**-25 if dtype == "float16" else 0.0
         )  # below the normal range a rounding is absolute
+        sizes = np.where(np.isfinite(call.v), np.abs(call.v), 0.0)
+        self.underflow = (
+            (2.0**-1022 if dtype == "float64" else 2.0**-126)
+            * call.shape[3]
+            * float(np.max(sizes, initial=0.0))
+        )
         self.tried = 0
 
     def run(self, pairs: bool) -> Diagnosis:
@@ -288,6 +305,8 @@ class _Search:
                 settings = replace(CONTRACT, precision=f"{low} output")
                 words = (f"computed or stored in {_NAMES[low]}: every number of the output is one of that",)
                 return Diagnosis(stated, (Finding(settings, words, eta),), (), None, 1)
+        self.wrong = ratio > ACCEPTANCE
+        self.before = _rms(_distance(self.seen, contract.out)[self.wrong])
         self.rows = self._telling_rows(ratio)
         part = self._cut()
         applicable = [cause for cause in CAUSES if cause.applies(self.call)]
@@ -295,16 +314,23 @@ class _Search:
         singles = self._screen(part, [(cause,) for cause in effective])
         found, nearest = self._confirm(singles)
         if not found and pairs:
-            doubles = self._screen(part, self._compatible(effective))
-            found, near = self._confirm(doubles)
-            nearest = min((x for x in (nearest, near) if x), key=lambda x: x.eta, default=None)
+            found, near = self._confirm(self._screen(part, self._compatible(effective)))
+            if not found:  # some show only beside another: a key dropped that the stated mask hides
+                silent = [cause for cause in applicable if cause not in effective]
+                found, last = self._confirm(self._screen(part, self._compatible(effective, silent)))
+                near = near or last
+            nearest = near or nearest
+        alike_up_to = ALIKE
         if not found:
             found = self._roundings(effective)
+            alike_up_to = ACCEPTANCE  # a rounding inside is reproduced only up to ties
         if not found:
-            found = self._dropout()
+            found = self._dropout(effective)
+        if low is not None:
+            found = [self._stored(finding, low) for finding in found]
         best, alike = found[:1], list[Finding]()
         for other in found[1:]:
-            (alike if self._same(found[0], other) else best).append(other)
+            (alike if self._same(found[0], other, alike_up_to) else best).append(other)
         if np.isnan(self.seen).any() and not np.isnan(contract.out).any():
             note += f"; {int(np.isnan(self.seen).sum())} of {self.seen.size} elements are NaN"
         return Diagnosis(stated, tuple(best), tuple(alike), nearest, self.tried, note)
@@ -316,11 +342,17 @@ class _Search:
         for low in ("bfloat16", "float16"):
             if (
                 _LOW[low] > self.unit
-                and self.seen.size > 16
+                and np.count_nonzero(np.isfinite(self.seen) & (self.seen != 0)) > 16
                 and np.array_equal(round_to(self.seen, low), self.seen, equal_nan=True)
             ):
                 return low
         return None
+
+    def _stored(self, finding: Finding, low: str) -> Finding:
+        """The finding, and that the output was stored in a lower precision."""
+        if "precision" in finding.settings.changes():
+            return finding
+        return replace(finding, settings=replace(finding.settings, precision=f"{low} output"))
 
     def _answer(self, settings: Settings, rows: Floats | None = None, call: Call | None = None) -> Answer:
         with np.errstate(all="ignore"):
@@ -328,7 +360,7 @@ class _Search:
 
     def _ratio(self, seen: Floats, expected: Answer) -> Floats:
         """The eta of every element; what both hold as NaN agrees."""
-        unit = np.maximum(self.unit * expected.condition, self.absolute)
+        unit = np.maximum(self.unit * expected.condition, max(self.absolute, self.underflow))
         with np.errstate(all="ignore"):
             ratio = np.abs(seen - expected.out) / unit
         same = (seen == expected.out) | (np.isnan(seen) & np.isnan(expected.out))
@@ -385,161 +417,133 @@ class _Search:
             if not np.array_equal(changed.out, contract.out, equal_nan=True):
                 yield cause
 
-    def _compatible(self, causes: list[Cause]) -> list[tuple[Cause, ...]]:
+    def _compatible(self, causes: list[Cause], others: list[Cause] | None = None) -> list[tuple[Cause, ...]]:
+        """Pairs of causes, or of a cause and another one, in the order of the table."""
         heavy = {"softmax"} if math.prod(self.call.shape) > LARGE else set()
         return [
             pair
-            for pair in combinations(causes, 2)
+            for pair in (combinations(causes, 2) if others is None else product(causes, others))
             if pair[0].field != pair[1].field and not heavy & {pair[0].field, pair[1].field}
         ]
 
     def _screen(
         self, part: tuple[Call, Floats, Floats], explanations: list[tuple[Cause, ...]]
-    ) -> list[tuple[float, tuple[Cause, ...]]]:
+    ) -> list[_Scored]:
         """Every explanation with its eta on a part, the best first."""
         call, seen, merged = part
-        scored = []
+        scored = list[_Scored]()
         for causes in explanations:
             self.tried += 1
-            # A wrong merge permutes the output: undoing that is cheaper than computing every row.
-            others = tuple(cause for cause in causes if cause.field != "merge")
-            target = seen if len(others) == len(causes) else merged
+            others, undone = _without_merge(causes)
+            target = merged if undone else seen
             try:
                 expected = self._answer(_settings(others), self.rows, call)
             except ValueError:  # shapes that do not fit together this way
                 continue
             if expected.out.shape == target.shape:
-                scored.append((self._eta(target, expected), causes))
-        return sorted(scored, key=lambda pair: pair[0])
+                left = _rms(_distance(target, expected.out))
+                scored.append(_Scored(self._eta(target, expected), left, causes))
+        return sorted(scored, key=lambda scored: scored.eta)
 
-    def _confirm(self, scored: list[tuple[float, tuple[Cause, ...]]]) -> tuple[list[Finding], Finding | None]:
+    def _confirm(self, scored: list[_Scored]) -> tuple[list[Finding], Finding | None]:
         """What explains every element, and the nearest of the rest."""
         found = []
-        for eta, causes in scored:
+        for eta, _, causes in scored:
             if eta > ACCEPTANCE + SCREEN * UNIT_ROUNDOFF["float32"] / min(
                 self.unit, UNIT_ROUNDOFF["float32"]
             ):
                 break
-            whole = self._eta(self.seen, self._answer(_settings(causes)))
-            if whole <= ACCEPTANCE:
+            expected = self._answer(_settings(causes))
+            whole = self._eta(self.seen, expected)
+            if whole <= ACCEPTANCE and self._removes(expected):
                 found.append(Finding(_settings(causes), self._words(causes), whole))
         # The order of the table decides between explanations that fit equally: the usual suspects come first.
         found.sort(key=lambda finding: round(finding.eta, 1))
         nearest = None
-        if not found and scored and math.isfinite(scored[0][0]):
-            eta, causes = scored[0]
-            nearest = Finding(_settings(causes), self._words(causes), eta)
+        if not found and scored:
+            eta, left, causes = min(scored, key=lambda scored: scored.left)
+            if math.isfinite(left) and self._removes(self._answer(_settings(causes))):
+                nearest = Finding(_settings(causes), self._words(causes), eta)
         return found, nearest
+
+    def _removes(self, expected: Answer) -> bool:
+        """Whether the wrong elements are much nearer than they were: where large terms cancel, rounding
+        explains anything, and in 16 bits an eta of 4 is no evidence."""
+        return _rms(_distance(self.seen, expected.out)[self.wrong]) <= self.before / 2
 
     def _words(self, causes: tuple[Cause, ...]) -> tuple[str, ...]:
         return tuple(cause.sentence(self.call) for cause in causes)
 
-    def _same(self, a: Finding, b: Finding) -> bool:
+    def _same(self, a: Finding, b: Finding, up_to: float) -> bool:
         one, other = self._answer(a.settings), self._answer(b.settings)
-        return self._eta(one.out, other) <= ALIKE
+        return self._eta(one.out, other) <= up_to
 
     # what cannot be reproduced to the last bit
 
     def _roundings(self, causes: list[Cause]) -> list[Finding]:
         """A lower precision inside: simulating it must remove most of the error, and the rest be of its size."""
-        found = []
-        for others in ((), *((cause,) for cause in causes if cause.field != "merge")):
-            seen = self.seen[:, :, self.rows]
+        found = list[tuple[float, Finding]]()
+        for tried in ((), *((cause,) for cause in causes)):
+            others, undone = _without_merge(tried)
+            seen = (merge(self.seen) if undone else self.seen)[:, :, self.rows]
             plain = self._answer(_settings(others), self.rows)
             if not self._eta(seen, plain) * self.unit <= ACCEPTANCE * max(_LOW.values()):
                 continue  # wrong by more than any rounding
-            before = _rms(seen - plain.out)
+            before = _rms(_distance(seen, plain.out))
             for rounding in ROUNDINGS:
                 unit = _LOW[rounding.choice.partition(" ")[0]]
                 if unit <= self.unit:
                     continue
                 self.tried += 1
                 simulated = self._answer(_settings((*others, rounding)), self.rows)
-                eta = self._eta(seen, simulated)
-                if _rms(seen - simulated.out) < before / 3 and eta * self.unit <= ACCEPTANCE * unit:
-                    words = self._words((*others, rounding))
-                    found.append(Finding(_settings((*others, rounding)), words, eta))
-        return sorted(found, key=lambda finding: finding.eta)
+                ratio = self._ratio(seen, simulated)
+                eta = float(np.max(ratio, initial=0.0))
+                left = _rms(_distance(seen, simulated.out))
+                if left < before / 3 and eta * self.unit <= ACCEPTANCE * unit:
+                    words = self._words((*tried, rounding))
+                    # Ties make a few elements wrong, whatever the rounding was: most elements decide.
+                    missed = float(np.mean(np.minimum(ratio, ACCEPTANCE)))
+                    found.append((missed, Finding(_settings((*tried, rounding)), words, eta)))
+        return [finding for _, finding in sorted(found, key=lambda pair: pair[0])]
 
-    def _dropout(self) -> list[Finding]:
-        """Dropout left on: the error has the covariance rate / (1 - rate) sum_j w_j^2 v_j v_j^T of dropped weights."""
-        expected = self._answer(CONTRACT)
-        self.tried += 1
-        rate = _dropout_rate(self.seen - expected.out, expected)
-        if rate is None:
-            return []
-        words = (f"dropout of the weights left on (rate about {rate:.2g})",)
-        return [Finding(CONTRACT, words, self._eta(self.seen, expected))]
+    def _dropout(self, causes: list[Cause]) -> list[Finding]:
+        """Dropout left on, alone or with one other change."""
+        found = list[tuple[float, Finding]]()
+        for tried in ((), *((cause,) for cause in causes)):
+            self.tried += 1
+            others, undone = _without_merge(tried)
+            seen = merge(self.seen) if undone else self.seen
+            part = self._answer(_settings(others), self.rows)
+            alone = not tried  # where statistics decide, they would fit too many combinations
+            if dropout_rate(seen[:, :, self.rows], part, self.unit, 6, by_variance=alone) is None:
+                continue
+            expected = self._answer(_settings(others))
+            rate = dropout_rate(seen, expected, self.unit, 48, by_variance=alone)
+            if rate is not None:
+                words = (*self._words(tried), f"dropout of the weights left on (rate about {rate:.2g})")
+                found.append((rate, Finding(_settings(tried), words, self._eta(seen, expected))))
+            if found and alone:
+                break
+        # A wrong explanation leaves more to be explained by dropping.
+        return [finding for _, finding in sorted(found, key=lambda pair: pair[0])]
+
+
+def _without_merge(causes: tuple[Cause, ...]) -> tuple[tuple[Cause, ...], bool]:
+    """The other causes. A wrong merge permutes the output: undoing that is cheaper than computing every row."""
+    others = tuple(cause for cause in causes if cause.field != "merge")
+    return others, len(others) < len(causes)
 
 
 def _settings(causes: tuple[Cause, ...]) -> Settings:
     return replace(CONTRACT, **{cause.field: cause.choice for cause in causes})
 
 
+def _distance(a: Floats, b: Floats) -> Floats:
+    """|a - b|, 0 where both are the same infinity or both NaN."""
+    with np.errstate(all="ignore"):
+        error = np.abs(a - b)
+    return np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, error)
+
+
 def _rms(x: Floats) -> float:
     return float(np.sqrt(np.mean(x**2))) if np.isfinite(x).all() else math.inf
-
-
-def _dropout_rate(error: Floats, expected: Answer) -> float | None:
-    """The rate that explains an error, None if its covariance is not that of dropped weights.
-
-    With at most as many keys as value entries the factors on the weights are solved for, and must be 0 or
-    1 / (1 - rate). Otherwise: whitened by sum_j w_j^2 v_j v_j^T the error must be equally large in strong and
-    weak directions, and in rows with few and with many keys.
-    """
-    if not np.isfinite(error).all():
-        return None
-    batch, heads, rows, width = error.shape
-    keys = expected.weights.shape[3]
-    take = np.unique(np.linspace(0, rows - 1, min(rows, 48)).astype(int))
-    strong, weak, sizes, errors = [], [], [], []
-    for b in range(batch):
-        for h in range(heads):
-            v = expected.values[b, h]
-            if keys <= width:
-                factors = np.linalg.lstsq(v.T, (error[b, h] + expected.out[b, h]).T, rcond=None)[0].T
-                w = expected.weights[b, h]
-                shown = w > 1e-3
-                rate = _two_valued(factors[shown] / w[shown])
-                if rate is None:
-                    return None
-                sizes.append(rate)
-                continue
-            for i in take:
-                scaled = expected.weights[b, h, i][:, None] * v
-                _, sigma, directions = np.linalg.svd(scaled, full_matrices=False)
-                keep = sigma > 1e-3 * max(sigma[0], 1e-300)
-                if keep.sum() < 4:
-                    continue
-                z = (directions[keep] @ error[b, h, i]) / sigma[keep]
-                half = len(z) // 2
-                strong.append(np.mean(z[:half] ** 2))
-                weak.append(np.mean(z[half:] ** 2))
-                sizes.append(float(np.sum(sigma**2)))
-                errors.append(float(np.mean(z**2)))
-    if keys <= width:
-        spread = max(sizes) - min(sizes) if sizes else 1.0
-        return float(np.mean(sizes)) if sizes and spread < 0.05 else None
-    if len(errors) < 8:
-        return None
-    ratio = float(np.mean(errors))
-    rate = ratio / (1.0 + ratio)
-    if not 0.02 <= rate <= 0.9:
-        return None
-    order = np.argsort(sizes)
-    half = len(order) // 2
-    few, many = (float(np.mean(np.asarray(errors)[part])) for part in (order[half:], order[:half]))
-    even = 0.6 < np.mean(strong) / max(np.mean(weak), 1e-300) < 1.6 and 0.6 < few / max(many, 1e-300) < 1.6
-    return rate if even else None
-
-
-def _two_valued(factors: Floats) -> float | None:
-    """The rate p if every factor is 0 or 1 / (1 - p), both occurring."""
-    dropped = np.abs(factors) < 1e-2
-    kept = factors[~dropped]
-    if not dropped.any() or not kept.size:
-        return None
-    value = float(np.median(kept))
-    if value <= 1.0 or np.abs(kept - value).max() > 2e-2 * value:
-        return None
-    return 1.0 - 1.0 / value

@@ -1,0 +1,27 @@
+"""How other libraries write attention down: their conventions as one table, and translators made of it.
+
+>>> from polyattn import dialects
+>>> sdpa, nnx = dialects.DIALECTS["torch.sdpa"], dialects.DIALECTS["flax.nnx"]
+>>> print(sdpa.choice("layout").says, "|", nnx.choice("layout").says)
+(B, H, L, D) | (B, L, H, D)
+
+`DIALECTS[name].attention` has the foreign signature and the contract's numbers; `to_polyattn` and
+`from_polyattn` translate a call in either direction; `explain` tells which traps bite for a call.
+"""
+
+from polyattn.dialects.explain import Explanation, Trap, explain
+from polyattn.dialects.questions import QUESTIONS, Question
+from polyattn.dialects.record import Claim, Dialect
+from polyattn.dialects.table import DIALECTS, dialect
+
+__all__ = [
+    "DIALECTS",
+    "QUESTIONS",
+    "Claim",
+    "Dialect",
+    "Explanation",
+    "Question",
+    "Trap",
+    "dialect",
+    "explain",
+]
