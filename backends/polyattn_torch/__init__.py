@@ -121,6 +121,8 @@ class TorchBackend(Backend):
         return x.narrow(axis, start, size)
 
     def put(self, x: Array, start: Any, tile: Array, axis: int) -> Array:
+        if isinstance(start, torch.Tensor):  # traced: what would lie outside lies at the edge, as in JAX
+            start = start.clamp(0, x.shape[axis] - tile.shape[axis])
         return x.index_copy(axis, torch.arange(tile.shape[axis], device=x.device) + start, tile)
 
     def exp_of_difference(self, x: Array, y: Array) -> Array:

@@ -79,7 +79,7 @@ class Module(_Tree):
                 "polyattn_torch.Module: expected no dropout_seed in eval mode, got one; call module.train() first"
             )
         if self.training and self.layer.has_dropout:
-            device = inputs[0].device
+            device = next(x for x in (*inputs, *options.values()) if isinstance(x, torch.Tensor)).device
             if dropout_seed is None:
                 dropout_seed = torch.randint(2**31 - 1, (), dtype=torch.int32, device=device)
             options["dropout_seed"] = dropout_seed
