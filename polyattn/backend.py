@@ -90,7 +90,7 @@ class Backend:
 
     def to_numpy(self, x: Array) -> Array:
         """The values as a NumPy array of the same dtype; a copy where the library has its own memory."""
-        return _numpy().xp.asarray(x)
+        return numpy_backend().xp.asarray(x)
 
     def from_numpy(self, x: Array, like: Array) -> Array:
         """A copy of a NumPy array in this library, on the device of `like`, of the same dtype if it has that."""
@@ -157,6 +157,14 @@ class Backend:
         for i in range(n):
             state = step(i, state)
         return state
+
+    def scan(self, n: int, step: Callable[[Any, Any], tuple[Any, Array]], state: Any) -> tuple[Any, Array]:
+        """`fold` whose step also gives an array: the last state, and those arrays stacked along a new first axis."""
+        outputs = []
+        for i in range(n):
+            state, output = step(i, state)
+            outputs.append(output)
+        return state, self.xp.stack(outputs)
 
     def table(self, numbers: Any, like: Array) -> Any:
         """Nested lists of integers in a form that is indexed by what `map` and `fold` count with."""
@@ -284,7 +292,8 @@ def _backend_of_namespace(array: Array) -> Backend:
     return found
 
 
-def _numpy() -> Backend:
+def numpy_backend() -> Backend:
+    """The backend of NumPy, which is always there; loaded on first use."""
     found = backend_named("numpy")
     assert found is not None, "polyattn carries its adapter for NumPy"
     return found

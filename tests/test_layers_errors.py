@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from polyattn import layers, masks
+from polyattn.layers import MultiHeadAttention
+from polyattn.positions import Rotary
 from polyattn.testing import Bench
 
 MHA = layers.MultiHeadAttention
@@ -165,3 +167,14 @@ def test_an_unknown_option_is_refused() -> None:
         ATTEND(PARAMS, X, casual=True)
     with pytest.raises(TypeError, match="unexpected keyword argument 'attn_mask'"):
         layers.ScaledDotProductAttention()({}, X, X, X, attn_mask=None)
+
+
+def test_rotary_positions_of_a_context_are_not_guessed() -> None:
+    layer = MultiHeadAttention(8, 2, rotary=Rotary())
+    x = np.ones((3, 8))
+    with pytest.raises(ValueError) as refused:
+        layer(layer.init(0, like=x), x, np.ones((5, 8)))
+    assert str(refused.value) == (
+        "polyattn.layers.MultiHeadAttention: expected query_offset with rotary positions, 3 queries and 5 keys, got None; "
+        "query_offset=0 aligns the first tokens, query_offset='end' the last"
+    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from polyattn.backend import Array, backend_of
+from polyattn.backend import Array, backend_of, numpy_backend
 from polyattn.dropout import key_of, threefry2x32
 
 
@@ -41,11 +41,10 @@ class Uniform(Distribution):
     limit: float
 
     def draw(self, shape: tuple[int, ...], seed: int, stream: int, like: Array) -> Array:
-        backend = backend_of(like)
-        xp = backend.xp
+        backend, xp = backend_of(like), numpy_backend().xp
         # 24 bits with a sign are exact in float32, so that one product is the only rounding.
-        steps = backend.astype(_words(shape, seed, stream, like) >> 8, xp.float32)
-        return backend.astype(steps * (self.limit * 2.0**-23), like.dtype)
+        numbers = xp.astype(_words(shape, seed, stream) >> 8, xp.float32) * (self.limit * 2.0**-23)
+        return backend.astype(backend.from_numpy(numbers, like), like.dtype)
 
 
 @dataclass(frozen=True)
@@ -61,21 +60,22 @@ class Normal(Distribution):
         low = normal.cdf(-2.0) if self.truncated else 0.0
         # std of the cut distribution: 1 - 4 pdf(2) / (1 - 2 cdf(-2)) is its variance
         std = self.std / math.sqrt(1 - 4 * normal.pdf(2) / (1 - 2 * low)) if self.truncated else self.std
-        words = backend.to_list(_words((math.prod(shape),), seed, stream, like))
+        words = _words((math.prod(shape),), seed, stream).tolist()
         numbers = [std * normal.inv_cdf(low + (1 - 2 * low) * ((w + 2**31 + 0.5) * 2.0**-32)) for w in words]
         # By way of the compute dtype everywhere, as PyTorch goes to half precision: two roundings.
-        drawn = backend.asarray(numbers, backend.compute_dtype(like.dtype), like)
-        return backend.astype(backend.xp.reshape(drawn, shape), like.dtype)
+        xp, wide = numpy_backend().xp, backend.xp.finfo(backend.compute_dtype(like.dtype)).bits > 32
+        drawn = xp.reshape(xp.asarray(numbers, dtype=xp.float64 if wide else xp.float32), shape)
+        return backend.astype(backend.from_numpy(drawn, like), like.dtype)
 
 
-def _words(shape: tuple[int, ...], seed: int, stream: int, like: Array) -> Array:
-    """Random int32 words, a function of seed, stream and index alone."""
-    backend = backend_of(like)
-    index = backend.arange(0, math.prod(shape), like)
-    zero = backend.xp.zeros_like(index)
+def _words(shape: tuple[int, ...], seed: int, stream: int) -> Array:
+    """Random int32 words, a function of seed, stream and index alone; drawn on NumPy, which compiles nothing."""
+    xp = numpy_backend().xp
+    index = xp.arange(0, math.prod(shape), dtype=xp.int32)
+    zero = xp.zeros_like(index)
     key0, key1 = key_of(seed, stream)
-    word, _ = threefry2x32(zero + key0, zero + key1, zero, index)
-    return backend.xp.reshape(word, shape)
+    word, _ = threefry2x32(zero + xp.int32(key0), zero + xp.int32(key1), zero, index)
+    return xp.reshape(word, shape)
 
 
 ZEROS = Constant(0.0)

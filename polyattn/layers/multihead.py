@@ -285,6 +285,11 @@ class MultiHeadAttention(Layer):
         """q and k turned to their positions: q from `offset` on, k from 0, or from `offset` if they continue a cache."""
         assert self.rotary is not None
         length, keys = q.shape[-2], k.shape[-2]
+        if offset is None and length != keys:
+            raise ValueError(
+                f"{self.name}: expected query_offset with rotary positions, {length} queries and {keys} keys, got None; "
+                "query_offset=0 aligns the first tokens, query_offset='end' the last"
+            )
         start = keys - length if isinstance(offset, str) else 0 if offset is None else offset
         if is_array(start) and start.ndim == 1:
             start = start[:, None]

@@ -38,9 +38,9 @@ def dropout_rate(
     some = np.ix_(
         *(np.unique(np.linspace(0, n - 1, min(n, m)).astype(int)) for n, m in ((heads, 8), (length, rows)))
     )
-    w, v = w[:, *some], expected.values[:, some[0][:, 0]]
-    out, condition = expected.out[:, *some], expected.condition[:, *some]
-    error = seen[:, *some] - out
+    w, v = w[:, some[0], some[1]], expected.values[:, some[0][:, 0]]
+    out, condition = expected.out[:, some[0], some[1]], expected.condition[:, some[0], some[1]]
+    error = seen[:, some[0], some[1]] - out
     # An output in 16 bits was rounded once; what was before it is in float32.
     noise = unit * np.abs(out) + min(unit, 2.0**-24) * condition
     given = [
