@@ -36,29 +36,42 @@ class Rotary:
     def __call__(self, x: Array, positions: Array, *, layout: str = "BHLD") -> Array:
         """x (..., H, L, D), or (..., L, H, D) with layout "BLHD", turned to positions, integers (L,) or (B, L)."""
         backend = backend_of(x)
-        xp = backend.xp
         width = x.shape[-1] if self.width is None else self.width
         if width % 2 or not 0 < width <= x.shape[-1]:
             raise ValueError(
                 f"polyattn.positions.Rotary: expected an even width of at most {x.shape[-1]}, the width of x, got "
                 f"{width}; entries are turned in pairs"
             )
-        compute = backend.compute_dtype(x.dtype)
-        turned = backend.astype(x[..., :width], compute)
-        angle = angles(positions, width, self.base, compute)  # (L, width/2) or (B, L, width/2)
+        angle = angles(positions, width, self.base, backend.compute_dtype(x.dtype))  # (L|B L, width/2)
         if layout == "BLHD":
             angle = angle[..., None, :]
         elif positions.ndim > 1 and x.ndim > 3:
             angle = angle[:, None, ...]
-        cos, sin = xp.cos(angle), xp.sin(angle)
-        if self.interleaved:
-            a, b = turned[..., 0::2], turned[..., 1::2]
-            pair = xp.stack((a * cos - b * sin, a * sin + b * cos), axis=-1)
-            turned = xp.reshape(pair, turned.shape)
-        else:
-            a, b = turned[..., : width // 2], turned[..., width // 2 :]
-            turned = xp.concat((a * cos - b * sin, a * sin + b * cos), axis=-1)
-        return xp.concat((backend.astype(turned, x.dtype), x[..., width:]), axis=-1)
+        return rotate(x, backend.xp.cos(angle), backend.xp.sin(angle), interleaved=self.interleaved)
+
+
+def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Array:
+    """Pairs (a, b) of the first entries of x as (a cos - b sin, a sin + b cos), the other entries as they are.
+
+    x (..., D); cos and sin (..., width/2) broadcast to its leading axes, width <= D. Pairs as `Rotary` has them.
+
+    >>> import numpy as np
+    >>> rotate(np.array([1.0, 2.0, 7.0]), np.array([0.0]), np.array([1.0]))
+    array([-2.,  1.,  7.])
+    """
+    backend = backend_of(x)
+    xp = backend.xp
+    compute = backend.compute_dtype(x.dtype)
+    width = 2 * cos.shape[-1]
+    turned, cos, sin = (backend.astype(part, compute) for part in (x[..., :width], cos, sin))
+    if interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        pair = xp.stack((a * cos - b * sin, a * sin + b * cos), axis=-1)
+        turned = xp.reshape(pair, turned.shape)
+    else:
+        a, b = turned[..., : width // 2], turned[..., width // 2 :]
+        turned = xp.concat((a * cos - b * sin, a * sin + b * cos), axis=-1)
+    return xp.concat((backend.astype(turned, x.dtype), x[..., width:]), axis=-1)
 
 
 def sinusoidal(length: int, dim: int, like: Array, *, base: float = 10000.0) -> Array:

@@ -98,6 +98,12 @@ class JaxBackend(Backend):
     def fold(self, n: Any, step: Callable[[Any, Any], Any], state: Any) -> Any:
         return step(0, state) if isinstance(n, int) and n == 1 else jax.lax.fori_loop(0, n, step, state)
 
+    def scan(self, n: int, step: Any, state: Any) -> Any:
+        if n == 1:
+            state, output = step(0, state)
+            return state, output[None]
+        return jax.lax.scan(lambda state, i: step(i, state), state, jnp.arange(n, dtype=jnp.int32))
+
     def table(self, numbers: Any, like: Array) -> Any:
         return jnp.asarray(numbers, jnp.int32)
 

@@ -121,7 +121,7 @@ class Below(Mask):
         if isinstance(lengths, tuple):
             backend = backend_of(index)
             lengths = backend.asarray(lengths, backend.xp.int32, index)
-        return index < (lengths if isinstance(lengths, int) or lengths.ndim == 0 else lengths[at.b])
+        return index < (lengths if isinstance(lengths, int) or lengths.ndim == 0 else lengths[(at.b,)])
 
     def box(self, box: Box) -> Tile:
         if self._values is None:
