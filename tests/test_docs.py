@@ -14,7 +14,7 @@ from polyattn.layers import PRESETS
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-@pytest.mark.parametrize("page", ["layers.md"])
+@pytest.mark.parametrize("page", ["layers.md", "onnx.md"])
 def test_the_programs_of_a_page_run(
     page: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
