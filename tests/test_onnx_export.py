@@ -14,8 +14,8 @@ from rounding import noise
 from polyattn import AuxRequest, attention, layers, masks, mods
 from polyattn.onnx import export
 from polyattn.parity import ACCEPTANCE, eta, truth
-from polyattn.parity.compare import _spec
 from polyattn.parity.conventions import pose
+from polyattn.parity.stages import spec_of
 from polyattn.positions import Rotary
 
 Floats = np.ndarray[Any, Any]
@@ -79,7 +79,7 @@ def test_a_variant_computes_in_onnx_runtime_what_the_definition_says(name: str) 
         wide = [x.astype(np.float64) if x.dtype == np.float32 else x for x in inputs.values()]
         assert np.abs(out - f(*wide)).max() <= ACCEPTANCE * 2.0**-24 * 8 * np.abs(V).max()
         return
-    judged = truth(_spec(pose(Q, K, V, options(Q, K, V, *more.values()))))
+    judged = truth(spec_of(pose(Q, K, V, options(Q, K, V, *more.values()))))
     assert eta(out, judged["out"], "float32") <= ACCEPTANCE
 
 
@@ -167,7 +167,7 @@ def test_dynamic_lengths_serve_lengths_that_were_never_traced(options: dict[str,
     for rows, others in ((9, 9), (1, 1)) if square else ((9, 17), (1, 30)):
         case = inputs(rows, others)
         (out,) = _run(model, case)
-        judged = truth(_spec(pose(*case.values(), options)))
+        judged = truth(spec_of(pose(*case.values(), options)))
         assert eta(out, judged["out"], "float32") <= ACCEPTANCE
 
 

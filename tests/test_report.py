@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from polyattn import attention, trace
-from polyattn.parity.compare import Comparison, compare
+from polyattn.parity import Comparison, compare
 from polyattn.parity.verify import plan
 
 HOSTILE = (

@@ -1,6 +1,7 @@
 """Agreement, measured: truth, oracle, error measure, and the cases that cover the contract."""
 
-from polyattn.parity.compare import Comparison, compare
+from polyattn.parity.compare import compare
+from polyattn.parity.comparison import Comparison
 from polyattn.parity.diagnose import Diagnosis, diagnose
 from polyattn.parity.measure import ACCEPTANCE, FLOOR_ACCEPTANCE, UNIT_ROUNDOFF, eta, floor_ratio, round_to
 from polyattn.parity.oracle import OracleResult, oracle

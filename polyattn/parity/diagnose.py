@@ -145,7 +145,7 @@ def _causes() -> tuple[Cause, ...]:
 
 CAUSES = _causes()
 
-_NAMES = {"bfloat16": "bfloat16", "float16": "float16", "tf32": "TF32"}
+_NAMES = {"bfloat16": "bfloat16", "tf32": "TF32", "float16": "float16"}  # the usual ones first
 _STAGES = {
     "operands": "both matrix products in {}: query, key, value and weights rounded",
     "inputs": "query, key and value rounded to {}",
@@ -225,7 +225,7 @@ def diagnose(
     Arrays may be of any library. dtype: the precision of the implementation, if output does not tell.
 
     Every known difference is tried alone, then in pairs; an explanation counts if eta, the error over what
-    rounding explains, is at most 4. What rounds inside (bfloat16, TF32) and dropout that was left on are
+    rounding explains, is at most 4, and if what was wrong is at most half as wrong with it. What rounds inside (bfloat16, TF32) and dropout that was left on are
     recognised by their traces. Nothing is called a cause that does not explain the numbers.
 
     >>> import numpy as np
@@ -253,11 +253,13 @@ def _observed(output: Any, call: Call, dtype: str | None, layout: str) -> tuple[
         )
     seen = plain.astype(np.float64)
     shape = (*call.shape[:3], call.v.shape[3])
-    if layout == "BLHD" and seen.ndim > 2:
-        seen = seen.swapaxes(-2, -3)
+    apart = (shape[0], shape[2], shape[1], shape[3])
     flat = (shape[0], shape[2], shape[1] * shape[3])
-    if seen.ndim == 3 and seen.shape == flat and seen.shape != shape[1:]:  # heads already side by side
-        seen = seen.reshape(shape[0], shape[2], shape[1], shape[3]).swapaxes(1, 2)
+    one = apart[1:] if layout == "BLHD" else shape[1:]  # without a batch axis
+    if seen.shape == flat and seen.shape != one:  # heads already side by side
+        seen = seen.reshape(apart).swapaxes(1, 2)
+    elif layout == "BLHD" and seen.ndim > 2:
+        seen = seen.swapaxes(-2, -3)
     if seen.size != math.prod(shape) or seen.shape[-2:] != shape[-2:]:
         raise ValueError(
             f"polyattn.parity.diagnose: expected output of shape {shape} or {flat}, got {plain.shape}; "

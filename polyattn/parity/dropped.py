@@ -90,7 +90,8 @@ class _Rows(NamedTuple):
         size = np.trace(covariance, axis1=1, axis2=2)
         shown = size > 0
         a, width = self.terms[shown], self.error.shape[1]
-        noise = self.noise[shown] ** 2 + (1e-9**2 * size[shown])[:, None]
+        # At least 1e-6, or rows with fewer keys than entries of a value are singular.
+        noise = self.noise[shown] ** 2 + (1e-6**2 * size[shown])[:, None]
         within = variance * covariance[shown] + noise[..., None] * np.eye(width)
         solved = np.linalg.solve(within, np.concatenate((a.mT, self.error[shown][..., None]), -1))
         g = np.maximum(np.einsum("nse,nes->ns", a, solved[..., :-1]), 1e-300)

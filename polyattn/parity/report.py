@@ -16,7 +16,7 @@ from polyattn.parity.environment import environment
 from polyattn.parity.measure import ACCEPTANCE
 
 if TYPE_CHECKING:
-    from polyattn.parity.compare import Comparison
+    from polyattn.parity.comparison import Comparison
     from polyattn.parity.verify import Verification
 
 

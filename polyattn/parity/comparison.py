@@ -1,0 +1,221 @@
+"""What `compare` found: who is right, by how much the other is wrong, where first, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from polyattn.parity.diagnose import Diagnosis
+from polyattn.parity.measure import ACCEPTANCE
+from polyattn.parity.report import comparison_page, junit, write
+from polyattn.parity.spec import Floats
+
+
+@dataclass
+class Side:
+    """One of the two implementations, and what it gave."""
+
+    name: str
+    library: str
+    etas: dict[str, float] = field(
+        default_factory=dict
+    )  # "out", "dq", "dk", "dv" -> error in units of rounding
+    values: dict[str, Floats] = field(default_factory=dict)  # the same names, float64, in BHLD
+    stages: dict[str, Floats] = field(default_factory=dict)
+    stage_etas: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+    notes: list[str] = field(default_factory=list)
+    diagnosis: Diagnosis | None = None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether everything that it gave is the truth to rounding."""
+        return self.error is None and bool(self.etas) and max(self.etas.values()) <= ACCEPTANCE
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The element on which the two differ most."""
+
+    quantity: str
+    index: tuple[int, ...]  # in BHLD
+    f: float
+    g: float
+    truth: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of `compare`. Printed it is a verdict, a table, and what explains a difference."""
+
+    sides: tuple[Side, Side]
+    between: Mapping[str, float]  # quantity -> difference of the two in units of rounding
+    dtype: str
+    shapes: Mapping[str, tuple[int, ...]]
+    worst: Worst | None
+    inputs: Mapping[str, Floats]
+    environment: Mapping[str, str]
+    seed: int
+    calls: tuple[str, str]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether both are the truth, forward and backward, to rounding."""
+        return all(side.agrees for side in self.sides)
+
+    @property
+    def first_divergence(self) -> str | None:
+        """The first stage, of those that both sides recorded, in which they are not the same to rounding."""
+        f, g = self.sides
+        for name in f.stage_etas:
+            if name in g.stage_etas and max(f.stage_etas[name], g.stage_etas[name]) > ACCEPTANCE:
+                return name
+        return None
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        f, g = self.sides
+        failed = [side for side in self.sides if side.error]
+        if failed:
+            return "; ".join(f"{side.name} could not be judged: {side.error}" for side in failed)
+        if self.agrees:
+            worst = max((value, q) for side in self.sides for q, value in side.etas.items())
+            return f"AGREE: {f.name} and {g.name} are the definition of attention (worst eta {worst[0]:.2f}, {worst[1]})"
+        if not f.agrees and not g.agrees:
+            # Each may be wrong by itself, or both follow another convention.
+            both = max(self.between.values(), default=math.inf) <= 2 * ACCEPTANCE
+            alike = "agree with each other" if both else "differ from each other too"
+            return f"DISAGREE: neither {f.name} nor {g.name} computes what was meant; they {alike}"
+        wrong, right = (f, g) if g.agrees else (g, f)
+        return f"DISAGREE: {right.name} computes what was meant, {wrong.name} does not"
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """The table: quantity, eta of f, eta of g, and of their difference."""
+        f, g = self.sides
+
+        def cell(value: float | None) -> str:
+            return "-" if value is None else f"{value:.3g}"
+
+        quantities = list(dict.fromkeys([*f.etas, *g.etas]))
+        return [(q, cell(f.etas.get(q)), cell(g.etas.get(q)), cell(self.between.get(q))) for q in quantities]
+
+    def stage_rows(self) -> list[tuple[str, str, str]]:
+        """Stage, eta of f, eta of g, for the stages that both recorded."""
+        f, g = self.sides
+        common = [name for name in f.stage_etas if name in g.stage_etas]
+        return [(name, f"{f.stage_etas[name]:.3g}", f"{g.stage_etas[name]:.3g}") for name in common]
+
+    def findings(self) -> list[str]:
+        """What explains the sides that are wrong."""
+        return [f"{side.name} {side.diagnosis}" for side in self.sides if side.diagnosis is not None]
+
+    def __str__(self) -> str:
+        f, g = self.sides
+        table = [("eta", f.name, g.name, "between"), *self.rows()]
+        widths = [max(len(row[i]) for row in table) for i in range(4)]
+        lines = [self.verdict]
+        lines += ["  ".join(x.ljust(n) for x, n in zip(row, widths, strict=True)).rstrip() for row in table]
+        if self.worst is not None and not self.agrees:
+            w = self.worst
+            lines.append(
+                f"worst: {w.quantity}{list(w.index)}: {f.name} {w.f:.9g}, {g.name} {w.g:.9g}, truth {w.truth:.9g}"
+            )
+        if self.first_divergence is not None:
+            lines.append(f"first stage that differs: {self.first_divergence}")
+        lines += self.findings()
+        lines += [f"{side.name}: {note}" for side in self.sides for note in side.notes]
+        return "\n".join(lines)
+
+    def save(self, path: Any) -> None:
+        """Writes the inputs to an .npz file, for `script`."""
+        np.savez(path, **dict(self.inputs))  # type: ignore[arg-type]
+
+    def script(self, path: str = "inputs.npz") -> str:
+        """A program of about ten lines that makes this comparison again; `save(path)` keeps its inputs."""
+        f, g = self.sides
+        (left, right), dtype = self.calls, self.dtype
+        return "\n".join(
+            (
+                "import numpy as np",
+                "from polyattn.parity import compare",
+                "",
+                f"with np.load({path!r}, allow_pickle=False) as file:",
+                "    inputs = {name: file[name] for name in file.files}",
+                f"f = ...  # {one_line(left)}",
+                f"g = ...  # {one_line(right)}",
+                "meant = {}  # the arguments of polyattn.attention that say what was meant",
+                f"print(compare(f, g, inputs, meant=meant, on=({f.library!r}, {g.library!r}), dtype={dtype!r}, seed={self.seed}))",
+                "",
+            )
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the arrays as JSON values; what is not finite is null."""
+        return {
+            "agrees": self.agrees,
+            "verdict": self.verdict,
+            "acceptance": ACCEPTANCE,
+            "dtype": self.dtype,
+            "seed": self.seed,
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "environment": dict(self.environment),
+            "sides": [
+                {
+                    "name": side.name,
+                    "library": side.library,
+                    "agrees": side.agrees,
+                    "eta": {q: _finite(x) for q, x in side.etas.items()},
+                    "stages": {q: _finite(x) for q, x in side.stage_etas.items()},
+                    "error": side.error,
+                    "diagnosis": None if side.diagnosis is None else str(side.diagnosis),
+                }
+                for side in self.sides
+            ],
+            "between": {q: _finite(x) for q, x in self.between.items()},
+            "first_divergence": self.first_divergence,
+            "worst": None
+            if self.worst is None
+            else {
+                "quantity": self.worst.quantity,
+                "index": list(self.worst.index),
+                "values": [_finite(x) for x in (self.worst.f, self.worst.g, self.worst.truth)],
+            },
+        }
+
+    def to_junit(self) -> str:
+        """A JUnit test suite: a test case for every quantity of each side."""
+        return junit(
+            "polyattn compare",
+            [
+                (side.name, q, None if value <= ACCEPTANCE else f"eta {value:.3g} of {ACCEPTANCE:g}", False)
+                for side in self.sides
+                for q, value in side.etas.items()
+            ]
+            + [(side.name, "call", side.error, True) for side in self.sides if side.error is not None],
+        )
+
+    def to_html(self, path: Any = None, *, force: bool = False) -> str:
+        """One self-contained page; written to `path` if given, over an existing file only with force=True."""
+        page = comparison_page(self)
+        if path is not None:
+            write(page, path, force=force)
+        return page
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<pre>{escape(str(self))}</pre>"
+
+
+def one_line(text: str) -> str:
+    """A label that cannot break a line, a terminal or a program."""
+    return "".join(c if c.isprintable() else "?" for c in text)[:80]
+
+
+def _finite(x: float) -> float | None:
+    return x if math.isfinite(x) else None
