@@ -44,9 +44,11 @@ def save(params: Params, path: str | os.PathLike[str], *, metadata: Mapping[str,
                     with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                         np.lib.format.write_array(file, x, allow_pickle=False)
         elif path.suffix == ".safetensors":
-            from safetensors.numpy import save_file
+            from safetensors.numpy import save as to_bytes
 
-            save_file(arrays, part, metadata=None if metadata is None else dict(metadata))
+            part.write_bytes(
+                to_bytes(arrays, metadata=None if metadata is None else dict(metadata))
+            )  # with the permissions of any new file
         else:
             raise _unknown("save", path)
         part.replace(path)
