@@ -98,7 +98,7 @@ def test_the_command_prints_the_figures(
     monkeypatch.setattr(suite, "DEFECTS", suite.DEFECTS[9:12])
     monkeypatch.setattr(suite, "CORRECT", {"plain": suite.CORRECT["plain"]})
     monkeypatch.setattr(suite, "PERTURBATIONS", {"noise 1e-1": suite.PERTURBATIONS["noise 1e-1"]})
-    monkeypatch.setattr(suite, "pairs", lambda dtype, count: suite.singles(dtype, 1))
+    monkeypatch.setattr(suite, "pairs", lambda dtype, count, first: suite.singles(dtype, 1, first))
     assert suite.main(["--seeds", "1", "--dtype", "float32"]) == 0
     printed = re.sub(r"\d+\.\d\d s", "_ s", capsys.readouterr().out)
     assert printed.splitlines()[-4:] == [
