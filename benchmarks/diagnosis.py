@@ -275,6 +275,10 @@ PLAIN: Stages = {
 }
 
 
+#: step -> what `polyattn.trace` calls its result
+NAMES = {"scaled": "scores", "capped": "after softcap", "biased": "biased", "hidden": "masked"}
+
+
 class Result(NamedTuple):
     out: Tensor
     condition: Tensor  # rounding may move out by eta * u * condition
@@ -294,8 +298,14 @@ def visible(p: Problem, stages: Stages) -> Tensor:
     return stages["allowed"](allowed)
 
 
-def attend(p: Problem, changed: Stages | None = None, dtype: torch.dtype = torch.float32) -> Result:
-    """Attention in a precision, some of its stages changed."""
+def attend(
+    p: Problem,
+    changed: Stages | None = None,
+    dtype: torch.dtype = torch.float32,
+    record: dict[str, Tensor] | None = None,
+) -> Result:
+    """Attention in a precision, some of its stages changed; `record` receives the values by the names of a trace."""
+    record = {} if record is None else record
     f = PLAIN | (changed or {})
     q, k, v = f["arguments"](*(f["split"](x.to(dtype)) for x in (p.q, p.k, p.v)))
     q, k, v = (f["inputs"](x) for x in (q, k, v))
@@ -310,6 +320,7 @@ def attend(p: Problem, changed: Stages | None = None, dtype: torch.dtype = torch
         before = s
         s = f["finished"](f["added"](p, s)) if step == "hidden" else s
         s = s * scale if step == "scaled" else f[step](p, s, allowed)
+        record[NAMES[step]] = s
         if step == "capped" and p.cap is not None:
             bent = torch.tanh(before / p.cap).abs()
             size = size * (1 - bent**2) + 2 * p.cap * bent
@@ -321,7 +332,7 @@ def attend(p: Problem, changed: Stages | None = None, dtype: torch.dtype = torch
         v[:, :, f["keys"]],
         allowed[..., f["keys"]],
     )
-    w = f["rounded"](f["weights"](p, f["softmax"](p, s), allowed))
+    w = record["weights"] = f["rounded"](f["weights"](p, f["softmax"](p, s), allowed))
     shown = torch.where(torch.isfinite(size), size, 0.0)
     mass = w.abs()
     spread = mass * (1 + shown + (mass * shown).sum(-1, keepdim=True))

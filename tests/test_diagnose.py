@@ -16,7 +16,8 @@ import pytest
 import torch
 from running import LIBRARIES, bench_of
 
-from polyattn import attention, masks, mods
+from polyattn import attention, masks, mods, trace
+from polyattn.parity import compare
 from polyattn.parity.diagnose import CAUSES, Diagnosis, diagnose
 from polyattn.positions import Rotary
 
@@ -429,3 +430,55 @@ def test_bad_input_is_refused_in_a_sentence(
     with pytest.raises(kind) as caught:
         diagnose(**given)
     assert str(caught.value) == sentence
+
+
+def test_compare_finds_the_first_stage_that_diverges_for_each_planted_defect(suite: Any) -> None:
+    found_in: dict[str, int] = {}
+    for defect in suite.DEFECTS:
+        if "rotary" in defect.needs + " ".join(defect.stages):
+            continue  # q and k come to attention turned
+        p = suite.draw(set(defect.needs.split()), set(defect.without.split()), 0, "float32")
+        if p.rotary is not None:
+            continue
+        context = p.context()
+        plain: dict[str, Any] = {}
+        suite.attend(p, record=plain)
+        planted: dict[str, Any] = {}
+        out = suite.attend(p, defect.stages, record=planted).out
+        if out.shape != (*p.q.shape[:3], p.v.shape[3]) or not out.isfinite().all():
+            continue
+        seen = suite.visible(p, suite.PLAIN)
+        known = {stage.name for stage in trace(p.q, p.k, p.v, **context)}
+        first = next(
+            (n for n in plain if n in known and n in planted and _differs(plain[n], planted[n], n, seen)),
+            "output",
+        )
+
+        def port(q: Any, k: Any, v: Any, out: Any = out, planted: Any = planted) -> Any:
+            return out, {name: x.expand(*x.shape) for name, x in {**planted, "output": out}.items()}
+
+        def ours(q: Any, k: Any, v: Any, context: Any = context) -> Any:
+            return trace(q, k, v, **context)
+
+        inputs = {"query": p.q, "key": p.k, "value": p.v}
+        result = compare(
+            port, ours, inputs, on=("torch", "torch"), meant=context, names=("port", "ours"), gradients=False
+        )
+        assert result.first_divergence == first, (
+            f"{defect.name}: {result.first_divergence} instead of {first}"
+        )
+        found_in[first] = found_in.get(first, 0) + 1
+    assert sum(found_in.values()) >= 40
+    assert {"scores", "masked", "weights"} <= set(found_in)
+
+
+def _differs(a: Any, b: Any, name: str, seen: Any) -> bool:
+    """By more than rounding; of scores those count that are seen, and after the mask also what is hidden."""
+    if a.shape != b.shape:
+        return False
+    a, b = a.double(), b.double()
+    if name == "masked" and not torch.equal(a == -torch.inf, b == -torch.inf):
+        return True
+    if name not in ("weights", "output"):
+        a, b = (torch.where(seen & x.isfinite(), x, 0.0) for x in (a, b))
+    return bool(((a - b).abs().max() > 64 * 2.0**-24 * a.abs().max()).item())
