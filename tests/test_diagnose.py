@@ -18,7 +18,8 @@ from running import LIBRARIES, bench_of
 
 from polyattn import attention, masks, mods, trace
 from polyattn.parity import compare
-from polyattn.parity.diagnose import CAUSES, Diagnosis, diagnose
+from polyattn.parity.causes import CAUSES
+from polyattn.parity.diagnose import Diagnosis, diagnose
 from polyattn.positions import Rotary
 
 Floats = np.ndarray[Any, Any]

@@ -14,7 +14,7 @@ from rounding import noise
 from polyattn import AuxRequest, attention, layers, masks, mods
 from polyattn.onnx import export
 from polyattn.parity import ACCEPTANCE, eta, truth
-from polyattn.parity.conventions import pose
+from polyattn.parity.call import pose
 from polyattn.parity.stages import spec_of
 from polyattn.positions import Rotary
 

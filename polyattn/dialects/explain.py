@@ -14,7 +14,8 @@ from polyattn.backend import backend_of, is_array
 from polyattn.dialects.questions import QUESTIONS, Case, Choice
 from polyattn.dialects.record import Dialect
 from polyattn.dialects.table import dialect
-from polyattn.parity.conventions import Answer, Settings, answer, pose
+from polyattn.parity.call import pose
+from polyattn.parity.conventions import Answer, Settings, answer
 from polyattn.parity.explain import parse_plan
 from polyattn.parity.measure import ACCEPTANCE, UNIT_ROUNDOFF, round_to
 from polyattn.parity.spec import Floats

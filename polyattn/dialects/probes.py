@@ -19,7 +19,8 @@ from polyattn.dialects.record import Dialect
 from polyattn.dialects.say import Words, spell
 from polyattn.dialects.table import DIALECTS
 from polyattn.mods import softcap
-from polyattn.parity.conventions import Call, Settings, answer
+from polyattn.parity.call import Call
+from polyattn.parity.conventions import Settings, answer
 from polyattn.parity.measure import ACCEPTANCE, UNIT_ROUNDOFF
 from polyattn.parity.spec import Floats
 

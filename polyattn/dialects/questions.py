@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from polyattn.parity.conventions import Call, Settings, allowed_keys
+from polyattn.parity.call import Call
+from polyattn.parity.conventions import Settings, allowed_keys
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polyattn.backend import backend_of, is_array
+from polyattn.parity.call import pose
 from polyattn.parity.comparison import Comparison, Side, Worst, one_line
-from polyattn.parity.conventions import pose
 from polyattn.parity.diagnose import diagnose
 from polyattn.parity.environment import environment
 from polyattn.parity.measure import ACCEPTANCE, UNIT_ROUNDOFF, eta

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from polyattn.parity.conventions import CONTRACT, Call, allowed_keys
+from polyattn.parity.call import Call
+from polyattn.parity.conventions import CONTRACT, allowed_keys
 from polyattn.parity.spec import Floats, Spec
 from polyattn.parity.truth import Judged
 
