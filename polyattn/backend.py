@@ -61,6 +61,13 @@ class Backend:
         compute = self.compute_dtype(x.dtype)
         return self.astype(self.matmul(self.astype(x, compute), self.astype(w, compute)), x.dtype)
 
+    def take(self, x: Array, indices: Array, axis: int) -> Array:
+        """x at the places `indices`, (n,) integers of any width, along an axis."""
+        xp = self.xp
+        if xp.iinfo(indices.dtype).bits < 32:  # no index for PyTorch
+            indices = self.astype(indices, xp.int32)
+        return xp.take(x, indices, axis=axis)
+
     def erf(self, x: Array) -> Array:
         """The error function, which the standard lacks."""
         from polyattn.layers.activations import erf

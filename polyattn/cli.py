@@ -36,7 +36,9 @@ app = typer.Typer(
 
 @app.command()
 def verify(
-    backend: Annotated[list[str], typer.Option(help="numpy, strict, jax or torch; may be repeated.")] = [],  # noqa: B006
+    backend: Annotated[
+        list[str], typer.Option(help="numpy, strict, jax, torch or onnx; may be repeated.")
+    ] = [],  # noqa: B006
     dtype: Annotated[
         list[str], typer.Option(help="float64, float32, float16 or bfloat16; may be repeated.")
     ] = [],  # noqa: B006
@@ -76,7 +78,7 @@ def verify(
         raise _stop(str(error), USAGE) from None
 
     with _progress() as progress:
-        task = progress.add_task("verify", total=len(work.cases) * len(work.columns))
+        task = progress.add_task("verify", total=sum(1 for _ in work.places()))
         for outcome in work.run():
             progress.update(task, advance=1, description=f"{outcome.bench} {outcome.dtype}")
 
@@ -121,7 +123,7 @@ def _verify_peers(words: list[str], seed: int, json_file: Path | None) -> None:
     from polyattn.dialects.peers import PEERS, library_of, peer_table
 
     try:
-        chosen = [c for c in plan(["numpy"], only=words).cases if c in cases()]
+        chosen = [c for c in cases() if c in plan(["numpy"], only=words).cases]
     except ValueError as error:
         raise _stop(str(error), USAGE) from None
     outcomes, notes = [], []
@@ -163,12 +165,14 @@ def result_table(work: Verification) -> Table:
     for bench, dtype in work.columns:
         table.add_column(f"{bench}\n{SHORT[dtype]}", justify="right", no_wrap=True)
     for c in work.cases:
-        cells = [_cell(work.outcomes[c.name, bench, dtype]) for bench, dtype in work.columns]
+        cells = [_cell(work.outcomes.get((c.name, bench, dtype))) for bench, dtype in work.columns]
         table.add_row(escape(c.name), *cells)
     return table
 
 
-def _cell(outcome: Outcome) -> str:
+def _cell(outcome: Outcome | None) -> str:
+    if outcome is None:
+        return ""
     if outcome.error:
         return "[red]error ✗"
     number = (

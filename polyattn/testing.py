@@ -43,7 +43,7 @@ class Bench(Protocol):
     ) -> tuple[Array, Array, Mapping[str, Array] | None]:
         """(out, lse) = f(arrays), and the gradients of sum(out * cotangent) for every array.
 
-        None for the gradients where there is no cotangent or the library has no derivatives.
+        None for the gradients where there is no cotangent or the library has no derivatives; {} to have none judged.
         """
 
 

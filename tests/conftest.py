@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import array_api_strict
 import pytest
 
 from polyattn.testing import Bench, JaxBench, NumpyBench, StrictBench, TorchBench
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: no test touches the network
 
 VARIANTS: dict[str, Callable[[], Bench]] = {
     "numpy": NumpyBench,

@@ -30,7 +30,7 @@ def test_verify_of_one_backend_agrees_and_writes_reports(tmp_path: Path) -> None
     data = json.loads(report.read_text())
     assert data["agrees"] is True
     assert data["versions"].keys() == {"numpy"}
-    assert all(0 <= o["eta"]["out"] <= 4 for o in data["outcomes"])
+    assert all(0 <= eta <= 4 for o in data["outcomes"] for eta in o["eta"].values())
     suite = ElementTree.fromstring(junit.read_text())
     assert suite.get("tests") == str(len(data["outcomes"]))
     assert suite.get("failures") == "0"
@@ -47,7 +47,7 @@ class Wrong(testing.NumpyBench):
 
 def test_verify_of_wrong_numbers_disagrees(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(testing.BENCHES, "numpy", Wrong)  # type: ignore[arg-type]
-    monkeypatch.setattr("polyattn.parity.verify.BENCHES", {"numpy": Wrong})
+    monkeypatch.setattr("polyattn.parity.verify.SYSTEMS", {"numpy": Wrong})
     result = run("verify", "--dtype", "float32", "--case", "plain", "--junit", str(tmp_path / "r.xml"))
     assert result.exit_code == 1
     assert "DISAGREE: 1 of 1 results" in result.output
@@ -59,7 +59,7 @@ def test_a_missing_backend_that_was_asked_for_is_status_3(monkeypatch: pytest.Mo
     def missing() -> object:
         raise ImportError("No module named 'jax'")
 
-    monkeypatch.setattr("polyattn.parity.verify.BENCHES", {"numpy": testing.NumpyBench, "jax": missing})
+    monkeypatch.setattr("polyattn.parity.verify.SYSTEMS", {"numpy": testing.NumpyBench, "jax": missing})
     result = run("verify", "--backend", "jax")
     assert result.exit_code == 3
     assert "backend 'jax' was asked for and cannot be loaded: No module named 'jax'" in result.output
@@ -71,7 +71,7 @@ def test_a_missing_backend_that_was_asked_for_is_status_3(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (["--backend", "nump"], "unknown backend 'nump'; there are numpy, strict, jax, torch"),
+        (["--backend", "nump"], "unknown backend 'nump'; there are numpy, strict, jax, torch, onnx"),
         (["--dtype", "int8"], "unknown dtype 'int8'; there are float64, float32, float16, bfloat16"),
         (
             ["--case", "nothing of the kind"],

@@ -30,8 +30,3 @@ def test_the_search_prints_what_its_readme_says(
     assert "\n".join(found) in (FOLDER / "README.md").read_text()
     assert last.startswith("the same rankings from NumPy, JAX and PyTorch")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
-
-
-def test_a_ranking_lists_the_nearest_first(search: ModuleType) -> None:
-    texts = search.np.eye(3)
-    assert search.rank(search.np.asarray([[0.1, 0.9, 0.4]]), texts).tolist() == [[1, 2, 0]]

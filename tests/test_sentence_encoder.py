@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import torch
-from rounding import Rounded
 
 from polyattn.layers.activations import erf
+from polyattn.onnx import export
+from polyattn.parity import ACCEPTANCE, pretrained
 from polyattn.parity.minilm import MINILM, SENTENCES, load, model_directory, tokenize
 from polyattn.parity.real import real_cases
+from polyattn.parity.search import ranking
+from polyattn.parity.verify import SYSTEMS
 from polyattn.testing import NumpyBench, check_backend
 
 Floats = np.ndarray[Any, Any]
@@ -25,56 +26,60 @@ def tokens() -> tuple[Floats, Floats]:
     return np.asarray(ids, np.int32), np.asarray(lengths, np.int32)
 
 
-@pytest.fixture(scope="module")
-def true_embeddings(tokens: tuple[Floats, Floats]) -> Floats:
-    return MINILM(jax.tree.map(lambda x: x.astype(np.float64), load(np.zeros(()))), *tokens)
-
-
-@pytest.fixture(scope="module")
-def noise(tokens: tuple[Floats, Floats], true_embeddings: Floats) -> float:
-    """What rounding to float32 at every step does to the embeddings, worst of four draws."""
-    params = jax.tree.map(lambda x: x.astype(np.float64).view(Rounded), load(np.zeros(())))
-    return max(float(np.abs(np.asarray(MINILM(params, *tokens)) - true_embeddings).max()) for _ in range(4))
-
-
-def _jax(tokens: Floats, lengths: Floats) -> Floats:
-    return np.asarray(
-        jax.jit(MINILM)(load(jax.numpy.zeros(())), jax.numpy.asarray(tokens), jax.numpy.asarray(lengths))
-    )
-
-
-def _torch(tokens: Floats, lengths: Floats) -> Floats:
-    return MINILM(load(torch.zeros(())), torch.from_numpy(tokens), torch.from_numpy(lengths)).numpy()
-
-
-def _transformers(tokens: Floats, lengths: Floats) -> Floats:
+def test_the_truth_is_what_transformers_computes_by_itself_in_float64() -> None:
     from transformers import BertModel
 
     model = BertModel.from_pretrained(
-        model_directory(), local_files_only=True, attn_implementation="eager"
+        model_directory(), local_files_only=True, attn_implementation="eager", dtype=torch.float64
     ).eval()
-    real = torch.arange(tokens.shape[1]) < torch.from_numpy(lengths)[:, None]
+    ids, lengths = pretrained.tokens()
+    real = torch.arange(ids.shape[1]) < torch.from_numpy(lengths)[:, None]
     with torch.no_grad():
-        hidden = model(torch.from_numpy(tokens).long(), attention_mask=real.long()).last_hidden_state
+        hidden = model(torch.from_numpy(ids).long(), attention_mask=real.long()).last_hidden_state
     mean = (hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True)
-    return torch.nn.functional.normalize(mean, dim=-1).numpy()
+    theirs = torch.nn.functional.normalize(mean, dim=-1).numpy()
+    truth = pretrained.expected()
+    assert 1e-9 < truth.noise < 1e-5
+    assert np.abs(theirs - truth.embeddings).max() <= ACCEPTANCE * truth.noise * 2.0**-53 / 2.0**-24
+    assert (ranking(theirs) == truth.ranking).all()
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize(
-    "embed",
-    [lambda *x: MINILM(load(np.zeros(())), *x), _jax, _torch, _transformers],
-    ids=["numpy", "jax", "torch", "transformers"],
-)
-def test_embeddings_are_the_truth_up_to_rounding(
-    embed: Callable[[Floats, Floats], Floats],
-    tokens: tuple[Floats, Floats],
-    true_embeddings: Floats,
-    noise: float,
-) -> None:
-    assert 1e-9 < noise < 1e-5
-    assert np.abs(embed(*tokens) - true_embeddings).max() <= 4 * noise
+TRIALS = pretrained.trials()[0]
+
+
+@pytest.mark.parametrize("dtype", pretrained.DTYPES)
+@pytest.mark.parametrize("library", SYSTEMS)
+def test_embeddings_and_ranking_are_the_same_on_every_library(library: str, dtype: str) -> None:
+    outcome = TRIALS[0].judge(SYSTEMS[library](), dtype)
+    assert outcome.agrees, outcome
+    assert set(outcome.etas) == {"embeddings", "ranking"}
+
+
+@pytest.mark.parametrize("dtype", pretrained.DTYPES)
+def test_embeddings_and_ranking_are_the_same_in_transformers_with_polyattn(dtype: str) -> None:
+    outcome = TRIALS[1].judge(SYSTEMS["torch"](), dtype)
+    assert outcome.agrees, outcome
+
+
+def test_embeddings_and_ranking_are_the_same_in_the_exported_model() -> None:
+    import onnxruntime
+
+    ids, lengths = pretrained.tokens()
+    model = export(MINILM, {"tokens": ids, "lengths": lengths}, params=load(np.zeros((), np.float32)))
+    assert [node.op_type for node in model.graph.node].count("Attention") == MINILM.encoder.depth
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (theirs,) = session.run(None, {"tokens": ids, "lengths": lengths})
+    truth = pretrained.expected()
+    assert np.abs(theirs - truth.embeddings).max() <= ACCEPTANCE * truth.noise
+    assert (ranking(theirs) == truth.ranking).all()
+
+
+def test_a_model_that_sees_its_padding_is_noticed() -> None:
+    embed = lambda bench, dtype, ids, lengths: TRIALS[0].embed(bench, dtype, ids, lengths * 0 + ids.shape[1])  # noqa: E731
+    outcome = pretrained.Trial("sees padding", embed).judge(SYSTEMS["numpy"](), "float32")
+    assert outcome.eta == np.inf
+    crash = pretrained.Trial("crash", lambda *_: 1 / 0).judge(SYSTEMS["numpy"](), "float32")  # type: ignore[arg-type, return-value]
+    assert crash.error == "ZeroDivisionError: division by zero"
 
 
 def test_padding_does_not_change_a_sentence(tokens: tuple[Floats, Floats]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import doctest
-import os
 import re
 import socket
 import sys
@@ -13,8 +12,6 @@ from contextlib import nullcontext
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 
 import polyattn_torch.transformers as adapter
 import pytest

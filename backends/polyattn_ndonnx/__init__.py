@@ -32,8 +32,25 @@ class OnnxBackend(Backend):
     def from_numpy(self, x: Array, like: Array) -> Array:
         return xp.asarray(x)
 
+    def take(self, x: Array, indices: Array, axis: int) -> Array:
+        return xp.take(x, xp.astype(indices, xp.int64), axis=axis)
+
     def erf(self, x: Array) -> Array:
+        if x.dtype == xp.float64:  # ONNX Runtime has it not
+            return super().erf(x)
         return xp.asarray(op.erf(x.unwrap_spox()))
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        if 0 in (*a.shape, *b.shape):
+            return xp.matmul(a, b)
+        # One node; ndonnx adds many more to ask about lengths of 0, which are known here.
+        x, y = a.unwrap_spox(), b.unwrap_spox()
+        if xp.float64 in (
+            a.dtype,
+            b.dtype,
+        ):  # ONNX Runtime 1.31 fuses MatMul with a scale that it rounds to float32
+            return xp.asarray(op.einsum([x, y], equation="...ij,...jk->...ik"))
+        return xp.asarray(op.matmul(x, y))
 
     def device(self, x: Array) -> Any:
         return None

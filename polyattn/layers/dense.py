@@ -65,9 +65,7 @@ class Embedding(Layer):
                     f"{self.name}: expected tokens from 0 to {self.size - 1}, got some from {low} to {high}; "
                     "the table has no such rows"
                 )
-        if xp.iinfo(tokens.dtype).bits < 32:  # no index for PyTorch
-            tokens = backend.astype(tokens, xp.int32)
-        rows = xp.take(params["table"], xp.reshape(tokens, (-1,)), axis=0)
+        rows = backend.take(params["table"], xp.reshape(tokens, (-1,)), axis=0)
         return xp.reshape(rows, (*tokens.shape, self.dim))
 
 

@@ -95,5 +95,5 @@ def _look_up(backend: Backend, name: str, table: Array, positions: Array) -> Arr
                 f"{_WHO}: expected position_ids from 0 to {table.shape[0] - 1}, the last row of {name}, got {low} "
                 f"to {high}; make the tables longer"
             )
-    rows = xp.take(table, xp.reshape(positions, (-1,)), axis=0)
+    rows = backend.take(table, xp.reshape(positions, (-1,)), axis=0)
     return xp.reshape(rows, (*positions.shape, table.shape[-1]))

@@ -28,6 +28,7 @@ from polyattn.layers import (
 )
 
 WIDTH = 384
+TOKENS = Embedding(30522, WIDTH)
 NORM = LayerNorm(WIDTH, epsilon=1e-12)
 BLOCK = EncoderBlock(
     MultiHeadAttention(WIDTH, 12), MLP(WIDTH, 4 * WIDTH, activation="gelu"), NORM, norm_first=False
@@ -51,7 +52,7 @@ class SentenceEncoder(Layer):
 
     def parameters(self) -> Mapping[str, Layer]:
         return {
-            "tokens": Embedding(30522, WIDTH),
+            "tokens": TOKENS,
             "positions": Embedding(512, WIDTH),
             "types": Embedding(2, WIDTH),
             "norm": NORM,
@@ -60,11 +61,8 @@ class SentenceEncoder(Layer):
 
     def embed(self, params: Params, tokens: Array) -> Array:
         """What enters the first block, (batch, length, 384)."""
-        xp = backend_of(tokens).xp
-        batch, length = tokens.shape
-        table = params["tokens"]["table"]
-        x = xp.reshape(xp.take(table, xp.reshape(tokens, (-1,)), axis=0), (batch, length, WIDTH))
-        x = x + params["types"]["table"][0, :] + params["positions"]["table"][:length, :]
+        x = TOKENS(params["tokens"], tokens)
+        x = x + params["types"]["table"][0, :] + params["positions"]["table"][: tokens.shape[1], :]
         return NORM(params["norm"], x)
 
     def __call__(self, params: Params, tokens: Array, lengths: Array) -> Array:

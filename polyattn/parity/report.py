@@ -18,6 +18,7 @@ from polyattn.parity.measure import ACCEPTANCE
 if TYPE_CHECKING:
     from polyattn.parity.comparison import Comparison
     from polyattn.parity.verify import Verification
+    from polyattn.testing import Outcome
 
 
 class Cell(NamedTuple):
@@ -154,12 +155,10 @@ def verification_page(work: Verification) -> str:
     columns = [f"{bench} {dtype}" for bench, dtype in work.columns]
     rows = []
     for case in work.cases:
-        outcomes = [work.outcomes[case.name, bench, dtype] for bench, dtype in work.columns]
-        rows.append(
-            Row(case.name, [Cell("error" if o.error else _number(o.eta), o.agrees, str(o)) for o in outcomes])
-        )
+        outcomes = [work.outcomes.get((case.name, bench, dtype)) for bench, dtype in work.columns]
+        rows.append(Row(case.name, [_outcome_cell(outcome) for outcome in outcomes]))
     largest = [
-        (name, max(work.outcomes[case.name, *column].eta for case in work.cases))
+        (name, max(o.eta for o in work.outcomes.values() if (o.bench, o.dtype) == column))
         for name, column in zip(columns, work.columns, strict=True)
     ]
     return render(
@@ -199,6 +198,12 @@ def _visible(text: str) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.2f}" if value < 100 else "inf" if math.isinf(value) else f"{value:.1e}"
+
+
+def _outcome_cell(outcome: Outcome | None) -> Cell:
+    if outcome is None:
+        return Cell("")
+    return Cell("error" if outcome.error else _number(outcome.eta), outcome.agrees, str(outcome))
 
 
 def _eta_cell(value: float | None, limit: float = ACCEPTANCE) -> Cell:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polyattn.parity.case import Case
 from polyattn.parity.cases import cases
@@ -14,7 +14,20 @@ from polyattn.parity.measure import ACCEPTANCE
 from polyattn.parity.report import junit, verification_page
 from polyattn.testing import BENCHES, Bench, Outcome, run_cases
 
+if TYPE_CHECKING:
+    from polyattn.parity.pretrained import Trial
+
 SHORT = {"float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+
+def _onnx() -> Bench:
+    from polyattn.onnx.bench import OnnxBench
+
+    return OnnxBench()
+
+
+#: What can be verified: the array libraries, and the models that are exported from them.
+SYSTEMS: Mapping[str, Callable[[], Bench]] = {**BENCHES, "onnx": _onnx}
 
 
 class MissingBackend(LookupError):
@@ -26,7 +39,7 @@ class Verification:
     """The outcomes of one run, and what they were run on."""
 
     seed: int
-    cases: tuple[Case, ...]
+    cases: tuple[Case | Trial, ...]
     benches: list[Bench]
     columns: list[tuple[str, str]]  # (bench, dtype)
     notes: list[str] = field(default_factory=list)
@@ -54,13 +67,23 @@ class Verification:
             f"exceed eta = {ACCEPTANCE:g}"
         )
 
+    def places(self) -> Iterator[tuple[Case | Trial, Bench, str]]:
+        """What is run where: not every model runs everywhere."""
+        for bench in self.benches:
+            for dtype in (dtype for name, dtype in self.columns if name == bench.name):
+                for case in self.cases:
+                    if isinstance(case, Case) or case.applies(bench, dtype):
+                        yield case, bench, dtype
+
     def run(self) -> Iterator[Outcome]:
         """Runs what is planned, a result at a time."""
-        for bench in self.benches:
-            dtypes = [dtype for name, dtype in self.columns if name == bench.name]
-            for outcome in run_cases(bench, dtypes=dtypes, only=self.cases, seed=self.seed):
-                self.outcomes[outcome.case, outcome.bench, outcome.dtype] = outcome
-                yield outcome
+        for case, bench, dtype in self.places():
+            if isinstance(case, Case):
+                (outcome,) = run_cases(bench, dtypes=[dtype], only=[case], seed=self.seed)
+            else:
+                outcome = case.judge(bench, dtype)
+            self.outcomes[outcome.case, outcome.bench, outcome.dtype] = outcome
+            yield outcome
 
     def to_json(self) -> dict[str, Any]:
         """Everything as JSON values; an infinite eta is null."""
@@ -112,7 +135,7 @@ def plan(
 
     ValueError for an unknown backend, dtype or case; MissingBackend for one that cannot be loaded.
     """
-    known = dict(BENCHES if benches is None else benches)
+    known = dict(SYSTEMS if benches is None else benches)
     available, notes = _available_cases()
     unknown = [name for name in backends if name not in known]
     if unknown:
@@ -143,14 +166,22 @@ def plan(
     ]
     if not columns:
         raise ValueError(f"none of the backends has dtype {' or '.join(dtypes)}; choose another")
-    return Verification(seed, chosen, loaded, columns, notes)
+    work = Verification(seed, chosen, loaded, columns, notes)
+    if not any(True for _ in work.places()):
+        raise ValueError(
+            f"none of the cases {', '.join(c.name for c in chosen)} runs on {', '.join(map(' '.join, columns))}; "
+            "choose others"
+        )
+    return work
 
 
-def _available_cases() -> tuple[tuple[Case, ...], list[str]]:
+def _available_cases() -> tuple[tuple[Case | Trial, ...], list[str]]:
     try:
+        from polyattn.parity.pretrained import trials
         from polyattn.parity.real import real_cases
 
-        return (*cases(), *real_cases()), []
+        models, notes = trials()
+        return (*cases(), *real_cases(), *models), notes
     except ModuleNotFoundError as error:
         return cases(), [f"real input was not run: {error}"]
 
