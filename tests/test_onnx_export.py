@@ -6,17 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import ndonnx
 import numpy as np
 import onnxruntime
 import pytest
-from rounding import noise
 
 from polyattn import AuxRequest, attention, layers, masks, mods
 from polyattn.onnx import export
 from polyattn.parity import ACCEPTANCE, eta, truth
 from polyattn.parity.call import pose
+from polyattn.parity.exported import OnnxBench
+from polyattn.parity.rounding import noise
 from polyattn.parity.stages import spec_of
 from polyattn.positions import Rotary
+from polyattn.testing import check_backend
 
 Floats = np.ndarray[Any, Any]
 RNG = np.random.default_rng(0)
@@ -24,33 +27,74 @@ Q = RNG.normal(size=(2, 4, 5, 8)).astype(np.float32)
 K, V = RNG.normal(size=(2, 2, 2, 7, 8)).astype(np.float32)
 MASK = RNG.random((2, 1, 5, 7)) > 0.5
 MASK[1, :, 2] = False  # a row that sees nothing
-BIAS = RNG.normal(size=(4, 5, 7)).astype(np.float32)
-SINKS = RNG.normal(size=4).astype(np.float32)
-TABLE = RNG.normal(size=(32, 4)).astype(np.float32)
-LENGTHS = np.array([3, 7], np.int32)
-SEGMENTS = (
-    np.array([[0, 0, 1, 1, 2], [0, 1, 1, 1, 2]], np.int32),
-    np.array([[0, 0, 1, 1, 2, 2, 2]] * 2, np.int32),
-)
 END = {"query_offset": "end"}
 
-#: name -> (the call, more inputs, whether the operator Attention computes it)
-VARIANTS: dict[str, tuple[Callable[..., Any], dict[str, Floats], bool]] = {
-    "plain": (lambda q, k, v: {}, {}, True),
-    "scale": (lambda q, k, v: {"scale": 0.3}, {}, True),
-    "causal last rows": (lambda q, k, v: {"is_causal": True, **END}, {}, True),
-    "mask": (lambda q, k, v, mask: {"mask": mask}, {"mask": MASK}, True),
-    "key lengths": (lambda q, k, v, n: {"mask": masks.key_lengths(n)}, {"n": LENGTHS}, True),
-    "window": (lambda q, k, v: {"mask": masks.sliding_window(3), **END}, {}, True),
-    "documents": (lambda q, k, v, a, b: {"mask": masks.segments(a, b), **END}, dict(zip("ab", SEGMENTS, strict=True)), True),
-    "bias and mask": (lambda q, k, v, bias, mask: {"bias": bias, "mask": mask}, {"bias": BIAS, "mask": MASK}, True),
-    "softcap": (lambda q, k, v: {"score_mod": mods.softcap(2.0)}, {}, True),
-    "softcap and mask": (lambda q, k, v, mask: {"score_mod": mods.softcap(2.0), "mask": mask}, {"mask": MASK}, False),
-    "alibi": (lambda q, k, v: {"score_mod": mods.alibi(4), **END}, {}, False),
-    "relative bias": (lambda q, k, v, t: {"score_mod": mods.relative_position_bias(t), **END}, {"t": TABLE}, False),
-    "sinks": (lambda q, k, v, sinks: {"sinks": sinks}, {"sinks": SINKS}, False),
-    "function": (lambda q, k, v: {"score_mod": lambda s, b, h, q, kv: s * 0.5, **END}, {}, False),
+#: name -> (the call, more inputs for any lengths, their named axes, whether the operator Attention computes it)
+Draw = Callable[[int, int, int], Floats]  # of batch, queries, keys
+VARIANTS: dict[str, tuple[Callable[..., Any], dict[str, Draw], dict[str, dict[int, str]], bool]] = {
+    "plain": (dict, {}, {}, True),
+    "scale": (lambda: {"scale": 0.3}, {}, {}, True),
+    "causal last rows": (lambda: {"is_causal": True, **END}, {}, {}, True),
+    "mask": (lambda mask: {"mask": mask}, {"mask": lambda *at: seen(*at)[:, None]}, {"mask": {0: "B", 2: "L", 3: "S"}}, True),
+    "key lengths": (lambda n: {"mask": masks.key_lengths(n)}, {"n": lambda batch, _, keys: np.arange(batch, dtype=np.int32) % (keys + 1)}, {"n": {0: "B"}}, True),
+    "window": (lambda: {"mask": masks.sliding_window(3), **END}, {}, {}, True),
+    "documents": (
+        lambda a, b: {"mask": masks.segments(a, b), **END},
+        {"a": lambda batch, rows, _: ids(batch, rows), "b": lambda batch, _, keys: ids(batch, keys)},
+        {"a": {0: "B", 1: "L"}, "b": {0: "B", 1: "S"}},
+        True,
+    ),
+    "bias and mask": (
+        lambda bias, mask: {"bias": bias, "mask": mask},
+        {"bias": lambda _, rows, keys: normal(4, rows, keys), "mask": lambda *at: seen(*at)[:, None]},
+        {"bias": {1: "L", 2: "S"}, "mask": {0: "B", 2: "L", 3: "S"}},
+        True,
+    ),
+    "softcap": (lambda: {"score_mod": mods.softcap(2.0)}, {}, {}, True),
+    "softcap and mask": (lambda mask: {"score_mod": mods.softcap(2.0), "mask": mask}, {"mask": lambda *at: seen(*at)[:, None]}, {"mask": {0: "B", 2: "L", 3: "S"}}, False),
+    "alibi": (lambda: {"score_mod": mods.alibi(4), **END}, {}, {}, False),
+    "relative bias": (lambda t: {"score_mod": mods.relative_position_bias(t), **END}, {"t": lambda *_: normal(32, 4)}, {}, False),
+    "sinks": (lambda sinks: {"sinks": sinks}, {"sinks": lambda *_: normal(4)}, {}, False),
+    "function": (lambda: {"score_mod": lambda s, b, h, q, kv: s * 0.5, **END}, {}, {}, False),
 }  # fmt: skip
+AXES = {"query": {0: "B", 2: "L"}, "key": {0: "B", 2: "S"}, "value": {0: "B", -2: "S"}}
+
+
+def normal(*shape: int) -> Floats:
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def seen(batch: int, rows: int, keys: int) -> Floats:
+    mask = RNG.random((batch, rows, keys)) > 0.5
+    mask[-1, -1] = False  # a row that sees nothing
+    return mask
+
+
+def ids(batch: int, length: int) -> Floats:
+    return np.sort(RNG.integers(0, 3, (batch, length)), axis=1).astype(np.int32)
+
+
+def drawn(name: str, batch: int, rows: int, keys: int) -> dict[str, Floats]:
+    """The inputs of a variant."""
+    q, k, v = normal(batch, 4, rows, 8), normal(batch, 2, keys, 8), normal(batch, 2, keys, 8)
+    more = {other: draw(batch, rows, keys) for other, draw in VARIANTS[name][1].items()}
+    return {"query": q, "key": k, "value": v, **more}
+
+
+def call(name: str) -> Callable[..., Any]:
+    return lambda q, k, v, *rest: attention(q, k, v, **VARIANTS[name][0](*rest))
+
+
+def check(name: str, out: Floats, inputs: dict[str, Floats]) -> None:
+    """out is the definition."""
+    if name in ("relative bias", "function"):  # the oracle knows no such mod: the library in float64
+        wide = [x.astype(np.float64) if x.dtype == np.float32 else x for x in inputs.values()]
+        bound = ACCEPTANCE * 2.0**-24 * 8 * np.abs(inputs["value"]).max()
+        assert np.abs(out - call(name)(*wide)).max() <= bound
+        return
+    q, k, v, *rest = inputs.values()
+    judged = truth(spec_of(pose(q, k, v, VARIANTS[name][0](*rest))))
+    assert eta(out, judged["out"], "float32") <= ACCEPTANCE
 
 
 def _run(model: Any, inputs: dict[str, Floats]) -> list[Floats]:
@@ -65,22 +109,24 @@ def _operators(model: Any) -> set[str]:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_computes_in_onnx_runtime_what_the_definition_says(name: str) -> None:
-    options, more, one_node = VARIANTS[name]
-    inputs = {"query": Q, "key": K, "value": V, **more}
-
-    def f(q: Any, k: Any, v: Any, *rest: Any) -> Any:
-        return attention(q, k, v, **options(q, k, v, *rest))
-
-    model = export(f, inputs)
+    inputs = drawn(name, 2, 5, 7)
+    model = export(call(name), inputs)
     (out,) = _run(model, inputs)
+    one_node = VARIANTS[name][3]
     assert ("Attention" in _operators(model)) == one_node
     assert model.opset_import[0].version == (23 if one_node else 21)
-    if name in ("relative bias", "function"):  # the oracle knows no such mod: the library in float64
-        wide = [x.astype(np.float64) if x.dtype == np.float32 else x for x in inputs.values()]
-        assert np.abs(out - f(*wide)).max() <= ACCEPTANCE * 2.0**-24 * 8 * np.abs(V).max()
-        return
-    judged = truth(spec_of(pose(Q, K, V, options(Q, K, V, *more.values()))))
-    assert eta(out, judged["out"], "float32") <= ACCEPTANCE
+    check(name, out, inputs)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_with_dynamic_axes_serves_lengths_that_were_never_traced(name: str) -> None:
+    model = export(call(name), drawn(name, 2, 5, 7), dynamic=AXES | VARIANTS[name][2])
+    assert ("Attention" in _operators(model)) == VARIANTS[name][3]
+    dims = model.graph.output[0].type.tensor_type.shape.dim
+    assert [d.dim_param or d.dim_value for d in dims] == ["B", 4, "L", 8]
+    for lengths in ((1, 1, 1), (3, 8, 11), (5, 40, 13)):
+        inputs = drawn(name, *lengths)
+        check(name, _run(model, inputs)[0], inputs)
 
 
 def test_plain_attention_is_two_nodes() -> None:
@@ -119,7 +165,7 @@ def test_several_outputs_keep_their_order() -> None:
 
 
 BLOCK = layers.EncoderBlock(
-    layers.CausalSelfAttention(8, 2, context_length=9, rotary=Rotary()),
+    layers.CausalSelfAttention(8, 2, context_length=20, rotary=Rotary()),
     layers.MLP(8, 16, activation="gelu"),
     layers.LayerNorm(8, epsilon=1e-5),
     norm_first=True,
@@ -138,50 +184,77 @@ BLOCK = layers.EncoderBlock(
     ids=["multi-head", "additive", "encoder block", "swiglu", "causal encoder with rotary"],
 )
 def test_a_layer_computes_in_onnx_runtime_what_it_computes_here(layer: Any) -> None:
-    x = RNG.normal(size=(2, 5, 8)).astype(np.float32)
+    x = normal(2, 5, 8)
     params = layer.init(0, like=x)
-    (out,) = _run(export(layer, {"x": x}, params=params), {"x": x})
     wide = jax.tree.map(lambda p: p.astype(np.float64), params)
-    bound = ACCEPTANCE * noise(lambda number: layer(jax.tree.map(number, wide), number(x)))
-    assert np.abs(out - layer(wide, x.astype(np.float64))).max() <= bound
+    static = export(layer, {"x": x}, params=params)
+    dynamic = export(layer, {"x": x}, params=params, dynamic={"x": {0: "B", 1: "L"}})
+    for model, given in ((static, x), (dynamic, x), (dynamic, normal(1, 1, 8)), (dynamic, normal(3, 13, 8))):
+        (out,) = _run(model, {"x": given})
+        bound = ACCEPTANCE * noise(lambda number, x=given: layer(jax.tree.map(number, wide), number(x)))
+        assert np.abs(out - layer(wide, given.astype(np.float64))).max() <= bound
+
+
+def test_an_embedding_looks_up_tokens_of_any_integer_type() -> None:
+    layer = layers.Embedding(7, 3)
+    params = layer.init(0, like=normal(1))
+    for dtype in (np.int32, np.int64, np.int8):
+        tokens = np.array([[0, 6, 2]], dtype)
+        (out,) = _run(export(layer, {"tokens": tokens}, params=params), {"tokens": tokens})
+        assert (out == params["table"][tokens]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+def test_every_case_of_the_contract_agrees_as_an_exported_model(dtype: str) -> None:
+    assert len(check_backend(OnnxBench(), dtypes=[dtype])) >= 30
+
+
+def test_causal_attention_of_as_many_queries_as_keys_may_be_dynamic() -> None:
+    q = normal(2, 4, 5, 8)
+    inputs = {"query": q, "key": q, "value": q}
+    f = lambda q, k, v: attention(q, k, v, is_causal=True)  # noqa: E731
+    model = export(f, inputs, dynamic={name: {2: "L"} for name in inputs})
+    assert [node.op_type for node in model.graph.node] == ["Attention", "Identity"]
+    longer = {name: normal(2, 4, 19, 8) for name in inputs}
+    judged = truth(spec_of(pose(*longer.values(), {"is_causal": True})))
+    assert eta(_run(model, longer)[0], judged["out"], "float32") <= ACCEPTANCE
+    with pytest.raises(ValueError, match="query_offset=0 aligns the first rows"):
+        export(f, inputs, dynamic={"query": {2: "L"}, "key": {2: "S"}, "value": {2: "S"}})
 
 
 @pytest.mark.parametrize(
-    ("options", "square"),
-    [({}, False), ({"scale": 0.3, "score_mod": mods.softcap(3.0)}, False), ({"is_causal": True}, True)],
-    ids=["plain", "softcap", "causal"],
-)
-def test_dynamic_lengths_serve_lengths_that_were_never_traced(options: dict[str, Any], square: bool) -> None:
-    def f(q: Any, k: Any, v: Any) -> Any:
-        return attention(q, k, v, **options)
-
-    def inputs(rows: int, keys: int) -> dict[str, Floats]:
-        shapes = {"query": (2, 4, rows, 8), "key": (2, 2, keys, 8), "value": (2, 2, keys, 8)}
-        return {name: RNG.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-
-    keys = "L" if square else "S"
-    model = export(
-        f, inputs(3, 3 if square else 4), dynamic={"query": {2: "L"}, "key": {-2: keys}, "value": {2: keys}}
+    ("f", "what"),
+    [
+        (lambda x: x if x.shape[0] % 2 else x + 1.0, "1, 3, 1 nodes"),
+        (lambda x: x * (x.shape[0] ** 0.5), "a constant of float32 () that depends on them"),
+        (lambda x: ndonnx.broadcast_to(x, (x.shape[0] ** 2, x.shape[0])), "a number that is 25, 36, 81 at lengths (5,), (6,), (9,)"),
+    ],
+    ids=["branch", "float", "square"],
+)  # fmt: skip
+def test_what_cannot_be_dynamic_is_refused(f: Callable[..., Any], what: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        export(f, {"x": np.ones(5, np.float32)}, dynamic={"x": {0: "L"}})
+    sentence = str(caught.value)
+    assert sentence.startswith(
+        "polyattn.onnx.export: expected one graph for every length, got, at lengths beside"
     )
-    assert [d.dim_param for d in model.graph.output[0].type.tensor_type.shape.dim] == ["", "", "L", ""]
-    for rows, others in ((9, 9), (1, 1)) if square else ((9, 17), (1, 30)):
-        case = inputs(rows, others)
-        (out,) = _run(model, case)
-        judged = truth(spec_of(pose(*case.values(), options)))
-        assert eta(out, judged["out"], "float32") <= ACCEPTANCE
+    assert what in sentence
+    assert sentence.endswith("export it with static lengths, or pass what depends on a length as an input")
 
 
-def test_what_cannot_be_dynamic_is_refused() -> None:
-    inputs = {"query": Q[:, :, :4], "key": K[:, :, :4], "value": V[:, :, :4]}
-    square = {name: {2: "L"} for name in inputs}
-    with pytest.raises(
-        ValueError, match="expected a graph that is the same for every length, got one in which"
-    ):
-        export(lambda q, k, v: attention(q, k, v, score_mod=mods.alibi(4)), inputs, dynamic=square)
+def test_wrong_names_of_axes_are_refused() -> None:
+    inputs = {"query": normal(1, 2, 4, 8), "key": normal(1, 2, 5, 8), "value": normal(1, 2, 5, 8)}
     with pytest.raises(
         ValueError, match=r"expected dynamic to name inputs and their axes, got 'query': \{7: 'L'\}"
     ):
         export(attention, inputs, dynamic={"query": {7: "L"}})
+    with pytest.raises(ValueError) as caught:
+        export(attention, inputs, dynamic={name: {2: "L"} for name in inputs})
+    assert str(caught.value) == (
+        "polyattn.onnx.export: expected axes named 'L' of one length, got 4 and 5; name them differently, or change "
+        "example_inputs"
+    )
 
 
 def test_bad_input_is_refused_in_a_sentence() -> None:

@@ -26,7 +26,9 @@ def export(
     and other arrays become constants.
 
     dynamic: names of axes whose length may change, {"query": {2: "L"}, "key": {2: "L"}, ...}; an axis of the same
-    name has the same length everywhere. ValueError if the graph depends on the length, as composites do.
+    name has the same length everywhere. f is then traced at three lengths, from that of the example on (at least 2),
+    and the model computes from its inputs what depends on them. ValueError if these are not one graph. Python code
+    that asks about lengths, min(L, 512), is known at the traced ones only.
 
     Needs `pip install 'polyattn[onnx]'`.
     """
@@ -41,10 +43,7 @@ def export(
         raise ValueError(
             "polyattn.onnx.export: expected params only with a layer, got them with a function; bind them"
         )
-    model = _build(f, inputs)
-    if dynamic:
-        _make_dynamic(f, inputs, model, dynamic)
-    return model
+    return _build(f, inputs) if not dynamic else _for_every_length(f, inputs, dynamic)
 
 
 def _plain(name: str, x: Any) -> Any:
@@ -117,62 +116,38 @@ def _arrays(result: Any) -> Sequence[Any]:
     return []
 
 
-def _make_dynamic(
-    f: Callable[..., Any], inputs: Mapping[str, Any], model: Any, dynamic: Mapping[str, Mapping[int, str]]
-) -> None:
-    """Gives axes names instead of lengths, if the graph is the same for other lengths."""
+def _for_every_length(
+    f: Callable[..., Any], inputs: Mapping[str, Any], dynamic: Mapping[str, Mapping[int, str]]
+) -> Any:
+    """The model with names for axes instead of lengths, from traces at several lengths."""
     import numpy as np
+    import onnx
 
-    for name, axes in dynamic.items():
-        if name not in inputs or any(not -inputs[name].ndim <= axis < inputs[name].ndim for axis in axes):
+    from polyattn.onnx.lengths import generalize, lengths_to_trace
+
+    first: dict[str, int] = {}
+    axes: dict[str, dict[int, str]] = {}
+    for name, named in dynamic.items():
+        if name not in inputs or any(not -inputs[name].ndim <= axis < inputs[name].ndim for axis in named):
             raise ValueError(
-                f"polyattn.onnx.export: expected dynamic to name inputs and their axes, got {name!r}: {dict(axes)}; "
+                f"polyattn.onnx.export: expected dynamic to name inputs and their axes, got {name!r}: {dict(named)}; "
                 f"there are {', '.join(f'{n} {x.shape}' for n, x in inputs.items())}"
             )
-    more = {
-        axis: i + 1
-        for i, axis in enumerate(dict.fromkeys(n for axes in dynamic.values() for n in axes.values()))
-    }
-    other = {}
-    for name, x in inputs.items():
-        shape = list(x.shape)
-        for axis, length in dynamic.get(name, {}).items():
-            shape[axis] += more[length]
-        other[name] = np.zeros(shape, x.dtype)
-    longer = _build(f, other)
-    if _steps(model) != _steps(longer):
-        raise ValueError(
-            "polyattn.onnx.export: expected a graph that is the same for every length, got one in which shapes or "
-            "positions are constants; export it with static lengths, or reduce it to what the operator Attention "
-            "computes alone (no mask object, scale a number)"
-        )
-    sizes = {size: name for name, axes in dynamic.items() for _, size in axes.items()}
-    for value in (*model.graph.input, *model.graph.output):
-        twin = next(x for x in (*longer.graph.input, *longer.graph.output) if x.name == value.name)
-        named = {axis % len(inputs[value.name].shape): n for axis, n in dynamic.get(value.name, {}).items()}
-        pairs = zip(value.type.tensor_type.shape.dim, twin.type.tensor_type.shape.dim, strict=True)
-        for axis, (dim, there) in enumerate(pairs):
-            if dim.dim_value != there.dim_value:
-                grown = there.dim_value - dim.dim_value
-                dim.dim_param = named.get(axis) or next(n for n in sizes if more[n] == grown)
-    del model.graph.value_info[:]
-
-
-def _steps(model: Any) -> list[Any]:
-    """What the graph does, without names and shapes."""
-    numbers: dict[str, int] = {}
-
-    def number(name: str) -> int:
-        return numbers.setdefault(name, len(numbers))
-
-    for value in model.graph.input:
-        number(value.name)
-    return [[number(x.name), x.SerializeToString(deterministic=True)] for x in model.graph.initializer] + [
-        [
-            node.op_type,
-            [number(x) for x in node.input],
-            [number(x) for x in node.output],
-            [attribute.SerializeToString(deterministic=True) for attribute in node.attribute],
-        ]
-        for node in model.graph.node
-    ]
+        axes[name] = {axis % inputs[name].ndim: length for axis, length in named.items()}
+        for axis, length in axes[name].items():
+            if first.setdefault(length, size := inputs[name].shape[axis]) != size:
+                raise ValueError(
+                    f"polyattn.onnx.export: expected axes named {length!r} of one length, got {first[length]} and {size}; "
+                    "name them differently, or change example_inputs"
+                )
+    lengths = lengths_to_trace(first)
+    models = []
+    for at in lengths:
+        shapes = {
+            name: [at[axes[name][i]] if i in axes.get(name, {}) else n for i, n in enumerate(x.shape)]
+            for name, x in inputs.items()
+        }
+        models.append(_build(f, {name: np.zeros(shapes[name], x.dtype) for name, x in inputs.items()}))
+    model = generalize(models, lengths, axes)
+    onnx.checker.check_model(model)
+    return model
