@@ -39,7 +39,12 @@ def mask_argument(backend: Backend, query: Array, mask: Any, is_causal: bool, fr
         elif not is_array(mask):
             raise TypeError(
                 "polyattn.attention: expected mask to be a bool array, a polyattn.masks mask or a function "
-                f"(b, h, q_idx, kv_idx) -> bool, got {type(mask).__name__}; make it an array of query's library"
+                f"(b, h, q_idx, kv_idx) -> bool, got {type(mask).__name__}; "
+                + (
+                    "polyattn_torch.flex.from_flex makes a mask of it"
+                    if type(mask).__name__ == "BlockMask"
+                    else "make it an array of query's library"
+                )
             )
         else:
             if not backend_of(mask).xp.isdtype(mask.dtype, "bool"):

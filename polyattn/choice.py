@@ -105,7 +105,7 @@ def _automatic(p: Problem, needs_scores: bool, needs_lse: bool) -> Choice:
 def _reference(p: Problem, limit: Reference, why: str) -> Choice:
     shape = p.scores_shape
     needed = 2 * p.scores_bytes
-    if needed > limit.max_bytes:
+    if isinstance(needed, int) and needed > limit.max_bytes:  # jax.export has sizes that are symbols
         raise ValueError(
             f"polyattn.attention: expected at most {limit.max_bytes} bytes of scores for the reference "
             f"implementation, got {needed} for two score matrices {shape}; use implementation='blockwise', which "

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-from polyattn.backend import Array, Backend
+from polyattn.backend import Array, Backend, backend_of
 
 
 class Positions(NamedTuple):
@@ -48,3 +48,17 @@ def gather(b: Array, h: Array, q: Array, kv: Array) -> Positions:
         return array[tuple(i if size > 1 else i * 0 for i, size in zip(index, array.shape, strict=True))]
 
     return Positions(b, h, q, q, kv, cut)
+
+
+def look_up(numbers: Sequence[float], index: Array, dtype: Any) -> Array:
+    """numbers[index]: Python numbers at the places that an index array says.
+
+    For a scalar by comparisons: FlexAttention's compiler, which gives scalars, takes no new arrays in a mod.
+    """
+    backend = backend_of(index)
+    if index.ndim:
+        return backend.asarray(numbers, dtype, index)[(index,)]
+    found = backend.astype(index * 0, dtype)
+    for i, number in enumerate(numbers):
+        found = backend.xp.where(index == i, number, found)
+    return found

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 from polyattn.backend import Array, backend_of, is_array
-from polyattn.indices import Positions
+from polyattn.indices import Positions, look_up
 
 ScoreMod = Callable[[Array, Array, Array, Array, Array], Array]
 
@@ -71,10 +71,9 @@ class Alibi(Mod):
     def __call__(self, score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
         backend = backend_of(score)
         slopes = self.slopes
-        if isinstance(slopes, tuple):
-            slopes = backend.asarray(slopes, score.dtype, score)
+        slope = look_up(slopes, h, score.dtype) if isinstance(slopes, tuple) else slopes[(h,)]
         distance = backend.astype(abs(q_idx - kv_idx), score.dtype)
-        return score - backend.astype(slopes[(h,)], score.dtype) * distance
+        return score - backend.astype(slope, score.dtype) * distance
 
     def pull_back(self, score: Array, at: Positions, cotangent: Array) -> tuple[Array, tuple[Array, ...]]:
         if not is_array(self.slopes):

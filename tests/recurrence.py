@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from rounding import noise
 
 from polyattn.parity import UNIT_ROUNDOFF
+from polyattn.parity.rounding import noise
 from polyattn.parity.truth import Judged
 
 Floats = np.ndarray[Any, Any]

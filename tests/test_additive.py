@@ -11,12 +11,12 @@ import jax
 import numpy as np
 import pytest
 import torch
-from rounding import noise
 from running import LIBRARIES, Floats, bench_of, normal
 
 from polyattn import AuxRequest, additive, masks
 from polyattn.additive import additive_attention, additive_scores
 from polyattn.parity import UNIT_ROUNDOFF
+from polyattn.parity.rounding import noise
 
 #: lead of q, lead of k: batch and heads; 7 queries, 5 keys, width 3
 LEADS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from rounding import noise
 from running import LIBRARIES, Floats, bench_of, drawn, mapped, normal
 
 from polyattn import attention, layers, masks
 from polyattn.cache import KVCache
+from polyattn.parity.rounding import noise
 from polyattn.testing import Bench
 
 on_every_library = pytest.mark.parametrize("library", LIBRARIES)

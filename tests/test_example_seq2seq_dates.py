@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rounding import noise
 
 from polyattn import masks, weights
+from polyattn.parity.rounding import noise
 
 Array = np.ndarray[Any, Any]
 

@@ -17,11 +17,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from rounding import noise
 from running import mapped
 
 from polyattn import weights
 from polyattn.backend import backend_of
+from polyattn.parity.rounding import noise
 
 FOLDER = Path(__file__).parents[1] / "examples/text_generation"
 LIBRARIES = ("numpy", "jax", "torch")

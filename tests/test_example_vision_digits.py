@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
-from rounding import noise
 from running import drawn, mapped
 from sklearn.datasets import load_digits
 
 from polyattn import AuxRequest, weights
+from polyattn.parity.rounding import noise
 
 FOLDER = Path(__file__).parents[1] / "examples/vision_digits"
 STEPS = 150

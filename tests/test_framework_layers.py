@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from rounding import noise
 
 from polyattn import AuxRequest, layers, masks, weights
 from polyattn.backend import Array, backend_of
 from polyattn.layers import Layer
+from polyattn.parity.rounding import noise
 from polyattn.positions import Rotary
 
 Floats = np.ndarray[Any, Any]

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from rounding import noise
 from running import LIBRARIES, Floats, applied, bench_of, drawn, mapped, normal
 
 from polyattn import AuxRequest, layers, masks, mods
 from polyattn.dropout import fold_in
 from polyattn.parity import UNIT_ROUNDOFF, round_to
+from polyattn.parity.rounding import noise
 
 on_every_library = pytest.mark.parametrize("library", LIBRARIES)
 

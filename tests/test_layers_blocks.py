@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from rounding import noise
 from running import LIBRARIES, applied, bench_of, drawn, mapped, normal
 
 from polyattn import AuxRequest, layers, masks
 from polyattn.layers import PRESETS
+from polyattn.parity.rounding import noise
 from polyattn.positions import Rotary
 
 on_every_library = pytest.mark.parametrize("library", LIBRARIES)

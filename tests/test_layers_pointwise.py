@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from rounding import noise
 from running import LIBRARIES, Floats, applied, bench_of, drawn, mapped, normal
 from scipy import special
 
 from polyattn import layers
 from polyattn.layers.activations import ACTIVATIONS, erf
 from polyattn.parity import UNIT_ROUNDOFF, round_to
+from polyattn.parity.rounding import noise
 
 RUNS = [(library, "float32") for library in LIBRARIES]
 RUNS += [("numpy", "float64"), ("strict", "float64"), ("torch", "float64")]

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 from formulas import Array
-from rounding import noise
 from running import LIBRARIES, applied, bench_of, drawn, mapped, normal
 
 from polyattn import AuxRequest, attention, layers, masks
 from polyattn.parity import UNIT_ROUNDOFF
+from polyattn.parity.rounding import noise
 from polyattn.testing import BENCHES
 
 Arrays = dict[str, Any]

@@ -12,10 +12,10 @@ import pytest
 import torch
 from polyattn_jax import equinox_module, nnx_module
 from polyattn_torch import Module
-from rounding import noise
 from running import Floats, mapped, normal
 
 from polyattn import AuxRequest, layers, masks
+from polyattn.parity.rounding import noise
 from polyattn.positions import Rotary
 
 BLOCK = layers.EncoderBlock.preset("torch", 8, 2, 12, dropout_rate=0.5)

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rounding import noise
 from running import LIBRARIES, Floats, applied, bench_of, drawn, mapped, normal
 
 from polyattn import layers, weights
 from polyattn.parity import UNIT_ROUNDOFF
+from polyattn.parity.rounding import noise
 from polyattn.positions import Rotary, sinusoidal
 
 #: What float32 must reach for every position up to 2^17, in a cosine or sine.

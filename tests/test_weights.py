@@ -23,12 +23,12 @@ import torch
 from flax import nnx
 from polyattn_jax import equinox_module, nnx_module
 from polyattn_torch import Module
-from rounding import noise
 from safetensors import safe_open
 
 from polyattn import AuxRequest, layers, weights
 from polyattn.backend import Array, backend_of
 from polyattn.layers import Layer
+from polyattn.parity.rounding import noise
 from polyattn.positions import Rotary
 
 Floats = np.ndarray[Any, Any]

@@ -215,6 +215,8 @@ class Mask(ABC):
                 f"polyattn.masks: the mask {self} becomes a BlockMask in PyTorch only, which is not here; "
                 "pip install 'polyattn[torch]'"
             )
+        batch = 1 if B is None else B
+        self.fit(Frame(batch, 1 if H is None else H, Q_LEN, KV_LEN, (batch,), "polyattn.masks.to_block_mask"))
         return torch.block_mask(self, B, H, Q_LEN, KV_LEN, **options)  # type: ignore[attr-defined]
 
     # pictures

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from polyattn.backend import Array, backend_of, is_array
-from polyattn.indices import Positions
+from polyattn.indices import Positions, look_up
 from polyattn.masks.algebra import Frame, Mask
 from polyattn.masks.fitting import Lengths, fill_rank, fit_array, reshape
 from polyattn.masks.tiles import EMPTY, FULL, PARTIAL, UNSURE, Box, Tile
@@ -119,8 +119,7 @@ class Below(Mask):
         index = at.row if self.name == "query_lengths" else at.kv
         lengths = self.lengths
         if isinstance(lengths, tuple):
-            backend = backend_of(index)
-            lengths = backend.asarray(lengths, backend.xp.int32, index)
+            return index < look_up(lengths, at.b, backend_of(index).xp.int32)
         return index < (lengths if isinstance(lengths, int) or lengths.ndim == 0 else lengths[(at.b,)])
 
     def box(self, box: Box) -> Tile:

@@ -21,7 +21,7 @@ SHORT = {"float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16
 
 
 def _onnx() -> Bench:
-    from polyattn.onnx.bench import OnnxBench
+    from polyattn.parity.exported import OnnxBench
 
     return OnnxBench()
 
