@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 
 import array_api_strict
@@ -24,6 +25,16 @@ VARIANTS: dict[str, Callable[[], Bench]] = {
     "torch": TorchBench,
     "torch-compile": lambda: TorchBench(compile="aot_eager"),
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_programs_are_let_go() -> Iterator[None]:
+    """They fill gigabytes otherwise: hardly one serves two modules."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
 
 
 def _set_up(variant: str) -> Iterator[Bench]:

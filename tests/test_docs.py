@@ -1,4 +1,4 @@
-"""The pages of docs/ that are not run by Sphinx are true: their programs run, in order, in one namespace."""
+"""The pages of docs/ are true: their programs run, in order, in one namespace."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from polyattn.layers import PRESETS
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-@pytest.mark.parametrize("page", ["layers.md", "onnx.md"])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+@pytest.mark.parametrize("page", ["layers.md", "onnx.md", "masks.md", "flex.md", "ports.md"])
 def test_the_programs_of_a_page_run(
     page: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    programs = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    text = (DOCS / page).read_text()
+    programs = re.findall(r"```(?:python|\{code-cell\}(?:\n:[^\n]*\n)?)\n(.*?)```", text, re.DOTALL)
     assert programs
     namespace: dict[str, Any] = {}
+    said = ""
     for program in programs:
         exec(compile(program, page, "exec"), namespace)
-        printed = capsys.readouterr().out
-        assert printed
+        said += (printed := capsys.readouterr().out)
         # What is printed as one number is a difference of two ways to the same result.
         assert all(float(line) < 1e-5 for line in printed.splitlines() if re.fullmatch(r"[\d.e-]+", line))
+    assert said
 
 
 def test_the_table_of_presets_is_that_of_the_code() -> None:

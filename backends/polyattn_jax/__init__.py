@@ -73,6 +73,8 @@ class JaxBackend(Backend):
         return next((reason for reason, holds in reasons.items() if holds), _cudnn)
 
     def prefer(self, p: Any) -> tuple[str, str]:
+        if not isinstance(p.scores_bytes, int):  # as when Keras asks for the shape of a result
+            return "reference", "the sizes are symbols of jax.export"
         if jax.default_backend() == "gpu":
             return "native", "cuDNN is the fastest where it is exact"
         return self.prefer_without_native(p)
@@ -172,4 +174,8 @@ def __getattr__(name: str) -> Any:
         from polyattn_jax import modules
 
         return getattr(modules, name)
+    if name == "nnx_attention":  # loads Flax
+        from polyattn_jax.flax import nnx_attention
+
+        return nnx_attention
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

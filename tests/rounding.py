@@ -1,3 +1,0 @@
-from polyattn.parity.rounding import Rounded, noise
-
-__all__ = ["Rounded", "noise"]
