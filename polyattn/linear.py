@@ -29,11 +29,10 @@ def linear_attention(
 
         S_t = F_t + k_t u_t^T,   F_t = exp(g_t) * S_(t-1),   o_t = scale S_t^T q_t
 
-        linear        g = 0          u_t = v_t                        Katharopoulos 2020, arXiv:2006.16236
-        gated         g = decay      u_t = v_t                        Yang 2023, arXiv:2312.06635
-        delta         g = 0          u_t = beta_t (v_t - F_t^T k_t)   Schlag 2021, arXiv:2102.11174; Yang 2024,
-                                                                      arXiv:2406.06484
-        gated delta   g = decay      u_t = beta_t (v_t - F_t^T k_t)   Yang 2024, arXiv:2412.06464
+        linear        g = 0          u_t = v_t                        arXiv:2006.16236 (Katharopoulos 2020)
+        gated         g = decay      u_t = v_t                        arXiv:2312.06635 (Yang 2023)
+        delta         g = 0          u_t = beta_t (v_t - F_t^T k_t)   arXiv:2102.11174, arXiv:2406.06484
+        gated delta   g = decay      u_t = beta_t (v_t - F_t^T k_t)   arXiv:2412.06464 (Yang 2024)
 
     decay and beta that are given choose the rule. query (..., Hq, T, D), key (..., Hkv, T, D), value
     (..., Hkv, T, E); Hkv divides Hq: query head h reads the state of kv head h // (Hq // Hkv). decay: the
