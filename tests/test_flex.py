@@ -192,6 +192,25 @@ def test_they_run_unchanged_in_compiled_flex_attention(mask: str, mod: str) -> N
     assert eta(*seen(out.numpy(), judged), "float32") <= ACCEPTANCE
 
 
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(("mask", "mod"), [("key lengths per item", "alibi"), ("and", "softcap")])
+def test_they_run_in_compiled_flex_attention_on_cuda_with_gradients(mask: str, mod: str) -> None:
+    assert torch.cuda.is_available(), "the GPU tests were asked for and there is no GPU"
+    (make_mask, literal), (make_mod, says) = THERE[mask], MODS[mod]
+    says = {key: x[(None,) * (4 - x.ndim)] if isinstance(x, np.ndarray) else x for key, x in says.items()}
+    given = [torch.tensor(x, dtype=torch.float32, device="cuda", requires_grad=True) for x in (Q, K, V)]
+    block_mask = make_mask().to_block_mask(B=2, H=4, Q_LEN=8, KV_LEN=12, device="cuda")
+    out = torch.compile(flex_attention)(*given, score_mod=make_mod(), block_mask=block_mask, enable_gqa=True)
+    ours = attention(*given, mask=make_mask(), score_mod=make_mod(), query_offset=0)
+    judged = truth(Spec(Q, K, V, allowed=np.broadcast_to(literal, (2, 4, 8, 12)), **says), np.ones(out.shape))
+    theirs = torch.autograd.grad(out.sum(), given)
+    for computed, result in ((ours, torch.autograd.grad(ours.sum(), given)), (out, theirs)):
+        assert eta(*seen(computed.detach().cpu().numpy(), judged["out"]), "float32") <= ACCEPTANCE
+        for name, gradient in zip(("dq", "dk", "dv"), result, strict=True):
+            assert eta(gradient.cpu().numpy(), judged[name], "float32") <= ACCEPTANCE
+
+
 @pytest.mark.parametrize(
     ("mask", "sizes", "sentence"),
     [

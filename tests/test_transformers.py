@@ -521,6 +521,16 @@ def test_a_check_in_half_precision_allows_what_eager_attention_errs() -> None:
     assert found.bound > 1e-3
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "gpt_oss"])
+def test_a_model_on_cuda_agrees_too(name: str, dtype: torch.dtype) -> None:
+    assert torch.cuda.is_available(), "the GPU tests were asked for and there is no GPU"
+    batch = {key: x.cuda() for key, x in batch_for(name, padded=True).items()}
+    found = check(make(name).to(dtype).cuda(), batch)
+    assert found.ok, found.sentence
+
+
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = spec_from_file_location("adapter_without_transformers", str(adapter.__file__))
     assert spec is not None
