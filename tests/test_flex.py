@@ -743,3 +743,20 @@ def test_attention_says_where_a_block_mask_goes() -> None:
         "polyattn.attention: expected mask to be a bool array, a polyattn.masks mask or a function (b, h, q_idx, "
         "kv_idx) -> bool, got BlockMask; polyattn_torch.flex.from_flex makes a mask of it"
     )
+
+
+def test_a_mod_of_flex_attention_becomes_part_of_an_onnx_model() -> None:
+    import onnxruntime
+
+    from polyattn.onnx import export
+
+    table = torch.tensor(numbers(4, 12))
+    mask = from_flex(lambda b, h, q, kv: (q // 4 == kv // 4) & (q >= kv))
+    mod = from_flex(lambda s, b, h, q, kv: 2 * torch.tanh(s / 2) + table[h, (q - kv).abs()])
+    inputs = {name: x.astype(np.float32) for name, x in zip("qkv", (Q, K, V), strict=True)}
+    model = export(lambda q, k, v: attention(q, k, v, mask=mask, score_mod=mod, query_offset=0), inputs)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (out,) = session.run(None, inputs)
+    allowed, shift = (AT // 4 == KEY // 4) & (KEY <= AT), table.numpy()[HEAD, DISTANCE]
+    spec = Spec(Q, K, V, softcap=2.0, shift=shift[None], allowed=allowed[None, None])
+    assert eta(out, truth(spec)["out"], "float32") <= ACCEPTANCE
