@@ -23,6 +23,9 @@ class OnnxBackend(Backend):
             return False
         return True
 
+    def may_remember(self) -> bool:
+        return False  # a program is being written: whole formulas, no tiles
+
     def to_list(self, x: Array) -> Any:
         return x.unwrap_numpy().tolist()
 

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 Lengths = Mapping[str, int]  # of the named axes
 
-#: By how much lengths grow from trace to trace: the first axis, and each further one by so much more.
-GROWTH = ((0, 0), (1, 1), (4, 3))
+#: By how much lengths grow from trace to trace: the first axis, and each further one by so much more. The last trace is
+#: far off, for what changes with length slowly or late.
+GROWTH = ((0, 0), (1, 1), (4, 3), (211, 17))
 
 
 class Formula(NamedTuple):
@@ -36,7 +37,7 @@ def lengths_to_trace(first: Lengths) -> list[dict[str, int]]:
     """The lengths of every trace: at least 2 and no two alike, because one row or a square may be another program.
 
     >>> lengths_to_trace({"L": 5, "S": 5})
-    [{'L': 5, 'S': 6}, {'L': 6, 'S': 7}, {'L': 9, 'S': 12}]
+    [{'L': 5, 'S': 6}, {'L': 6, 'S': 7}, {'L': 9, 'S': 12}, {'L': 216, 'S': 233}]
     """
     traces = []
     for more, each in GROWTH:
