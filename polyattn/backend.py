@@ -29,6 +29,8 @@ class Backend:
 
     #: Array types to be known from the first look-up on, where a compiler would not see a second one.
     array_types: tuple[type, ...] = ()
+    #: Whether lengths are what they are when Python runs; False where a program is written that may see others.
+    lengths_are_fixed = True
 
     def __init__(self, name: str, xp: Namespace) -> None:
         self.name = name
@@ -67,6 +69,10 @@ class Backend:
         if xp.iinfo(indices.dtype).bits < 32:  # no index for PyTorch
             indices = self.astype(indices, xp.int32)
         return xp.take(x, indices, axis=axis)
+
+    def cos(self, x: Array) -> Array:
+        """The cosine, to the full precision of x's dtype."""
+        return self.xp.cos(x)
 
     def erf(self, x: Array) -> Array:
         """The error function, which the standard lacks."""
@@ -195,7 +201,7 @@ class Backend:
         size, new = x.shape[axis], tile.shape[axis]
         column = (-1, *(1,) * (-axis - 1))
         index = self.arange(0, size, x) - start
-        source = xp.take(tile, xp.clip(index, 0, max(new - 1, 0)), axis=axis) if new else x
+        source = self.take(tile, xp.clip(index, 0, max(new - 1, 0)), axis) if new else x
         return xp.where(xp.reshape((index >= 0) & (index < new), column), source, x)
 
     def product(self, a: Array, b: Array, slot: int) -> Array:

@@ -125,6 +125,11 @@ def _chunk(
         at = backend.arange(0, size, k)
         before = at[:, None] > at[None, :]
         one = xp.eye(size, dtype=k.dtype, device=backend.device(k))
+        if not hasattr(xp, "linalg"):
+            raise NotImplementedError(
+                f"{_WHO}: expected a library that solves linear systems for beta in chunks, got {backend.name}; pass "
+                "chunk_size=1, the recurrence itself"
+            )
         u = xp.linalg.solve(one + xp.where(before, b * overlap, 0.0), b * (v - matmul(since * k, s)))
     *_, size, group, width = q.shape
     flat = (*q.shape[:-3], size * group)

@@ -47,7 +47,7 @@ class Rotary:
             angle = angle[..., None, :]
         elif positions.ndim > 1 and x.ndim > 3:
             angle = angle[:, None, ...]
-        return rotate(x, backend.xp.cos(angle), backend.xp.sin(angle), interleaved=self.interleaved)
+        return rotate(x, backend.cos(angle), backend.xp.sin(angle), interleaved=self.interleaved)
 
 
 def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Array:
@@ -92,7 +92,7 @@ def sinusoidal(length: int, dim: int, like: Array, *, base: float = 10000.0) -> 
     xp = backend.xp
     compute = backend.compute_dtype(like.dtype)
     angle = angles(backend.arange(0, length, like), dim, base, compute)
-    waves = xp.reshape(xp.stack((xp.sin(angle), xp.cos(angle)), axis=-1), (length, dim))
+    waves = xp.reshape(xp.stack((xp.sin(angle), backend.cos(angle)), axis=-1), (length, dim))
     return backend.astype(waves, like.dtype)
 
 

@@ -123,7 +123,8 @@ def pose(
                 "a bool mask goes to mask= (True = may attend), integers are cast by the caller"
             )
         bias = fit_array(bias, frame, "bias")
-    if mask is not None and isinstance(offset, int) and not any(True for _ in mask.arrays()):
+    whole = mask is not None and isinstance(offset, int) and not any(True for _ in mask.arrays())
+    if mask is not None and whole and backend.lengths_are_fixed:
         # All of it as one tile: remembered from call to call.
         whole_tile = (max(frame.rows, 1), max(frame.keys, 1))
         everything = mask.tiles(

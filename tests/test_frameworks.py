@@ -435,13 +435,13 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         {"precision": jax.lax.Precision.HIGH},
         ValueError,
         "polyattn_jax.nnx_attention: expected precision None or jax.lax.Precision.HIGHEST, got Precision.HIGH; "
-        "polyattn multiplies in full precision, so leave it out",
+        "polyattn multiplies in full precision; in nnx.MultiHeadAttention the argument is that of the projections, too",
     ),
     "precision of one side": (
         {"precision": (None, "tensorfloat32")},
         ValueError,
         "polyattn_jax.nnx_attention: expected precision None or jax.lax.Precision.HIGHEST, got (None, "
-        "'tensorfloat32'); polyattn multiplies in full precision, so leave it out",
+        "'tensorfloat32'); polyattn multiplies in full precision; in nnx.MultiHeadAttention the argument is that of the projections, too",
     ),
     "broadcast dropout": (
         DROPOUT | {"broadcast_dropout": True},

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import polyattn_torch
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_random_problems import samples
 
-from polyattn import AuxRequest, Blockwise, attention, masks, mods
-from polyattn.parity import Spec, eta, truth
+from polyattn import AuxRequest, Blockwise, attention, layers, masks, mods
+from polyattn.parity import ACCEPTANCE, Spec, eta, round_to, truth
 from polyattn.parity.case import Case
 from polyattn.testing import Bench, JaxBench, NumpyBench, TorchBench, check_backend, judge
 
@@ -172,6 +173,41 @@ def test_flex_attention_asked_for_by_name_is_the_definition() -> None:
     at, kv = np.arange(130)[:, None], np.arange(130)
     spec = Spec(q, k, v, allowed=((kv <= at) & (kv < 100))[None, None], softcap=2.0, bias=bias)
     assert eta(out.numpy(), truth(spec)["out"], "float32") <= 4
+
+
+AUTOCAST: dict[str, Any] = {
+    "plain": {},
+    "window": {"mask": masks.sliding_window(64), "implementation": "native"},
+    "blockwise": {"mask": masks.sliding_window(64), "implementation": "blockwise"},
+    "reference": {"is_causal": True, "implementation": "reference"},
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", AUTOCAST)
+def test_autocast_does_not_reach_into_attention(name: str, dtype: str) -> None:
+    bench, options = TorchBench(), AUTOCAST[name]
+    q, k, v = (round_to(x, "bfloat16") for x in np.random.default_rng(0).normal(size=(3, 1, 2, 200, 16)))
+    given = [bench.array(x, dtype).requires_grad_() for x in (4 * q, k, v)]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attention(*given, **options)
+    gradients = torch.autograd.grad(out, given, torch.ones_like(out))  # as PyTorch wants it: outside
+    allowed = np.ones((200, 200), bool) if name == "plain" else np.tri(200, dtype=bool)
+    if "mask" in options:
+        allowed &= ~np.tri(200, k=-64, dtype=bool)
+    judged = truth(Spec(4 * q, k, v, allowed=allowed[None, None]), np.ones(q.shape))
+    assert str(out.dtype) == f"torch.{dtype}"
+    for quantity, x in zip(("out", "dq", "dk", "dv"), (out.detach(), *gradients), strict=True):
+        assert eta(bench.numpy(x), judged[quantity], dtype) <= ACCEPTANCE
+
+
+def test_a_module_under_autocast_computes_in_the_dtype_of_its_parameters() -> None:
+    module = polyattn_torch.Module(layers.MultiHeadAttention(32, 4))
+    x = torch.randn(2, 10, 32, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside, of_half = module(x), module(x.bfloat16())
+    assert (inside == module(x)).all()
+    assert (of_half == module(x.bfloat16().float())).all()
 
 
 @pytest.mark.gpu

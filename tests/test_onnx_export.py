@@ -11,8 +11,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from polyattn import AuxRequest, attention, layers, masks, mods
+from polyattn import AuxRequest, attention, layers, masks, mods, weights
+from polyattn.cache import KVCache
+from polyattn.linear import linear_attention
 from polyattn.onnx import export
+from polyattn.onnx.lengths import formula, lengths_to_trace
 from polyattn.parity import ACCEPTANCE, eta, truth
 from polyattn.parity.call import pose
 from polyattn.parity.exported import OnnxBench
@@ -226,7 +229,7 @@ def test_causal_attention_of_as_many_queries_as_keys_may_be_dynamic() -> None:
 @pytest.mark.parametrize(
     ("f", "what"),
     [
-        (lambda x: x if x.shape[0] % 2 else x + 1.0, "1, 3, 1, 3 nodes"),
+        (lambda x: x if x.shape[0] % 2 else x + 1.0, "1, 3, 1, 3 operations"),
         (lambda x: x * (x.shape[0] ** 0.5), "a constant of float32 () that depends on them"),
         (lambda x: ndonnx.broadcast_to(x, (max(x.shape[0] // 64, 1), x.shape[0])), "a number that is 1, 1, 1, 3 at lengths"),
         (lambda x: ndonnx.broadcast_to(x, (x.shape[0] ** 2, x.shape[0])), "a number that is 25, 36, 81, 46656 at lengths (5,), (6,), (9,), (216,)"),
@@ -238,10 +241,77 @@ def test_what_cannot_be_dynamic_is_refused(f: Callable[..., Any], what: str) -> 
         export(f, {"x": np.ones(5, np.float32)}, dynamic={"x": {0: "L"}})
     sentence = str(caught.value)
     assert sentence.startswith(
-        "polyattn.onnx.export: expected one graph for every length, got, at lengths beside"
+        "polyattn.onnx.export: expected one graph for every length, got, from the traced"
     )
     assert what in sentence
     assert sentence.endswith("export it with static lengths, or pass what depends on a length as an input")
+
+
+@pytest.mark.parametrize("mask", [masks.window(256, 256), masks.chunked(512), masks.window(20, 20)])
+def test_a_mask_that_hides_nothing_at_the_traced_lengths_is_in_the_model(mask: masks.Mask) -> None:
+    f = lambda x: attention(x, x, x, mask=mask)  # noqa: E731
+    model = export(f, {"x": normal(1, 1, 5, 8)}, dynamic={"x": {2: "L"}})
+    x = normal(1, 1, 600, 8)
+    judged = truth(spec_of(pose(x, x, x, {"mask": mask})))
+    assert eta(_run(model, {"x": x})[0], judged["out"], "float32") <= ACCEPTANCE
+
+
+@pytest.mark.parametrize("order", ["LSBT", "BLST", "TSLB"])
+def test_formulas_of_many_axes_are_not_mistaken_for_each_other(order: str) -> None:
+    for sizes in ((5, 7, 1, 20), (16, 32, 1, 3), (1, 6, 1, 4), (4, 4, 4, 4), (2, 3, 4, 5)):
+        first = {name: sizes["LSBT".index(name)] for name in order}
+        lengths = lengths_to_trace(first)
+        for f in (lambda a: a["S"] - a["L"], lambda a: a["B"] * a["L"] * 4, lambda a: a["L"] + a["S"] + 3):
+            at = {"L": 17, "S": 404, "B": 9, "T": 1}
+            assert formula([f(x) for x in lengths], lengths).at(at) == f(at)
+
+
+def test_a_scale_that_the_operator_refuses_is_a_composite() -> None:
+    inputs = drawn("plain", 2, 5, 7)
+    for scale in (0.0, -0.5):
+        model = export(lambda q, k, v, scale=scale: attention(q, k, v, scale=scale), inputs)
+        assert "Attention" not in _operators(model)
+        judged = truth(spec_of(pose(*inputs.values(), {"scale": scale})))
+        assert eta(_run(model, inputs)[0], judged["out"], "float32") <= ACCEPTANCE
+
+
+def test_rotary_positions_keep_float64() -> None:
+    layer = layers.GroupedQueryAttention(8, 4, num_kv_heads=2, is_causal=True, rotary=Rotary())
+    x = RNG.normal(size=(2, 9, 8))
+    params = layer.init(0, like=x)
+    (out,) = _run(export(layer, {"x": x}, params=params), {"x": x})
+    bound = ACCEPTANCE * noise(lambda number: layer(jax.tree.map(number, params), number(x))) / 2.0**29
+    assert np.abs(out - layer(params, x)).max() <= bound
+
+
+def test_a_step_of_decoding_with_a_cache_is_a_model() -> None:
+    layer = layers.GroupedQueryAttention(8, 2, num_kv_heads=1, is_causal=True, rotary=Rotary())
+    x = normal(2, 3, 8)
+    params = layer.init(0, like=x)
+
+    def step(x: Any, key: Any, value: Any, length: Any) -> Any:
+        out, cache = layer(weights.convert(params, like=x), x, cache=KVCache(key, value, length))
+        return out, cache.key, cache.value, cache.length
+
+    state = [normal(2, 1, 16, 4) * 0, normal(2, 1, 16, 4) * 0, np.asarray(0, np.int32)]
+    names = ("key", "value", "length")
+    model = export(step, {"x": x, **dict(zip(names, state, strict=True))}, dynamic={"x": {1: "L"}})
+    pieces = []
+    for piece in (x, normal(2, 1, 8), normal(2, 7, 8)):
+        out, *state = _run(model, {"x": piece, **dict(zip(names, state, strict=True))})
+        pieces.append((piece, out))
+    whole, found = (np.concatenate(parts, axis=1) for parts in zip(*pieces, strict=True))
+    wide = jax.tree.map(lambda p: p.astype(np.float64), params)
+    bound = ACCEPTANCE * noise(lambda number: layer(jax.tree.map(number, wide), number(whole)))
+    assert np.abs(found - layer(wide, whole.astype(np.float64))).max() <= bound
+
+
+def test_a_table_of_positions_bounds_the_lengths_and_not_the_export() -> None:
+    table = normal(12, 8)
+    f = lambda x: x + ndonnx.asarray(table)[: x.shape[1], :]  # noqa: E731
+    model = export(f, {"x": normal(1, 3, 8)}, dynamic={"x": {1: "L"}})
+    x = normal(1, 12, 8)
+    assert (_run(model, {"x": x})[0] == x + table).all()
 
 
 def test_wrong_names_of_axes_are_refused() -> None:
@@ -271,8 +341,18 @@ def test_bad_input_is_refused_in_a_sentence() -> None:
         export(attention, {"query": Q, "key": K, "value": V}, params={})
     with pytest.raises(TypeError, match=r"expected example_inputs\['x'\] to be an array, got list"):
         export(attention, {"x": [1.0]})
-    with pytest.raises(TypeError, match="expected the function to return an array, got none"):
-        export(lambda x: None, {"x": x})
+    for wrong in (None, [x], {"a": x}):
+        with pytest.raises(TypeError, match="return an array, a tuple of arrays or an AttentionAux, got"):
+            export(lambda x, wrong=wrong: wrong, {"x": x})
+    with pytest.raises(
+        ValueError, match="inputs whose names do not begin with output, got 'output_0'; rename it"
+    ):
+        export(lambda x: x, {"output_0": x})
+    with pytest.raises(TypeError, match="'tan' is not implemented for 'float64' in onnxruntime"):
+        export(lambda x: ndonnx.tan(x), {"x": x.astype(np.float64)})
+    delta = {"q": normal(1, 2, 5, 4), "b": np.ones((1, 2, 5, 1), np.float32)}
+    with pytest.raises(NotImplementedError, match="got ndonnx; pass chunk_size=1, the recurrence itself"):
+        export(lambda q, b: linear_attention(q, q, q, beta=b), delta)
     with pytest.raises(
         TypeError, match="expected the function to return arrays made from its inputs, got ndarray"
     ):

@@ -505,6 +505,36 @@ def test_attention_that_is_wrong_is_noticed(
     assert " DEVIATE from eager attention in float64: off by " in found.sentence
 
 
+def test_a_part_with_a_config_of_its_own_is_not_compared_with_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make("llama", "polyattn")
+    for layer in model.model.layers:  # as the decoder of ViTMAE has it
+        layer.self_attn.config = copy.deepcopy(layer.self_attn.config)
+    batch = batch_for("llama", padded=False)
+    assert check(model, batch).ok
+    monkeypatch.setattr(
+        adapter, "attention", lambda *x, **options: polyattn.attention(*x, **options | {"scale": 1.0})
+    )
+    assert not check(model, batch).ok
+
+
+def test_padding_is_known_where_an_item_has_several_rows_of_output() -> None:
+    model, mask = make("llama"), torch.tensor([[0, 1, 1], [1, 1, 1]])
+    real = adapter._real(
+        model, {"attention_mask": mask}, torch.zeros(4, 3, 7)
+    )  # as the codebooks of Musicgen
+    assert real[..., 0].tolist() == [[False, True, True]] * 2 + [[True] * 3] * 2
+    assert adapter._real(model, {"attention_mask": mask}, torch.zeros(3, 3, 7)).shape == ()
+
+
+def test_what_a_model_wants_back_does_not_concern_attention() -> None:
+    q, k, v = qkv()
+    module = torch.nn.Module()
+    plain, _ = attend(module, q, k, v, None)
+    assert torch.equal(attend(module, q, k, v, None, return_dict=True)[0], plain)  # Hubert hands it down
+
+
 def test_a_check_leaves_the_model_as_it_is() -> None:
     model = make("llama", "sdpa").train()
     before = {key: w.clone() for key, w in model.state_dict().items()}

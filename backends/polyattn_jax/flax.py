@@ -69,7 +69,7 @@ def nnx_attention(
         raise _refusal(
             "precision None or jax.lax.Precision.HIGHEST",
             repr(precision),
-            "polyattn multiplies in full precision, so leave it out",
+            "polyattn multiplies in full precision; in nnx.MultiHeadAttention the argument is that of the projections, too",
         )
     if is_causal is True and query_offset is None:
         if min(query.ndim, key.ndim) > 2 and query.shape[-3] == 1 < key.shape[-3]:

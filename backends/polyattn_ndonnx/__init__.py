@@ -16,6 +16,8 @@ from polyattn.reference import allowed_at, visible_keys
 
 
 class OnnxBackend(Backend):
+    lengths_are_fixed = False
+
     def is_concrete(self, x: Array) -> bool:
         try:
             x.unwrap_numpy()
@@ -37,6 +39,12 @@ class OnnxBackend(Backend):
 
     def take(self, x: Array, indices: Array, axis: int) -> Array:
         return xp.take(x, xp.astype(indices, xp.int64), axis=axis)
+
+    def cos(self, x: Array) -> Array:
+        if x.dtype == xp.float64:  # ndonnx goes through float32, because ONNX Runtime has sin alone
+            half = xp.sin(0.5 * x)
+            return 1.0 - 2.0 * half * half
+        return xp.cos(x)
 
     def erf(self, x: Array) -> Array:
         if x.dtype == xp.float64:  # ONNX Runtime has it not
@@ -65,6 +73,8 @@ class OnnxBackend(Backend):
             or p.dropout_rate > 0.0,
             "lse is wanted, which the operator does not give": needs_lse,
             "scale is an array": not isinstance(p.scale, float),
+            "scale is not above 0, or not in float32, which runtimes refuse": isinstance(p.scale, float)
+            and not 2.0**-126 <= p.scale < 2.0**127,
             "there is a score_mod other than a soft cap, or one beside a bias or a mask, whose order the operator "
             "changed between opsets": p.score_mod is not None
             and not (

@@ -34,7 +34,8 @@ class Module(_Tree):
 
     state_dict has the names of the params, joined by dots. In training mode dropout draws its seed from
     PyTorch's generator; in eval mode there is no dropout, and a dropout_seed is refused. On the meta device
-    nothing is drawn: call `to_empty(device=...)`, then `reset_parameters()`.
+    nothing is drawn: call `to_empty(device=...)`, then `reset_parameters()`. Under torch.autocast the module takes
+    inputs of any floating dtype and computes in that of its parameters.
 
     >>> from polyattn.layers import MultiHeadAttention
     >>> module = Module(MultiHeadAttention(8, 2), seed=0)
@@ -79,11 +80,22 @@ class Module(_Tree):
                 "polyattn_torch.Module: expected no dropout_seed in eval mode, got one; call module.train() first"
             )
         if self.training and self.layer.has_dropout:
-            device = next(x for x in (*inputs, *options.values()) if isinstance(x, torch.Tensor)).device
+            tensors = (x for x in (*inputs, *options.values()) if isinstance(x, torch.Tensor))
+            device = getattr(
+                next(tensors, None), "device", None
+            )  # without a tensor the layer says what it wants
             if dropout_seed is None:
                 dropout_seed = torch.randint(2**31 - 1, (), dtype=torch.int32, device=device)
             options["dropout_seed"] = dropout_seed
-        return self.layer(self.params(), *inputs, **options)  # type: ignore[operator]
+        own = next(self.parameters(), None)
+        if own is None or own.is_meta or not torch.is_autocast_enabled(own.device.type):
+            return self.layer(self.params(), *inputs, **options)  # type: ignore[operator]
+        with torch.autocast(own.device.type, enabled=False):
+            return self.layer(self.params(), *(_cast(x, own.dtype) for x in inputs), **options)  # type: ignore[operator]
+
+
+def _cast(x: Any, dtype: torch.dtype) -> Any:
+    return x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
 
 
 def _empty(layer: Layer, like: torch.Tensor) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from polyattn.masks import causal
 from polyattn.masks.tiles import EMPTY, FULL
 from polyattn.problem import Problem
 from polyattn.reference import visible_keys
-from polyattn_torch import can_read
+from polyattn_torch import can_read, precisely
 
 CAUSAL = causal()
 ROWS = 128  # query rows of one call for a sparse mask
@@ -48,9 +48,10 @@ def choose_kernel(p: Problem, needs_lse: bool, *, by_name: bool) -> Kernel | str
 
 def _sdpa(p: Problem, q: Array, k: Array, v: Array, **options: Any) -> Array:
     # K and V of different lengths would be read past their end here: `pose` has compared them.
-    return scaled_dot_product_attention(
-        q, k, v, scale=p.scale, enable_gqa=q.shape[1] != k.shape[1], **options
-    )
+    with precisely(q):
+        return scaled_dot_product_attention(
+            q, k, v, scale=p.scale, enable_gqa=q.shape[1] != k.shape[1], **options
+        )
 
 
 def _is_causal_square(p: Problem) -> bool:
@@ -207,16 +208,17 @@ def _flex(p: Problem) -> Output:
 
     q, k, v = (x.expand(frame.batch, -1, -1, -1) for x in (p.q, k, v))
     on_cpu = q.device.type == "cpu"  # inference, without lse
-    result = _compiled_flex()(
-        q,
-        k,
-        v,
-        score_mod=None if mod is None and bias is None else score_mod,
-        block_mask=block_mask,
-        scale=p.scale,
-        enable_gqa=q.shape[1] != k.shape[1],
-        return_lse=not on_cpu,
-    )
+    with precisely(q):
+        result = _compiled_flex()(
+            q,
+            k,
+            v,
+            score_mod=None if mod is None and bias is None else score_mod,
+            block_mask=block_mask,
+            scale=p.scale,
+            enable_gqa=q.shape[1] != k.shape[1],
+            return_lse=not on_cpu,
+        )
     out, lse = (result, None) if on_cpu else result
     if p.sinks is not None:
         out = out * torch.sigmoid(lse - p.sinks[..., 0])[..., None].to(out.dtype)

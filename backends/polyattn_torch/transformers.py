@@ -38,6 +38,7 @@ INFORMATIVE = frozenset(
         "output_hidden_states",
         "output_router_logits",
         "position_ids",  # query and key are rotated already
+        "return_dict",
         "use_cache",
     }
 )
@@ -290,6 +291,10 @@ def check(model: PreTrainedModel, batch: Mapping[str, Any]) -> Checked:
     with torch.no_grad(), _counting(ours) as (ran, called):
         found, kind = _output(ours, batch)
     ours.set_attn_implementation("eager")
+    for part in ours.modules():  # a part may have a config of its own that nobody told
+        config: Any = getattr(part, "config", None)
+        if getattr(config, "_attn_implementation", None) == NAME:
+            config._attn_implementation = "eager"
     with torch.no_grad():
         eager, _ = _output(ours, batch)
     real = _real(ours, batch, eager)
@@ -395,6 +400,14 @@ def _output(model: PreTrainedModel, batch: Mapping[str, Any]) -> tuple[torch.Ten
 def _real(model: PreTrainedModel, batch: Mapping[str, Any], like: torch.Tensor) -> torch.Tensor:
     """Where the output is that of a token, not of padding: bools (B, L, 1, ...), or () if that is not known."""
     mask = batch.get("decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask")
+    if (
+        mask is not None
+        and mask.ndim == 2
+        and like.shape[0] > mask.shape[0] > 0 == like.shape[0] % mask.shape[0]
+    ):
+        mask = mask.repeat_interleave(
+            like.shape[0] // mask.shape[0], dim=0
+        )  # several rows an item, as codebooks are
     if mask is None or mask.ndim != 2 or mask.shape != like.shape[:2]:
         return torch.ones((), dtype=torch.bool, device=like.device)
     return (mask != 0).reshape(*mask.shape, *(1,) * (like.ndim - 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -84,13 +85,26 @@ def _build(f: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
     xp = _ndonnx()
     arguments = {}
     for name, x in inputs.items():
+        if name.partition("_")[0] == "output":
+            raise ValueError(
+                f"polyattn.onnx.export: expected inputs whose names do not begin with output, got {name!r}; rename it"
+            )
         dtype = getattr(xp, x.dtype.name, None)
         if dtype is None:
             raise TypeError(
                 f"polyattn.onnx.export: expected {name} of a dtype that ndonnx has, got {x.dtype}; cast it"
             )
         arguments[name] = xp.argument(shape=x.shape, dtype=dtype)
-    outputs = list(_arrays(f(*arguments.values())))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*lossy cast")  # float64 that would go through float32
+        try:
+            result = f(*arguments.values())
+        except UserWarning as lossy:
+            raise TypeError(
+                f"polyattn.onnx.export: expected operations that ONNX Runtime has in the dtype of the inputs, got: {lossy}; "
+                "export in float32"
+            ) from None
+    outputs = list(_arrays(result))
     for output in outputs:
         if type(output).__module__.partition(".")[0] != "ndonnx":
             raise TypeError(
@@ -112,8 +126,11 @@ def _arrays(result: Any) -> Sequence[Any]:
     if isinstance(result, tuple):
         return [x for part in result for x in _arrays(part)]
     if is_dataclass(result) and not isinstance(result, type):
-        return [x for field in fields(result) for x in _arrays(getattr(result, field.name))]
-    return []
+        return [x for field in fields(result) if is_array(x := getattr(result, field.name))]
+    raise TypeError(
+        "polyattn.onnx.export: expected the function to return an array, a tuple of arrays or an AttentionAux, got "
+        f"{type(result).__name__}; return a tuple"
+    )
 
 
 def _for_every_length(
@@ -149,7 +166,7 @@ def _for_every_length(
         }
         try:
             models.append(_build(f, {name: np.zeros(shapes[name], x.dtype) for name, x in inputs.items()}))
-        except ValueError:
+        except (ValueError, onnx.shape_inference.InferenceError):
             if at is not lengths[-1]:
                 raise
             lengths.pop()  # a function that has a longest length, a table of positions say, need not go so far

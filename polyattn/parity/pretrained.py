@@ -53,9 +53,10 @@ class Trial:
             x = self.embed(bench, dtype, *tokens())
             truth = expected()
             unit = truth.noise * UNIT_ROUNDOFF[dtype] / UNIT_ROUNDOFF["float32"]
-            same = x.shape == truth.embeddings.shape and (ranking(x) == truth.ranking).all()
-            off = float(np.abs(x - truth.embeddings).max()) if same else math.inf
-            etas = {"embeddings": off / unit, "ranking": 0.0 if same else math.inf}
+            off = np.abs(x - truth.embeddings).max() if x.shape == truth.embeddings.shape else math.inf
+            same = math.isfinite(off) and (ranking(x) == truth.ranking).all()
+            eta = float(off / unit) if math.isfinite(off) else math.inf
+            etas = {"embeddings": eta, "ranking": 0.0 if same else math.inf}
         except Exception as error:  # a crash is an outcome of its own, named in the table
             return Outcome(self.name, bench.name, dtype, {}, error=f"{type(error).__name__}: {error}")
         return Outcome(self.name, bench.name, dtype, etas)
@@ -65,7 +66,11 @@ def trials() -> tuple[tuple[Trial, ...], list[str]]:
     """The trials that can run here, and why others cannot."""
     minilm.model_directory()
     own = Trial("MiniLM embeddings", _in_our_layers)
-    if find_spec("transformers") is None:
+    try:
+        known = find_spec("transformers") is not None
+    except ImportError:
+        known = False
+    if not known:
         return (own,), ["transformers is not installed, so the model was not run there"]
     return (own, Trial("MiniLM in transformers", _in_transformers, "torch")), []
 

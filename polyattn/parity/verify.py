@@ -146,7 +146,8 @@ def plan(
     for word in only:
         if not any(word.lower() in c.name.lower() for c in available):
             raise ValueError(
-                f"no case has {word!r} in its name; there are: {', '.join(c.name for c in available)}"
+                f"no case has {word!r} in its name; there are: {', '.join([c.name for c in available])}"
+                + "".join(f"; {note}" for note in notes)
             )
     loaded: list[Bench] = []
     for name in backends or known:
@@ -157,7 +158,7 @@ def plan(
                 raise MissingBackend(
                     f"backend {name!r} was asked for and cannot be loaded: {error}"
                 ) from error
-            notes.append(f"{name} is not installed and was not run")
+            notes.append(f"{name} was not run: {error}")
     columns = [
         (b.name, dtype)
         for b in loaded
@@ -182,7 +183,7 @@ def _available_cases() -> tuple[tuple[Case | Trial, ...], list[str]]:
 
         models, notes = trials()
         return (*cases(), *real_cases(), *models), notes
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         return cases(), [f"real input was not run: {error}"]
 
 
