@@ -235,6 +235,7 @@ PREFIXES = np.array([3, 10])
 TABLE, RELATIVE = numbers(2, 4, 16, 16, seed=3), numbers(4, 31, seed=4)
 HEADS = np.arange(4)[:, None, None]
 documents, prefixes, table, relative = map(torch.tensor, (DOCUMENTS, PREFIXES, TABLE, RELATIVE))
+small = torch.arange(16, dtype=torch.uint8)
 starts, ends = torch.tensor([0, 5, 11]), torch.tensor([3, 9, 16])
 
 
@@ -522,6 +523,52 @@ def test_a_captured_tensor_is_read_at_every_call() -> None:
     assert not before.all()
 
 
+def test_blocks_bind_whatever_becomes_of_a_captured_tensor() -> None:
+    ids = torch.tensor([0] * 8 + [1] * 8)
+    mask = from_flex(
+        create_block_mask(lambda b, h, q, kv: ids[q] == ids[kv], None, None, 16, 16, "cpu", BLOCK_SIZE=4)
+    )
+    ids[:] = torch.arange(16) // 6
+    attends(mask, np.broadcast_to(ROW // 8 == COLUMN // 8, (2, 4, 16, 16)))  # the blocks are full or empty
+    assert not np.array_equal(ROW // 6 == COLUMN // 6, ROW // 8 == COLUMN // 8)
+
+
+@pytest.mark.parametrize("run", ["numpy blockwise", "strict blockwise", "jax jit", "torch blockwise"])
+def test_the_least_number_of_the_dtype_of_the_score_stays_finite(run: str) -> None:
+    make, _, implementation = RUNS[run]
+    bench = make()
+    mod = from_flex(lambda score, b, h, q, kv: torch.where(q >= kv + 3, score, torch.finfo(score.dtype).min))
+    index = [bench.array(np.arange(2, dtype=np.int32)) for _ in range(4)]
+    least = bench.numpy(mod(bench.array(np.ones(2), "float32"), *index))
+    assert np.array_equal(least, np.full(2, np.finfo(np.float32).min))
+    assert np.isinf(
+        bench.numpy(from_flex(hidden_by_score)(bench.array(np.ones(2), "float32"), *index[:3], index[3] + 1))
+    ).all()
+    given = [bench.array(x, "float32") for x in (X, Y, Z)]
+    out = bench.numpy(attention(*given, score_mod=mod, implementation=implementation))
+    # The first rows see no key; to FlexAttention, they see all of them alike.
+    alike = truth(Spec(0 * X[:, :, :3], Y, Z))["out"]
+    assert eta(out[:, :, :3], alike, "float32") <= ACCEPTANCE
+
+
+def test_a_captured_tensor_of_float64_in_a_mask_is_of_the_widest_dtype_that_there_is() -> None:
+    limits = torch.tensor([0.5, 0.5 + 1e-12], dtype=torch.float64)
+    mask = from_flex(lambda b, h, q_idx, kv_idx: limits[q_idx % 2] > 0.5)
+    assert np.array_equal(mask.dense(2), [[False, False], [True, True]])
+    assert not mask.dense(2, like=jnp.zeros(())).any()  # without a warning
+    with jax.enable_x64(True):
+        assert np.array_equal(mask.dense(2, like=jnp.zeros(())), mask.dense(2))
+
+
+def test_a_module_is_a_mod_of_the_arguments_of_its_forward() -> None:
+    class Relative(torch.nn.Module):
+        def forward(self, score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
+            return relative_table(score, b, h, q_idx, kv_idx)
+
+    out = attention(X, Y, Z, score_mod=from_flex(Relative()))
+    assert eta(out, judge_back(BACK["relative table"][1])["out"], "float64") <= ACCEPTANCE
+
+
 def test_a_gradient_for_a_captured_tensor_flows_on_torch_call_after_call() -> None:
     bias = torch.nn.Parameter(relative.clone())
     mod = from_flex(lambda score, b, h, q_idx, kv_idx: score + (2 * bias)[h, kv_idx - q_idx + 15])
@@ -604,6 +651,8 @@ OPS: dict[str, Callable[..., Any]] = {
     "softplus": lambda s, b, h, q, kv: torch.nn.functional.softplus(s),
     "silu": lambda s, b, h, q, kv: torch.nn.functional.silu(s),
     "masked fill": lambda s, b, h, q, kv: s.masked_fill(q < kv, -0.1),
+    "beyond the dtype": lambda s, b, h, q, kv: (small[kv] * -1 + (small[q] > -1) + (small[q] < 300)) * (q * 2654435761 >> 3),
+    "negative powers": lambda s, b, h, q, kv: s + (q - 2) ** (kv - 3) + 2 ** (-(h + 1)) + (-1) ** (kv - q),
     "shift left": lambda s, b, h, q, kv: (q << kv) + torch.bitwise_left_shift(kv, 2),
     "shift right": lambda s, b, h, q, kv: (q >> 1) + torch.bitwise_right_shift(kv, q),
     "invert": lambda s, b, h, q, kv: s + ~q + ~(q < kv),
@@ -694,6 +743,8 @@ def inner_slices(score: Any, b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
     [
         (np.ones(3), TypeError, "a score_mod (score, b, h, q_idx, kv_idx), a mask_mod (b, h, q_idx, kv_idx) or a BlockMask, got ndarray, which cannot be called; an array goes to masks.from_array or bias="),
         (of_three, TypeError, "a score_mod (score, b, h, q_idx, kv_idx), a mask_mod (b, h, q_idx, kv_idx) or a BlockMask, got of_three of 3 arguments; those with defaults do not count"),
+        (lambda *given: given[0], TypeError, "a mod with named parameters, score_mod (score, b, h, q_idx, kv_idx) or mask_mod (b, h, q_idx, kv_idx), got <lambda> with *given; name them, as their number tells which of the two it is"),
+        (lambda score, b, h, q_idx, kv_idx: 0.5, TypeError, "a score_mod to return an array made from score, got float from <lambda>; write a number as torch.full_like(score, number)"),
         (branching, TypeError, "one computation for all scores, got branching, which asks for the value of a tensor (if, while, int(), item()); write torch.where, and read captured tensors outside of it"),
         (sorting, NotImplementedError, ONLY + "cumsum in sorting: that has no counterpart here; compute it outside, or write it otherwise"),
         (drawing, NotImplementedError, ONLY + "rand in drawing: other libraries draw other numbers; capture a tensor of them"),

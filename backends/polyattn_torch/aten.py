@@ -6,6 +6,7 @@ broadcasts, and the axes that torch knows of (those of `table[h]`, say) behind.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -38,11 +39,29 @@ class Arrays:
         if isinstance(x, torch.Tensor):
             x = Value(self.capture(x), x.ndim)
         if not isinstance(x, Value):
+            x = self.finite(x) if isinstance(x, float) else x
             natural = (self.backend.xp.bool, self.backend.xp.int32, self.floating)[self.kind(x)]
             return Value(self.backend.asarray(x, natural if dtype is None else dtype, self.like), 0)
         return x if dtype is None else Value(self.backend.astype(x.array, dtype), x.rank)
 
+    def finite(self, x: Any) -> Any:
+        """A number or 0-d tensor: finite ones beyond the floating dtype are its end, which is what finfo meant."""
+        info = self.backend.xp.finfo(self.floating)
+        least, most = float(info.min), float(info.max)
+        if isinstance(x, torch.Tensor):
+            return torch.where(x.isinf(), x, x.clamp(least, most))
+        return x if math.isinf(x) else min(max(x, least), most)
+
+    def wrapped(self, x: Any, dtype: Any) -> Any:
+        """A Python integer as torch has it beside an array of an integer dtype: modulo 2^bits."""
+        if not isinstance(x, int) or isinstance(x, bool):
+            return x
+        info = self.backend.xp.iinfo(dtype)
+        return (x - int(info.min)) % 2**info.bits + int(info.min)
+
     def capture(self, x: torch.Tensor) -> Array:
+        if x.ndim == 0 and x.dtype == torch.float64:
+            x = self.finite(x)
         if self.backend.name == "torch":
             return x
         if x.requires_grad and torch.is_grad_enabled():
@@ -51,7 +70,7 @@ class Arrays:
                 f"shape {tuple(x.shape)} that requires it; detach it, or call under torch.no_grad()"
             )
         if x.is_floating_point():
-            x = x.to(torch.float64 if str(self.floating).endswith("64") else torch.float32)
+            x = x.to(torch.float64 if self.backend.xp.finfo(self.floating).bits == 64 else torch.float32)
         values = x.detach().cpu().numpy()
         array = values if self.backend.name == "numpy" else self.backend.from_numpy(values, self.like)
         if values.dtype.kind in "iu" and values.size:
@@ -78,6 +97,8 @@ class Arrays:
         at_home = [isinstance(x, Value) and k == kind < 2 for x, k in zip(xs, kinds, strict=True)]
         dtype = (self.backend.xp.bool, self.backend.xp.int32, self.floating)[kind]
         dtype = next((x.array.dtype for x, stays in zip(xs, at_home, strict=True) if stays), dtype)
+        if kind == 1 and any(at_home):
+            xs = [self.wrapped(x, dtype) for x in xs]
         return [x if stays else self.value(x, dtype) for x, stays in zip(xs, at_home, strict=True)]
 
     def apply(self, f: Callable[..., Array], values: Sequence[Value]) -> Value:
@@ -153,6 +174,14 @@ def _fmod(xp: Any, x: Array, y: Array) -> Array:
     return xp.where(x < 0, -rest, rest)
 
 
+def _pow(xp: Any, x: Array, y: Array) -> Array:
+    if not xp.isdtype(y.dtype, "integral"):
+        return xp.pow(x, y)
+    # An integer to a negative power is 0, but for 1 and -1, to which only the parity of the power matters.
+    power = xp.pow(x, xp.where(y < 0, y % 2, y))
+    return xp.where((y < 0) & (xp.abs(x) != 1), xp.zeros_like(power), power)
+
+
 def _clamp(on: Arrays, x: Any, min: Any = None, max: Any = None) -> Value:
     for bound, name in ((min, "maximum"), (max, "minimum")):
         x = x if bound is None else _each(name, 1)(on, x, bound)
@@ -222,7 +251,7 @@ def _look_up(on: Arrays, table: Any, indices: Sequence[Any]) -> Value:
 _SAME = {
     2: "acos acosh asin asinh atan atan2 atanh cos cosh exp expm1 hypot isinf isnan log log10 log1p log2 sin sinh "
     "sqrt tan tanh",
-    1: "abs bitwise_left_shift bitwise_right_shift ceil floor maximum minimum pow remainder round sign trunc",
+    1: "abs bitwise_left_shift bitwise_right_shift ceil floor maximum minimum remainder round sign trunc",
     0: "bitwise_and bitwise_or bitwise_xor",
 }
 _RENAMED = {
@@ -253,6 +282,7 @@ OPERATIONS: dict[str, Operation] = {
     "exp2": _formula(lambda xp, x: xp.pow(xp.full_like(x, 2.0), x), 2),
     "fmod": _formula(_fmod, 1),
     "index": _look_up,
+    "pow": _formula(_pow, 1),
     "reciprocal": _formula(lambda xp, x: 1.0 / x, 2),
     "relu": _formula(lambda xp, x: xp.where(x > 0, x, xp.zeros_like(x)), 1),
     "rsqrt": _formula(lambda xp, x: 1.0 / xp.sqrt(x), 2),

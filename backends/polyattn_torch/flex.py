@@ -22,7 +22,7 @@ from polyattn.masks.algebra import Frame, Mask
 from polyattn.masks.builtin import Function
 from polyattn.masks.tiles import EMPTY, FULL, UNSURE, Box, Tile
 from polyattn.mods import Mod
-from polyattn_torch.program import Program
+from polyattn_torch.program import Program, Ref
 
 WHO = "polyattn_torch.flex.from_flex"
 
@@ -32,9 +32,10 @@ def from_flex(mod: Any) -> Any:
 
     mod: (b, h, q_idx, kv_idx) -> bool, (score, b, h, q_idx, kv_idx) -> score, or a BlockMask, all as
     `torch.nn.attention.flex_attention` takes them. A mask that came from `Mask.to_block_mask` is that very
-    Mask. The blocks of another BlockMask are what the engine knows of tiles.
+    Mask. The blocks of another BlockMask bind, and are what the engine knows of tiles.
 
-    Captured tensors are read at every call (under `jax.jit` when it traces, as all that a function captures).
+    Captured tensors are read at every call (under `jax.jit` when it traces, as all that a function captures);
+    Python numbers and names that a mod closes over are those of the moment of from_flex.
     A gradient for them flows on torch; other libraries refuse one that requires it while autograd is on.
     Floating numbers are computed in the dtype of the scores, in a mask in float32 unless it names float64;
     int64 on JAX is what JAX has for it. Positions count as in FlexAttention with query_offset=0.
@@ -54,7 +55,13 @@ def from_flex(mod: Any) -> Any:
         return mod
     if isinstance(mod, BlockMask):
         return _from_blocks(mod)
-    count = _count_arguments(mod)
+    count, star = _count_arguments(mod)
+    if star and count not in (4, 5):
+        raise TypeError(
+            f"{WHO}: expected a mod with named parameters, score_mod (score, b, h, q_idx, kv_idx) or mask_mod "
+            f"(b, h, q_idx, kv_idx), got {_name(mod)} with *{star}; name them, as their number tells which of the "
+            "two it is"
+        )
     if count not in (4, 5):
         raise TypeError(
             f"{WHO}: expected a score_mod (score, b, h, q_idx, kv_idx), a mask_mod (b, h, q_idx, kv_idx) or a "
@@ -71,6 +78,11 @@ def from_flex(mod: Any) -> Any:
 def _score_mod(mod: Callable[..., Any]) -> Callable[..., Any]:
     # A score of float64, so that the constants of the mod keep all their digits.
     program = Program(mod, [torch.zeros((), dtype=torch.float64), *_indices()], WHO)
+    if not isinstance(program.result, Ref):
+        raise TypeError(
+            f"{WHO}: expected a score_mod to return an array made from score, got "
+            f"{type(program.result).__name__} from {program.name}; write a number as torch.full_like(score, number)"
+        )
 
     def score_mod(score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
         if _in_flex(score, b, h, q_idx, kv_idx):
@@ -109,12 +121,15 @@ def _name(mod: Any) -> str:
     return getattr(mod, "__name__", type(mod).__name__)
 
 
-def _count_arguments(mod: Any) -> int | None:
+def _count_arguments(mod: Any) -> tuple[int | None, str]:
+    """How many arguments a function needs (None: it is none), and the name of its *parameter, if it has one."""
     if not callable(mod):
-        return None
+        return None, ""
     one = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(mod).parameters.values()
-    return sum(p.kind in one and p.default is p.empty for p in parameters)
+    signature = inspect.signature(mod.forward if isinstance(mod, torch.nn.Module) else mod)
+    parameters = signature.parameters.values()
+    star = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "")
+    return sum(p.kind in one and p.default is p.empty for p in parameters), star
 
 
 # BlockMask
@@ -189,12 +204,11 @@ def _from_blocks(block_mask: BlockMask) -> Mask:
         listed = full[*at] | (partial[*at] & mod(b, h, q_idx, kv_idx))
         return listed & (q_idx >= 0) & (q_idx < queries) & (kv_idx < keys)
 
-    if torch.equal(said, spread(full) | (spread(partial) & said)):  # the blocks add nothing
-        if isinstance(mod, Mask):
-            return mod
-        reads = Program(mod, _indices(), WHO).reads
-        if not any(n == 1 and read for n, read in zip(full.shape[:2], reads[:2], strict=True)):
-            by_blocks = mod  # else blocks made for item 0 bind the others too
+    if isinstance(mod, Mask) and torch.equal(said, spread(full) | (spread(partial) & said)):
+        return mod  # to which the blocks add nothing
+    # Those of another mod bind even so: it may read other batch items than they were made for, and tensors that
+    # change after.
+    by_blocks.__name__ = _name(mod)
     states = torch.where(full, 1, torch.where(partial, 2, 0)).cpu().numpy()
     return Blocks(_mask_mod(by_blocks), (queries, keys), (height, width), states)
 

@@ -77,7 +77,6 @@ class Program:
             ) from error
         numbers: dict[Node, int] = {}
         *nodes, output = traced.graph.nodes
-        self.reads = [bool(node.users) for node in nodes if node.op == "placeholder"]  # which arguments
         for node in nodes:
             numbers[node] = len(self.steps)
             self.steps.append(self._step(traced, node, numbers))
@@ -124,7 +123,9 @@ class Program:
         arrays = [x for x in given if is_array(x)] or [numpy_backend().xp.asarray(given[0])]
         backend = backend_of(arrays[0])
         if floating is None:
-            floating = backend.xp.float64 if self.wide else backend.xp.float32
+            xp = backend.xp
+            has_wide = "float64" in xp.__array_namespace_info__().dtypes(kind="real floating")
+            floating = xp.float64 if self.wide and has_wide else xp.float32
         on = Arrays(self.who, backend, arrays[0], floating, max(x.ndim for x in arrays))
         # What torch is silent about, NumPy warns of: log(0) where another branch is taken.
         with nullcontext() if backend.name == "torch" else np.errstate(all="ignore"):
