@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -305,3 +307,47 @@ def test_equinox_differentiates_and_maps_a_module() -> None:
     assert len(jax.tree.leaves(params)) == 3
     assert eqx.tree_equal(eqx.combine(params, static), module)
     assert equinox_module(layer, dtype=jnp.bfloat16).params["w_q"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("make", [nnx_module, equinox_module])
+def test_two_modules_of_one_layer_are_trees_of_one_structure(make: Callable[..., Any]) -> None:
+    layer = layers.Encoder(layers.EncoderBlock.preset("flax", 8, 2, 12), 2)
+    first, second = make(layer, seed=0), make(layer, seed=1)
+    assert type(first) is type(second)
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, first, second)
+    found = [jax.tree.leaves(x) for x in (first, second, mean)]
+    assert len(found[0]) > 1
+    assert all(np.array_equal(c, (a + b) / 2) for a, b, c in zip(*found, strict=True))
+    other = make(layers.Encoder(layers.EncoderBlock.preset("flax", 8, 4, 12), 2))
+    assert jax.tree.structure(first) != jax.tree.structure(other)
+
+
+@pytest.mark.parametrize("framework", ["nnx", "equinox"])
+def test_two_modules_of_one_layer_are_traced_once(framework: str) -> None:
+    import equinox as eqx
+    from flax import nnx
+
+    jit, make = (nnx.jit, nnx_module) if framework == "nnx" else (eqx.filter_jit, equinox_module)
+    traces = []
+
+    @jit
+    def run(module: Any, x: Any) -> Any:
+        traces.append(None)
+        return module(x)
+
+    layer = layers.AdditiveAttention(8, 6)
+    outputs = [run(make(layer, seed=seed), J) for seed in (0, 1)]
+    assert len(traces) == 1
+    assert not np.array_equal(*outputs)
+    run(make(layers.AdditiveAttention(8, 5)), J)
+    assert len(traces) == 2
+
+
+@pytest.mark.parametrize("make", [nnx_module, equinox_module])
+def test_a_module_can_be_pickled(make: Callable[..., Any]) -> None:
+    module = make(layers.MultiHeadAttention(8, 2), seed=3)
+    again = pickle.loads(pickle.dumps(module))
+    assert type(again) is type(module)
+    assert again.layer == module.layer
+    assert np.array_equal(again(J), module(J))

@@ -98,13 +98,22 @@ class JaxBackend(Backend):
         return jax.lax.map(f, jnp.arange(n, dtype=jnp.int32))
 
     def fold(self, n: Any, step: Callable[[Any, Any], Any], state: Any) -> Any:
-        return step(0, state) if isinstance(n, int) and n == 1 else jax.lax.fori_loop(0, n, step, state)
+        if isinstance(n, int) and n == 1:
+            return step(0, state)
+        axes = _varying(lambda state: step(jnp.int32(0), state), state)
+        return jax.lax.fori_loop(0, n, lambda i, state: _vary(step(i, state), axes), _vary(state, axes))
 
     def scan(self, n: int, step: Any, state: Any) -> Any:
         if n == 1:
             state, output = step(0, state)
             return state, output[None]
-        return jax.lax.scan(lambda state, i: step(i, state), state, jnp.arange(n, dtype=jnp.int32))
+        axes = _varying(lambda state: step(jnp.int32(0), state)[0], state)
+
+        def varied(state: Any, i: Any) -> Any:
+            state, output = step(i, state)
+            return _vary(state, axes), output
+
+        return jax.lax.scan(varied, _vary(state, axes), jnp.arange(n, dtype=jnp.int32))
 
     def table(self, numbers: Any, like: Array) -> Any:
         return jnp.asarray(numbers, jnp.int32)
@@ -140,7 +149,38 @@ class JaxBackend(Backend):
             return (list(backward(*saved, cotangents)),)
 
         run.defvjp(save, pull)
-        return run(list(arrays))
+        arrays = list(arrays)
+        # The gradient of an array must vary as the array does; that of `pcast` sums it over the devices.
+        return run(_vary(arrays, _varying(forward, arrays)))
+
+
+def _varying(step: Callable[[Any], Any], state: Any) -> frozenset[str]:
+    """The mesh axes along which `step` makes a state vary: none outside `jax.shard_map`.
+
+    There a loop begins with zeros, the same on every device, and ends with sums that are not; JAX wants the type
+    of the one to be that of the other.
+    """
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return frozenset()
+    return _axes(jax.tree.leaves(jax.eval_shape(step, state)))
+
+
+def _axes(leaves: Sequence[Any]) -> frozenset[str]:
+    types = [x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x) for x in leaves]
+    # Older JAX has the axes as `vma`; with check_vma=False there are none.
+    kinds = [getattr(t, "manual_axis_type", None) for t in types]
+    axes = [
+        getattr(t, "vma", None) if kind is None else kind.varying
+        for t, kind in zip(types, kinds, strict=True)
+    ]
+    return frozenset[str]().union(*(some or () for some in axes))
+
+
+def _vary(state: Any, axes: frozenset[str]) -> Any:
+    """`state` with every array of the type that varies along `axes`; the numbers stay what they are."""
+    if not axes:
+        return state
+    return jax.tree.map(lambda x: jax.lax.pcast(x, tuple(sorted(axes - _axes([x]))), to="varying"), state)
 
 
 def _cudnn(p: Any) -> Output:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,12 +16,31 @@ def nnx_module(layer: Layer, *, seed: int = 0, dtype: Any = jnp.float32) -> Any:
     Dropout happens where the call has a dropout_seed. nnx.split, nnx.grad and nnx.Optimizer see the params by
     the names of the layer.
     """
+    return _nnx()(layer, layer.init(seed, like=jnp.zeros((), dtype)))
+
+
+def equinox_module(layer: Layer, *, seed: int = 0, dtype: Any = jnp.float32) -> Any:
+    """`layer` as an `equinox.Module`: module(x, ...) = layer(module.params, x, ...); the layer is static.
+
+    Like the params, the module takes unbatched arrays (L, E) and batched ones; `jax.vmap` works on both.
+    """
+    return _equinox()(layer.init(seed, like=jnp.zeros((), dtype)), layer)
+
+
+# One class for all modules of a framework, made when the first is wanted: the class is part of the structure of a
+# tree, and of what a compiled function is looked up by.
+
+
+@cache
+def _nnx() -> Any:
     from flax import nnx
 
-    class Module(nnx.Module):
-        def __init__(self) -> None:
+    class NnxModule(nnx.Module):
+        __qualname__ = "NnxModule"  # where pickle looks: see __getattr__
+
+        def __init__(self, layer: Layer, params: dict[str, Any]) -> None:
             self.layer = layer
-            for name, value in layer.init(seed, like=jnp.zeros((), dtype)).items():
+            for name, value in params.items():
                 setattr(self, name, nnx.data(_wrap(value)))
 
         def __call__(self, *inputs: Any, **options: Any) -> Any:
@@ -39,24 +59,30 @@ def nnx_module(layer: Layer, *, seed: int = 0, dtype: Any = jnp.float32) -> Any:
             value[...] if isinstance(value, nnx.Variable) else {name: _unwrap(value[name]) for name in value}
         )
 
-    return Module()
+    return NnxModule
 
 
-def equinox_module(layer: Layer, *, seed: int = 0, dtype: Any = jnp.float32) -> Any:
-    """`layer` as an `equinox.Module`: module(x, ...) = layer(module.params, x, ...); the layer is static.
-
-    Like the params, the module takes unbatched arrays (L, E) and batched ones; `jax.vmap` works on both.
-    """
+@cache
+def _equinox() -> Any:
     import equinox as eqx
 
-    class Module(eqx.Module):
+    class EquinoxModule(eqx.Module):
+        __qualname__ = "EquinoxModule"
+
         params: dict[str, Any]
         layer: Layer = eqx.field(static=True)
 
         def __call__(self, *inputs: Any, **options: Any) -> Any:
             return self.layer(self.params, *inputs, **options)  # type: ignore[operator]
 
-    return Module(layer.init(seed, like=jnp.zeros((), dtype)), layer)
+    return EquinoxModule
+
+
+def __getattr__(name: str) -> Any:
+    """The classes by their names, which load Flax and Equinox."""
+    if name in ("NnxModule", "EquinoxModule"):
+        return _nnx() if name == "NnxModule" else _equinox()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = ["equinox_module", "nnx_module"]
