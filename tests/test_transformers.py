@@ -535,6 +535,17 @@ def test_what_a_model_wants_back_does_not_concern_attention() -> None:
     assert torch.equal(attend(module, q, k, v, None, return_dict=True)[0], plain)  # Hubert hands it down
 
 
+def test_a_model_that_gives_nan_by_itself_is_not_said_to_deviate() -> None:
+    model = make("llama")
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+    found = check(model, batch_for("llama", padded=False))
+    assert not found.ok
+    assert found.sentence.endswith(
+        "its logits CANNOT BE COMPARED with eager attention, which gives NaN by itself"
+    )
+
+
 def test_a_check_leaves_the_model_as_it_is() -> None:
     model = make("llama", "sdpa").train()
     before = {key: w.clone() for key, w in model.state_dict().items()}

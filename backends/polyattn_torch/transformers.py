@@ -312,6 +312,9 @@ def check(model: PreTrainedModel, batch: Mapping[str, Any]) -> Checked:
     ignored = tuple(name for name in ran if not any(_on_one_path(name, other) for other in called))
     said = _on_calls(type(model).__name__, called, ignored)
     close = deviation <= (bound := 4 * max(noise))
+    verdict = f"{'agree with' if close else 'DEVIATE from'} {against}: off by {deviation:.2g}, accepted up to {bound:.2g}"
+    if bound != bound:
+        verdict = f"CANNOT BE COMPARED with {against}, which gives NaN by itself"
     return Checked(
         calls=len(called),
         layers=len(set(called)) + len(ignored),
@@ -319,8 +322,7 @@ def check(model: PreTrainedModel, batch: Mapping[str, Any]) -> Checked:
         deviation=deviation,
         bound=bound,
         ok=close and bool(called) and not ignored,
-        sentence=f"{said}; its {kind} {'agree with' if close else 'DEVIATE from'} {against}: off by {deviation:.2g}, "
-        f"accepted up to {bound:.2g}",
+        sentence=f"{said}; its {kind} {verdict}",
     )
 
 
