@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import array_api_strict
 import pytest
@@ -55,3 +56,23 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
 def eager(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """Every library, run eagerly: for laws that do not depend on a compiler."""
     yield from _set_up(request.param)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A list that grows with every call of polyattn's attention, from Flax or from a program of the docs."""
+    import polyattn_jax.flax
+
+    import polyattn
+
+    attention = polyattn.attention
+    called: list[str] = []
+
+    def counting(*arguments: Any, **options: Any) -> Any:
+        called.append(options.get("layout", "BHLD"))
+        return attention(*arguments, **options)
+
+    for module in (polyattn_jax.flax, polyattn):
+        monkeypatch.setattr(module, "attention", counting)
+    yield called
+    assert called, "polyattn was not called"
