@@ -123,9 +123,14 @@ def _verify_peers(words: list[str], seed: int, json_file: Path | None) -> None:
     from polyattn.dialects.peers import PEERS, library_of, peer_table
 
     try:
-        chosen = [c for c in cases() if c in plan(["numpy"], only=words).cases]
+        named = plan(["numpy"], only=words).cases
     except ValueError as error:
         raise _stop(str(error), USAGE) from None
+    chosen = [c for c in cases() if c in named]
+    if not chosen:
+        raise _stop(
+            f"expected cases of the contract with --peers, got {', '.join(words)}, real input alone", USAGE
+        )
     outcomes, notes = [], []
     with _progress() as progress:
         task = progress.add_task("peers", total=len(chosen) * len(PEERS))

@@ -81,6 +81,10 @@ def test_a_missing_backend_that_was_asked_for_is_status_3(monkeypatch: pytest.Mo
             ["--backend", "strict", "--dtype", "float16"],
             "none of the backends has dtype float16; choose another",
         ),
+        (
+            ["--peers", "--case", "MiniLM"],
+            "expected cases of the contract with --peers, got MiniLM, real input alone",
+        ),
         (["--json", "/nowhere/at/all.json"], "expected an existing folder for /nowhere/at/all.json"),
         (["--seed", "-1"], "Input should be greater than or equal to 0"),
     ],
