@@ -34,7 +34,7 @@ from torch import Tensor
 from polyattn import attention, masks, mods
 from polyattn.parity import ACCEPTANCE, UNIT_ROUNDOFF
 from polyattn.parity.diagnose import Diagnosis, diagnose
-from polyattn.positions import Rotary
+from polyattn.rotary import Rotary
 
 Stages = dict[str, Any]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

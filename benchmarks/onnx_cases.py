@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from onnx_nodes import BOTH, Floats, Node, computed, etas, nodes
 from running import LIBRARIES, bench_of
 
-from polyattn.backend import backend_of
+from polyattn.arrays import backend_of
 
 NO_HALF = "array-api-strict has neither float16 nor bfloat16"
 #: Words in an error of ONNX Runtime, and what they mean.

@@ -9,10 +9,10 @@ array([[0.5, 0.5],
 """
 
 from polyattn import masks, mods
-from polyattn.attention import AttentionAux, AuxRequest, attention, attention_vjp
-from polyattn.choice import Reference
-from polyattn.plan import Blockwise
-from polyattn.trace import Stage, Trace, trace
+from polyattn._attention import AttentionAux, AuxRequest, attention, attention_vjp
+from polyattn._trace import Stage, Trace, trace
+from polyattn.implementations.blockwise.plan import Blockwise
+from polyattn.implementations.choice import Reference
 
 __all__ = [
     "AttentionAux",

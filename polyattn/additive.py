@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from polyattn.attention import attention
-from polyattn.backend import Array, Backend, backend_of, is_array
+from polyattn._attention import attention
+from polyattn.arrays import Array, Backend, backend_of, is_array
 
 TILE = 2**20  # the most numbers of one intermediate array
 

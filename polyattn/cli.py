@@ -259,7 +259,7 @@ def mask(
     offset: Annotated[int, typer.Option(help="Position of the first query.")] = 0,
 ) -> None:
     """Draw a mask: # may attend, . may not."""
-    from polyattn.grammar import parse_mask
+    from polyattn.masks.grammar import parse_mask
 
     try:
         picture = parse_mask(text).show(size, keys, query_offset=offset)

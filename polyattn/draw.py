@@ -24,7 +24,7 @@ def mask_figure(rows: list[list[bool]], title: str) -> Figure:
 
 def draw_stages(trace: Any, batch: int, head: int) -> Figure:
     """The stages with a column for each key, side by side; hidden scores are left white."""
-    from polyattn.backend import backend_of
+    from polyattn.arrays import backend_of
 
     stages = [stage for stage in trace if stage.axes == "BHLS"]
     figure = _figure("polyattn.trace: figure()", (3.2 * len(stages), 3.4))

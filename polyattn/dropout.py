@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from polyattn.backend import Array, backend_of
-from polyattn.indices import Positions, whole
+from polyattn.arrays import Array, backend_of
+from polyattn.places.positions import Positions, whole
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from polyattn.backend import Array, Backend, backend_of, is_array
+from polyattn.arrays import Array, Backend, backend_of, is_array
 
 _WHO = "polyattn.linear.linear_attention"
 

@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
-from polyattn.backend import Array, backend_of, is_array
-from polyattn.indices import Positions, look_up
+from polyattn.arrays import Array, backend_of, is_array
+from polyattn.places.positions import Positions, look_up
 
 ScoreMod = Callable[[Array, Array, Array, Array, Array], Array]
 

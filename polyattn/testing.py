@@ -15,12 +15,12 @@ from typing import Any, Protocol
 import numpy as np
 
 import polyattn
-from polyattn.backend import Array
+from polyattn.arrays import Array
 from polyattn.parity.case import Case, Later, Sample
 from polyattn.parity.cases import cases
-from polyattn.parity.measure import ACCEPTANCE, FLOOR_ACCEPTANCE, eta, floor_ratio
-from polyattn.parity.spec import Floats
-from polyattn.parity.truth import truth
+from polyattn.truth.definition import truth
+from polyattn.truth.measure import ACCEPTANCE, FLOOR_ACCEPTANCE, eta, floor_ratio
+from polyattn.truth.spec import Floats
 
 Function = Callable[[Mapping[str, Array]], tuple[Array, Array]]
 

@@ -10,9 +10,9 @@ import array_api_compat
 import jax
 import jax.numpy as jnp
 
-from polyattn.attention import AttentionAux
-from polyattn.backend import Array, Backend, Schedule
-from polyattn.choice import Output
+from polyattn._attention import AttentionAux
+from polyattn.arrays import Array, Backend, Schedule
+from polyattn.implementations.choice import Output
 from polyattn.masks import causal
 
 xp = array_api_compat.array_namespace(jnp.zeros(()))

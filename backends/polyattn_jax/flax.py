@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from polyattn import AuxRequest, attention
-from polyattn.attention import Implementation
-from polyattn.backend import Array, is_array
+from polyattn._attention import Implementation
+from polyattn.arrays import Array, is_array
 from polyattn.mods import ScoreMod
 
 try:

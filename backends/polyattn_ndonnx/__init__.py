@@ -8,11 +8,11 @@ from typing import Any
 import ndonnx as xp
 import spox.opset.ai.onnx.v23 as op
 
-from polyattn.backend import Array, Backend
-from polyattn.choice import Output
+from polyattn.arrays import Array, Backend
+from polyattn.implementations.choice import Output
+from polyattn.implementations.reference import allowed_at, visible_keys
 from polyattn.masks import causal
 from polyattn.mods import Softcap
-from polyattn.reference import allowed_at, visible_keys
 
 
 class OnnxBackend(Backend):

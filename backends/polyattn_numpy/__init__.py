@@ -13,7 +13,7 @@ from typing import Any
 import array_api_compat.numpy as xp
 from threadpoolctl import ThreadpoolController
 
-from polyattn.backend import Array, Backend, Schedule
+from polyattn.arrays import Array, Backend, Schedule
 
 
 class NumpyBackend(Backend):

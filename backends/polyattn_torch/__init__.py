@@ -10,7 +10,7 @@ import array_api_compat.torch as xp
 import torch
 
 from polyattn import mods
-from polyattn.backend import Array, Backend, Schedule
+from polyattn.arrays import Array, Backend, Schedule
 from polyattn.dropout import threefry2x32
 
 _OPAQUE: dict[Callable[..., Any], Callable[..., Any]] = {}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from polyattn.backend import Array, Backend
+from polyattn.arrays import Array, Backend
 from polyattn.masks.fitting import fill_rank, reshape
 
 

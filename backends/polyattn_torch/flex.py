@@ -17,7 +17,7 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from polyattn import masks
-from polyattn.backend import Array, backend_of, is_array
+from polyattn.arrays import Array, backend_of, is_array
 from polyattn.masks.algebra import Frame, Mask
 from polyattn.masks.builtin import Function
 from polyattn.masks.tiles import EMPTY, FULL, UNSURE, Box, Tile

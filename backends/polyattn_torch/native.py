@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from polyattn.backend import Array
-from polyattn.choice import Output
-from polyattn.indices import whole
+from polyattn.arrays import Array
+from polyattn.implementations.choice import Output
+from polyattn.implementations.reference import visible_keys
 from polyattn.masks import causal
 from polyattn.masks.tiles import EMPTY, FULL
-from polyattn.problem import Problem
-from polyattn.reference import visible_keys
+from polyattn.places.positions import whole
+from polyattn.problem.problem import Problem
 from polyattn_torch import can_read, precisely
 
 CAUSAL = causal()

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
-from polyattn.backend import backend_of, is_array, numpy_backend
+from polyattn.arrays import backend_of, is_array, numpy_backend
 from polyattn.masks.fitting import fill_rank
 from polyattn_torch.aten import OPERATIONS, Arrays, Value
 

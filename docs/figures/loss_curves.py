@@ -27,7 +27,7 @@ from jax.extend.core import Jaxpr, Literal
 from matplotlib.figure import Figure
 
 from polyattn import layers
-from polyattn.backend import Array
+from polyattn.arrays import Array
 
 Floats = np.ndarray[Any, Any]
 Numbers = Mapping[str, Any]  # name -> array

@@ -3,7 +3,7 @@
     python examples/sentence_embeddings/search.py
     python examples/sentence_embeddings/search.py --query "an arrest without a reason"
 
-The encoder is `polyattn.parity.minilm`: all-MiniLM-L6-v2 as a page of `polyattn.layers`.
+The encoder is `polyattn.models.minilm`: all-MiniLM-L6-v2 as a page of `polyattn.layers`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from polyattn.parity.minilm import MINILM, load, tokenize
-from polyattn.parity.search import OPENINGS, QUERIES, rank
+from polyattn.models.minilm import MINILM, load, tokenize
+from polyattn.models.search import OPENINGS, QUERIES, rank
 from polyattn.weights import convert
 
 HERE = Path(__file__).parent

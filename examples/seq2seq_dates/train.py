@@ -25,7 +25,7 @@ from rich.table import Table
 from translator import CROSS_ATTENTION, Translator, shifted, source_mask
 
 from polyattn import masks, weights
-from polyattn.backend import Array
+from polyattn.arrays import Array
 from polyattn.layers import Params
 
 HERE = Path(__file__).parent

@@ -9,8 +9,8 @@ from typing import Any, Self
 from dates import ALPHABET, SOURCE_LENGTH, TARGET_LENGTH
 
 from polyattn import AuxRequest, masks
-from polyattn.backend import Array, backend_of
-from polyattn.cache import KVCache
+from polyattn.arrays import Array, backend_of
+from polyattn.caches import KVCache
 from polyattn.layers import (
     AdditiveAttention,
     Decoder,
@@ -26,7 +26,7 @@ from polyattn.layers import (
     Params,
 )
 from polyattn.masks import Mask
-from polyattn.positions import sinusoidal
+from polyattn.rotary import sinusoidal
 
 WIDTH, HEADS = 64, 4
 

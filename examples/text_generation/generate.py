@@ -18,8 +18,8 @@ import numpy as np
 from language_model import LanguageModel, decode, encode
 
 from polyattn import weights
-from polyattn.backend import Array, backend_of
-from polyattn.cache import KVCache
+from polyattn.arrays import Array, backend_of
+from polyattn.caches import KVCache
 from polyattn.dropout import key_of, threefry2x32
 from polyattn.layers import Params
 

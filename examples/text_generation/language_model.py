@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyattn import AuxRequest, layers
-from polyattn.backend import Array
-from polyattn.cache import KVCache
+from polyattn.arrays import Array
+from polyattn.caches import KVCache
 from polyattn.layers import Layer, Params
 from polyattn.masks import sliding_window
-from polyattn.positions import Rotary
+from polyattn.rotary import Rotary
 
 #: A character's number is its place here; these are all that `shakespeare.txt` has.
 CHARACTERS = "\n !\"&'(),-.:;?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz"

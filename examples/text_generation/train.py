@@ -25,7 +25,7 @@ from ngram import tuned
 from rich.progress import track
 
 from polyattn import AuxRequest, weights
-from polyattn.backend import Array, backend_of
+from polyattn.arrays import Array, backend_of
 from polyattn.layers import Params
 
 HERE = Path(__file__).parent

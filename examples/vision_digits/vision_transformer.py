@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyattn import AuxRequest, layers
-from polyattn.attention import AttentionAux
-from polyattn.backend import Array, backend_of
+from polyattn._attention import AttentionAux
+from polyattn.arrays import Array, backend_of
 from polyattn.layers import Layer, Parameter, Params
 
 

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from polyattn import masks, mods
-from polyattn.attention import AuxRequest
-from polyattn.backend import backend_of, is_array
+from polyattn._attention import AuxRequest
+from polyattn.arrays import backend_of, is_array
+from polyattn.conventions.answers import Answer, Settings, answer
+from polyattn.conventions.call import pose
 from polyattn.dialects.questions import QUESTIONS, Case, Choice
 from polyattn.dialects.record import Dialect
 from polyattn.dialects.table import dialect
-from polyattn.parity.call import pose
-from polyattn.parity.conventions import Answer, Settings, answer
 from polyattn.parity.explain import parse_plan
-from polyattn.parity.measure import ACCEPTANCE, UNIT_ROUNDOFF, round_to
-from polyattn.parity.spec import Floats
+from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF, round_to
+from polyattn.truth.spec import Floats
 
 
 @dataclass(frozen=True)

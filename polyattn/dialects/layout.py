@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyattn.backend import Array, backend_of
+from polyattn.arrays import Array, backend_of
 
 
 def pack(layout: str, x: Array) -> Array:

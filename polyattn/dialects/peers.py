@@ -22,9 +22,9 @@ from polyattn.dialects.record import Dialect
 from polyattn.dialects.table import DIALECTS
 from polyattn.parity.case import Case, Later
 from polyattn.parity.cases import cases
-from polyattn.parity.measure import ACCEPTANCE, eta
-from polyattn.parity.spec import Floats
-from polyattn.parity.truth import truth
+from polyattn.truth.definition import truth
+from polyattn.truth.measure import ACCEPTANCE, eta
+from polyattn.truth.spec import Floats
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from polyattn.conventions.answers import Settings, answer
+from polyattn.conventions.call import Call
+from polyattn.dialects.from_polyattn import Words, spell
 from polyattn.dialects.peers import PEERS, Library, heads_apart, library_of
 from polyattn.dialects.questions import QUESTIONS, Case, Choice
 from polyattn.dialects.record import Dialect
-from polyattn.dialects.say import Words, spell
 from polyattn.dialects.table import DIALECTS
 from polyattn.mods import softcap
-from polyattn.parity.call import Call
-from polyattn.parity.conventions import Settings, answer
-from polyattn.parity.measure import ACCEPTANCE, UNIT_ROUNDOFF
-from polyattn.parity.spec import Floats
+from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF
+from polyattn.truth.spec import Floats
 
 #: Where an answer is that there is no parameter of this role, the signature tells.
 ABSENT = {

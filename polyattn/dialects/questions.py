@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from polyattn.parity.call import Call
-from polyattn.parity.conventions import Settings, allowed_keys
+from polyattn.conventions.answers import Settings, allowed_keys
+from polyattn.conventions.call import Call
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from polyattn.backend import Array
+from polyattn.arrays import Array
+from polyattn.conventions.answers import Settings
 from polyattn.dialects.questions import QUESTIONS, Case, Choice
-from polyattn.parity.conventions import Settings
 
 
 class Claim(NamedTuple):
@@ -108,7 +108,7 @@ class Dialect:
         query, key and value come in layout BHLD. ValueError, TypeError: what attention does not have, or what
         the library itself would refuse or documents as an error.
         """
-        from polyattn.dialects.hear import hear
+        from polyattn.dialects.to_polyattn import hear
 
         return hear(self, args, kwargs).arguments
 
@@ -123,7 +123,7 @@ class Dialect:
         call is refused; False says the call plainly, whatever the library makes of it. Values are looked at
         only where they are concrete.
         """
-        from polyattn.dialects.say import say
+        from polyattn.dialects.from_polyattn import say
 
         return say(self, query, key, value, repair, options)
 
@@ -132,7 +132,7 @@ class Dialect:
 
         The result has the foreign layout and form; its numbers are those of the contract.
         """
-        from polyattn.dialects.hear import hear
+        from polyattn.dialects.to_polyattn import hear
 
         return hear(self, args, kwargs).run()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from polyattn.backend import Array, backend_of
+from polyattn.arrays import Array, backend_of
 
 
 def relu(x: Array) -> Array:

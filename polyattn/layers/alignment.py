@@ -7,9 +7,9 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from polyattn import attention as scaled_dot_product
+from polyattn._attention import AuxRequest
 from polyattn.additive import additive_attention
-from polyattn.attention import AuxRequest
-from polyattn.backend import Array
+from polyattn.arrays import Array
 from polyattn.layers.initializers import Distribution, initializer
 from polyattn.layers.layer import Layer, Parameter, Params, linear, positive, share
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple, Self
 
-from polyattn.attention import AttentionAux, AuxRequest
-from polyattn.backend import Array
-from polyattn.cache import KVCache
+from polyattn._attention import AttentionAux, AuxRequest
+from polyattn.arrays import Array
+from polyattn.caches import KVCache
 from polyattn.dropout import drop, fold_in
 from polyattn.layers.alignment import AdditiveAttention, LuongAttention
 from polyattn.layers.dense import MLP

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 
-from polyattn.backend import Array, backend_of, is_array
+from polyattn.arrays import Array, backend_of, is_array
 from polyattn.dropout import drop
 from polyattn.layers.activations import ACTIVATIONS, silu
 from polyattn.layers.initializers import ZEROS, Distribution, Normal, initializer

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from polyattn.backend import Array, backend_of, numpy_backend
+from polyattn.arrays import Array, backend_of, numpy_backend
 from polyattn.dropout import key_of, threefry2x32
 
 

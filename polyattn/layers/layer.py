@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from polyattn.backend import Array, Backend, backend_of, is_array
+from polyattn.arrays import Array, Backend, backend_of, is_array
 from polyattn.layers.initializers import Distribution
 
 Params = Mapping[str, Any]  # nested: name -> array, or name -> Params of a part

@@ -7,15 +7,15 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 from polyattn import attention as scaled_dot_product
-from polyattn.attention import AuxRequest
-from polyattn.backend import Array, Backend, backend_of, is_array
-from polyattn.cache import KVCache
+from polyattn._attention import AuxRequest
+from polyattn.arrays import Array, Backend, backend_of, is_array
+from polyattn.caches import KVCache
 from polyattn.layers.initializers import ZEROS, Distribution, initializer
 from polyattn.layers.layer import Layer, Parameter, Params, linear, positive, share
 from polyattn.layers.norm import LayerNorm, RMSNorm
 from polyattn.masks.algebra import Mask
 from polyattn.mods import ScoreMod
-from polyattn.positions import Rotary
+from polyattn.rotary import Rotary
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 
-from polyattn.backend import Array
+from polyattn.arrays import Array
 from polyattn.layers.initializers import ONES, ZEROS
 from polyattn.layers.layer import Layer, Parameter, Params, positive
 

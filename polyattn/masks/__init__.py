@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from polyattn.backend import Array, backend_of, is_array
+from polyattn.arrays import Array, backend_of, is_array
 from polyattn.masks.algebra import Frame, Mask
 from polyattn.masks.builtin import (
     Below,

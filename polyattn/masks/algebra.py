@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from polyattn.backend import Array, Backend, backend_named, backend_of, eagerly, is_array
-from polyattn.indices import Positions, gather, whole
+from polyattn.arrays import Array, Backend, backend_named, backend_of, eagerly, is_array
 from polyattn.masks.tiles import Box, Tile, classify, grid
+from polyattn.places.positions import Positions, gather, whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from polyattn.backend import Array, backend_of, is_array
-from polyattn.indices import Positions, look_up
+from polyattn.arrays import Array, backend_of, is_array
 from polyattn.masks.algebra import Frame, Mask
 from polyattn.masks.fitting import Lengths, fill_rank, fit_array, reshape
 from polyattn.masks.tiles import EMPTY, FULL, PARTIAL, UNSURE, Box, Tile
+from polyattn.places.positions import Positions, look_up
 
 
 def _decide(full: bool, empty: bool) -> Tile:

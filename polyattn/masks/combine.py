@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from polyattn.backend import Array
-from polyattn.indices import Positions
+from polyattn.arrays import Array
 from polyattn.masks.algebra import Frame, Mask
 from polyattn.masks.tiles import Box, Tile, invert
+from polyattn.places.positions import Positions
 
 
 @dataclass(frozen=True, repr=False)

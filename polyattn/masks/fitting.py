@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from polyattn.backend import Array, backend_of, is_array
+from polyattn.arrays import Array, backend_of, is_array
 from polyattn.masks.algebra import Frame
 
 Lengths = int | tuple[int, ...] | Array

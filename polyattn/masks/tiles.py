@@ -12,8 +12,8 @@ from enum import Enum
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from polyattn.backend import Array, backend_of, eagerly
-from polyattn.indices import Positions
+from polyattn.arrays import Array, backend_of, eagerly
+from polyattn.places.positions import Positions
 
 if TYPE_CHECKING:
     from polyattn.masks.algebra import Mask

@@ -4,7 +4,7 @@
 
 Inputs come in the order of the operator, None for one that is left out; attributes are keywords, with the
 names and defaults of ONNX; `opset` chooses the version, as the opset of a model does. This is mathematics on
-`polyattn.attention`, `polyattn.positions` and `polyattn.linear`: it imports neither onnx nor an array library.
+`polyattn.attention`, `polyattn.rotary` and `polyattn.linear`: it imports neither onnx nor an array library.
 """
 
 from collections.abc import Callable, Mapping

@@ -7,9 +7,9 @@ from operator import and_
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 from polyattn import masks, mods
-from polyattn.attention import AuxRequest
-from polyattn.attention import attention as attend
-from polyattn.backend import Array, Backend
+from polyattn._attention import AuxRequest
+from polyattn._attention import attention as attend
+from polyattn.arrays import Array, Backend
 from polyattn.masks.algebra import Mask
 from polyattn.onnx.heads import join_heads, split_heads
 from polyattn.onnx.signatures import NEWEST, arguments

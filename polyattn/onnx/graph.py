@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from polyattn.backend import Array, backend_of, is_array
+from polyattn.arrays import Array, backend_of, is_array
 from polyattn.layers import Layer, Params
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyattn.backend import Array, Backend
+from polyattn.arrays import Array, Backend
 
 
 def split_heads(who: str, name: str, backend: Backend, x: Array, heads: int | None) -> Array:

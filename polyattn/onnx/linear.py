@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, TypedDict, Unpack
 
-from polyattn.backend import Array
+from polyattn.arrays import Array
 from polyattn.linear import linear_attention as attend
 from polyattn.onnx.heads import join_heads, split_heads
 from polyattn.onnx.signatures import NEWEST, arguments

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TypedDict, Unpack
 
-from polyattn.backend import Array, Backend
+from polyattn.arrays import Array, Backend
 from polyattn.onnx.heads import join_heads, split_heads
 from polyattn.onnx.signatures import NEWEST, arguments
-from polyattn.positions import rotate
+from polyattn.rotary import rotate
 
 _WHO = "polyattn.onnx.rotary_embedding"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypedDict, Unpack
 
-from polyattn.backend import Array
+from polyattn.arrays import Array
 from polyattn.onnx.signatures import NEWEST, arguments
 
 _WHO = "polyattn.onnx.tensor_scatter"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from polyattn.backend import Array, Backend, backend_of, is_array
+from polyattn.arrays import Array, Backend, backend_of, is_array
 
 #: The newest opset whose operators are known to be these.
 NEWEST = 28

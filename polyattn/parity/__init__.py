@@ -3,10 +3,10 @@
 from polyattn.parity.compare import compare
 from polyattn.parity.comparison import Comparison
 from polyattn.parity.diagnose import Diagnosis, diagnose
-from polyattn.parity.measure import ACCEPTANCE, FLOOR_ACCEPTANCE, UNIT_ROUNDOFF, eta, floor_ratio, round_to
-from polyattn.parity.oracle import OracleResult, oracle
-from polyattn.parity.spec import Spec
-from polyattn.parity.truth import Judged, truth
+from polyattn.truth.definition import Judged, truth
+from polyattn.truth.loops import OracleResult, oracle
+from polyattn.truth.measure import ACCEPTANCE, FLOOR_ACCEPTANCE, UNIT_ROUNDOFF, eta, floor_ratio, round_to
+from polyattn.truth.spec import Spec
 
 __all__ = [
     "ACCEPTANCE",

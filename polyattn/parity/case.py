@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from polyattn.parity.measure import round_to
-from polyattn.parity.spec import Floats, Spec
+from polyattn.truth.measure import round_to
+from polyattn.truth.spec import Floats, Spec
 
 Convert = Callable[[Any], Any]  # a NumPy array as an array of the library under test
 

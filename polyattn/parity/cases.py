@@ -10,7 +10,7 @@ import numpy as np
 
 from polyattn import masks, mods
 from polyattn.parity.case import Case, Draw, Later, Sample
-from polyattn.parity.spec import Floats, Spec
+from polyattn.truth.spec import Floats, Spec
 
 _CASES: dict[str, Case] = {}
 

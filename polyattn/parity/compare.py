@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polyattn.backend import backend_of, is_array
-from polyattn.parity.call import pose
+from polyattn._trace import Trace
+from polyattn.arrays import backend_of, is_array
+from polyattn.conventions.call import pose
+from polyattn.conventions.stages import spec_of, stage_truth
 from polyattn.parity.comparison import Comparison, Side, Worst, one_line
 from polyattn.parity.diagnose import diagnose
 from polyattn.parity.environment import environment
-from polyattn.parity.measure import ACCEPTANCE, UNIT_ROUNDOFF, eta
-from polyattn.parity.spec import Floats
-from polyattn.parity.stages import spec_of, stage_truth
-from polyattn.parity.truth import Judged, truth
-from polyattn.trace import Trace
+from polyattn.truth.definition import Judged, truth
+from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF, eta
+from polyattn.truth.spec import Floats
 
 if TYPE_CHECKING:
     from polyattn.testing import Bench
@@ -290,7 +290,7 @@ def _is_float(x: Floats) -> bool:
 
 
 def _round(x: Floats, dtype: str) -> Floats:
-    from polyattn.parity.measure import round_to
+    from polyattn.truth.measure import round_to
 
     return round_to(x.astype(np.float64), dtype)
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from polyattn.parity.diagnose import Diagnosis
-from polyattn.parity.measure import ACCEPTANCE
 from polyattn.parity.report import comparison_page, junit, write
-from polyattn.parity.spec import Floats
+from polyattn.truth.measure import ACCEPTANCE
+from polyattn.truth.spec import Floats
 
 
 @dataclass

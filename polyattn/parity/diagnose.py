@@ -1,7 +1,7 @@
 """Which convention explains an observed output: a search among what implementations do otherwise.
 
 The output is compared with what an implementation with other settings would have returned
-(`polyattn.parity.conventions`), one change at a time and two at a time. What explains it must do so to rounding.
+(`polyattn.conventions.answers`), one change at a time and two at a time. What explains it must do so to rounding.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polyattn.backend import backend_of, is_array
-from polyattn.parity.call import Call, pose
-from polyattn.parity.causes import CAUSES, LOW, NAMES, ROUNDINGS, Cause
-from polyattn.parity.conventions import CONTRACT, Answer, Settings, allowed_keys, answer, merge
-from polyattn.parity.dropped import dropout_rate
-from polyattn.parity.measure import ACCEPTANCE, UNIT_ROUNDOFF, round_to
-from polyattn.parity.spec import Floats
+from polyattn.arrays import backend_of, is_array
+from polyattn.conventions.answers import CONTRACT, Answer, Settings, allowed_keys, answer, merge
+from polyattn.conventions.call import Call, pose
+from polyattn.conventions.causes import CAUSES, LOW, NAMES, ROUNDINGS, Cause
+from polyattn.conventions.dropped import dropout_rate
+from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF, round_to
+from polyattn.truth.spec import Floats
 
 ROWS = 16  # query rows of the first screening
 LARGE = 2**22  # scores beyond which pairs of changes that need every row are not tried

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from polyattn import masks, mods
-from polyattn.choice import choose
-from polyattn.problem import pose
+from polyattn.implementations.choice import choose
+from polyattn.problem.problem import pose
 from polyattn.testing import BENCHES
 
 _NUMBERS = {"B": 1, "H": 8, "Hkv": 0, "L": 1024, "S": 0, "D": 64, "E": 0, "causal": 0, "window": 0, "softcap": 0, "sinks": 0, "lse": 0}  # fmt: skip

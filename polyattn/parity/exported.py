@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from polyattn.backend import Array
-from polyattn.parity.spec import Floats
+from polyattn.arrays import Array
 from polyattn.testing import Function
+from polyattn.truth.spec import Floats
 
 
 class OnnxBench:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from xml.etree import ElementTree
 
 from polyattn.parity.environment import environment
-from polyattn.parity.measure import ACCEPTANCE
+from polyattn.truth.measure import ACCEPTANCE
 
 if TYPE_CHECKING:
     from polyattn.parity.comparison import Comparison

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from polyattn.parity.case import Case
 from polyattn.parity.cases import cases
-from polyattn.parity.measure import ACCEPTANCE
 from polyattn.parity.report import junit, verification_page
 from polyattn.testing import BENCHES, Bench, Outcome, run_cases
+from polyattn.truth.measure import ACCEPTANCE
 
 if TYPE_CHECKING:
-    from polyattn.parity.pretrained import Trial
+    from polyattn.models.trial import Trial
 
 SHORT = {"float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
@@ -178,8 +178,8 @@ def plan(
 
 def _available_cases() -> tuple[tuple[Case | Trial, ...], list[str]]:
     try:
-        from polyattn.parity.pretrained import trials
-        from polyattn.parity.real import real_cases
+        from polyattn.models.real import real_cases
+        from polyattn.models.trial import trials
 
         models, notes = trials()
         return (*cases(), *real_cases(), *models), notes

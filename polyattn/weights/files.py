@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from polyattn.backend import Array, backend_of
+from polyattn.arrays import Array, backend_of
 from polyattn.layers import Layer, Params
 from polyattn.weights.tree import check_params, convert, flatten, unflatten
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from polyattn.backend import Array, backend_of
+from polyattn.arrays import Array, backend_of
 from polyattn.layers import (
     MLP,
     Decoder,

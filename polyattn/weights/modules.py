@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from polyattn.backend import Array
+from polyattn.arrays import Array
 from polyattn.weights.tree import check_names, convert, flatten, unflatten
 
 

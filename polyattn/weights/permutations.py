@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyattn.backend import Array, backend_of
+from polyattn.arrays import Array, backend_of
 
 
 def interleaved_to_half(w: Array, width: int | None = None) -> Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from polyattn.backend import Array, backend_of
+from polyattn.arrays import Array, backend_of
 from polyattn.layers import Layer, Params
 
 

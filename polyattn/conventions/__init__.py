@@ -1,0 +1,1 @@
+"""What else attention could mean: calls, conventions and mistakes, and what they answer."""

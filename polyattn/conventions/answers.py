@@ -1,0 +1,354 @@
+"""What implementations of attention differ in: one function with a switch for every convention and defect.
+
+`Settings()` is the contract. Each field names another choice that some library makes or some program made
+by mistake; dialects are settings, and `diagnose` searches among them. Everything is NumPy in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from polyattn.conventions.call import Call
+from polyattn.rotary import Rotary
+from polyattn.truth.measure import round_to
+from polyattn.truth.spec import Floats
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A choice in every question that implementations answer differently; the defaults are the contract."""
+
+    scale: str = "as stated"
+    polarity: str = "attend"
+    mask: str = "hides"
+    hidden: str = "-inf"
+    empty_rows: str = "zero"
+    bias_rows: str = "as empty rows"  # those that -inf in the bias alone leaves with nothing
+    poison: str = "cannot leak"  # what is not finite in keys and values that no query sees
+    causal: str = "as stated"
+    window: str = "as stated"
+    softcap: str = "as stated"
+    bias: str = "as stated"
+    sinks: str = "as stated"
+    heads: str = "grouped"
+    layout: str = "as stated"
+    merge: str = "as stated"
+    softmax: str = "keys"
+    rotary: str = "as stated"
+    keys: str = "all"
+    operands: str = "as stated"
+    precision: str = "as stated"
+
+    def changes(self) -> dict[str, str]:
+        """The fields that differ from the contract."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+
+CONTRACT = Settings()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an implementation with some settings returns on some rows, and how much rounding may move it."""
+
+    out: Floats  # (B, Hq, rows, E)
+    condition: Floats  # likewise: |error| <= eta * u * condition
+    weights: Floats  # (B, Hq, rows, S)
+    values: Floats  # (B, Hq, S, E)
+
+
+# the one function
+
+
+def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None) -> Answer:
+    """What an implementation with these settings returns, on some query rows or on all."""
+    _, heads, length, _ = call.shape
+    if settings.layout != "as stated":
+        over_heads = settings.layout == "attends over heads"
+        part = answer(
+            _relaid(call, settings.layout),
+            replace(settings, layout="as stated"),
+            None if over_heads else rows,
+        )
+        if over_heads:
+            part = replace(part, out=part.out.swapaxes(1, 2), condition=part.condition.swapaxes(1, 2))
+        return _rows(part, rows)
+    if settings.merge != "as stated":
+        whole = answer(call, replace(settings, merge="as stated"))
+        return _rows(replace(whole, out=unmerge(whole.out), condition=unmerge(whole.condition)), rows)
+    if settings.softmax == "queries" and rows is not None:
+        return _rows(answer(call, settings), rows)
+    here = np.arange(length) if rows is None else rows
+
+    q, k, v = call.q, call.k, call.v
+    low = settings.precision.partition(" ")[0] if settings.precision != "as stated" else None
+    stage = settings.precision.partition(" ")[2]
+    if low and stage == "inputs":
+        q, k, v = (_rounded(x, low) for x in (q, k, v))
+    if settings.operands == "query and key swapped":
+        q, k = k, q
+    elif settings.operands == "key and value swapped":
+        k, v = v, k
+    if call.rotary is not None or settings.rotary != "as stated":
+        q, k = _turned(call, settings.rotary, q, k)
+    q = q[:, :, here]
+    if low and stage == "operands":
+        q, k, v = (_rounded(x, low) for x in (q, k, v))
+    k, v = (_to_heads(x, heads, settings.heads) for x in (k, v))
+    poisoned = not (np.isfinite(k).all() and np.isfinite(v).all())
+    if poisoned and settings.poison != "leaks":
+        seen = _seen(call, settings)
+        k, v = np.where(seen, k, 0.0), v if settings.poison == "leaks from values" else np.where(seen, v, 0.0)
+
+    scale = _scale(call, settings.scale)
+    product = q @ k.swapaxes(-1, -2)
+    if low and stage == "product":
+        product = _rounded(product, low)
+    size = np.abs(q) @ np.abs(k).swapaxes(-1, -2)
+    if settings.bias == "before the scale" and call.bias is not None:
+        product = product + _at(call.bias, here)
+    s = scale * product
+    sabs = abs(scale) * size
+    allowed = allowed_keys(call, settings, here)
+    cap = call.softcap
+    if cap is not None and settings.softcap in ("as stated", "rational", "before the scale", "tanh alone"):
+        s, sabs = _capped(s, sabs, cap, settings.softcap, scale)
+    for term, on in ((call.shift, True), (call.bias, settings.bias in ("as stated", "subtracted"))):
+        if term is not None and on:
+            sign = -1.0 if term is call.bias and settings.bias == "subtracted" else 1.0
+            s = s + sign * np.where(np.isfinite(_at(term, here)), _at(term, here), 0.0)
+            sabs = sabs + np.abs(s) + np.where(np.isfinite(_at(term, here)), np.abs(_at(term, here)), 0.0)
+    if cap is not None and settings.softcap == "after the bias":
+        s, sabs = _capped(s, sabs, cap, "as stated", scale)
+    if settings.mask == "added as 0/1" and call.mask is not None:
+        s = s + np.where(_at(call.mask, here), 1.0, 0.0)
+    if low and stage == "scores":
+        s = _rounded(s, low)
+    fill = {"-inf": -np.inf, "0": 0.0, "-1e4": -1e4}.get(settings.hidden, -np.inf)
+    unhidden = s
+    if settings.mask != "after the softmax":
+        s = np.where(allowed, s, fill if not poisoned else np.where(np.isfinite(s), fill, np.nan))
+    if cap is not None and settings.softcap == "after the mask":
+        s = np.where(
+            allowed, cap * np.tanh(s / cap), -cap if settings.hidden == "-inf" else cap * np.tanh(fill / cap)
+        )
+
+    kept = {"last dropped": slice(None, -1), "first dropped": slice(1, None)}.get(settings.keys, slice(None))
+    s, sabs, unhidden, allowed, v = (*(x[..., kept] for x in (s, sabs, unhidden, allowed)), v[:, :, kept])
+    w = _weights(call, settings, s)
+    normalised = w  # what errors of the scores spread through
+    if settings.mask == "after the softmax":
+        w = w * allowed
+    if low and stage in ("weights", "operands"):
+        w = _rounded(w, low)
+    empty = ~allowed.any(-1)
+    if settings.mask != "after the softmax" and empty.any():
+        hidden = ~allowed_keys(replace(call, bias=None), settings, here)[..., kept]
+        w = _empty_rows(w, np.broadcast_to(empty, w.shape[:-1])[..., None], hidden, settings, unhidden)
+        normalised = w
+    sabs = np.where(np.isfinite(s) | (w != 0), sabs, 0.0)
+    spread = np.abs(w) * (1.0 + sabs + (np.abs(normalised) * sabs).sum(-1, keepdims=True))
+    if settings.softmax == "missing":
+        spread = np.abs(w) + sabs
+    with np.errstate(invalid="ignore", over="ignore"):
+        return Answer(w @ v, spread @ np.abs(v), w, v)
+
+
+def _rows(whole: Answer, rows: Floats | None) -> Answer:
+    if rows is None or whole.out.shape[2] == len(rows):
+        return whole
+    weights = whole.weights[:, :, rows] if whole.weights.shape[2] == whole.out.shape[2] else whole.weights
+    return Answer(whole.out[:, :, rows], whole.condition[:, :, rows], weights, whole.values)
+
+
+def _at(x: Floats, rows: Floats) -> Floats:
+    """The rows of something that broadcasts to the scores."""
+    x = x.reshape((1,) * (4 - x.ndim) + x.shape)
+    return x if x.shape[2] == 1 else x[:, :, rows]
+
+
+def _scale(call: Call, choice: str) -> float:
+    width = max(call.q.shape[3], 1)
+    choices: dict[str, float] = {
+        "as stated": call.scale,
+        "twice": call.scale**2,
+        "1": 1.0,
+        "1/D": 1.0 / width,
+        "1/sqrt(D)": 1.0 / math.sqrt(width),
+        "sqrt(D)": math.sqrt(width),
+        "1/sqrt(embed_dim)": 1.0 / math.sqrt(max(call.embed_dim, 1)),
+        "1/sqrt(S)": 1.0 / math.sqrt(max(call.k.shape[2], 1)),
+        "1/sqrt(kv_heads D)": 1.0 / math.sqrt(width * call.k.shape[1]),
+    }
+    return choices[choice]
+
+
+def _to_heads(x: Floats, heads: int, choice: str) -> Floats:
+    kv_heads = x.shape[1]
+    index = np.arange(heads)
+    which = {
+        "grouped": index // (heads // kv_heads),
+        "tiled": index % kv_heads,
+        "first only": index * 0,
+        "reversed": kv_heads - 1 - index // (heads // kv_heads),
+    }[choice]
+    return x if kv_heads == heads and choice == "grouped" else x[:, which]
+
+
+def allowed_keys(call: Call, settings: Settings, rows: Floats) -> Floats:
+    """Which keys those query rows may attend to, broadcasting to (B, Hq, rows, S)."""
+    length, keys = call.shape[2:]
+    allowed = np.ones((1, 1, len(rows), keys), bool)
+    row, key = rows[:, None], np.arange(keys)[None, :]
+    at = row + call.offset
+    both_sides = call.window is not None and settings.window == "symmetric" and settings.causal == "as stated"
+    if call.is_causal and not both_sides:  # a window on both sides is what stands for causality
+        end = row + keys - length
+        allowed = (
+            allowed
+            & {
+                "as stated": key <= at,
+                "top-left": key <= row,
+                "bottom-right": key <= end,
+                "dropped": key == key,
+                "diagonal hidden": key < at,
+                "one ahead": key <= at + 1,
+                "transposed": key >= at,
+            }[settings.causal]
+        )
+    if call.window is not None:
+        left, right = call.window
+        more = {"one key more": 1, "one key less": -1}.get(settings.window, 0)
+        if settings.window == "symmetric":
+            right = left
+        if settings.window == "from the first row":
+            at = row
+        elif settings.window == "from the last row":
+            at = row + keys - length
+        if settings.window != "dropped":
+            if left is not None:
+                allowed = allowed & (key >= at - left - more)
+            if right is not None:
+                allowed = allowed & (key <= at + right + (more if right else 0))
+    if call.mask is not None and settings.mask in ("hides", "after the softmax", "hides queries"):
+        mask = call.mask
+        if settings.mask == "hides queries":
+            mask = mask[..., :1, :].swapaxes(-1, -2) if mask.shape[3] == length else mask
+        if settings.polarity == "ignore":
+            mask = ~mask
+        allowed = allowed & _at(mask, rows)
+    if call.bias is not None and settings.bias != "dropped":
+        allowed = allowed & (_at(call.bias, rows) != -np.inf)
+    return allowed
+
+
+def _capped(s: Floats, sabs: Floats, cap: float, how: str, scale: float) -> tuple[Floats, Floats]:
+    if how == "rational":
+        return s / (1.0 + np.abs(s) / cap), sabs + np.abs(s)
+    if how == "before the scale":
+        bent = np.tanh(s / (scale * cap))
+        return scale * cap * bent, sabs * (1 - bent**2) + 2 * abs(scale) * cap * np.abs(bent)
+    bent = np.tanh(s / cap)
+    factor = 1.0 if how == "tanh alone" else cap
+    return factor * bent, (sabs * (1 - bent**2) + 2 * cap * np.abs(bent)) * factor / cap
+
+
+def _weights(call: Call, settings: Settings, s: Floats) -> Floats:
+    if settings.softmax == "missing":
+        return np.where(np.isfinite(s), s, 0.0)
+    if settings.softmax == "sigmoid":
+        with np.errstate(over="ignore"):
+            return 1.0 / (1.0 + np.exp(-s))
+    axis = {"queries": -2, "heads": 1}.get(settings.softmax, -1)
+    base = math.log(2.0) if settings.softmax == "base 2" else 1.0
+    s = s * base
+    top = s.max(axis=axis, keepdims=True, initial=-np.inf)
+    sink = None
+    if call.sinks is not None and settings.sinks == "as stated":
+        sink = call.sinks[None, :, None, None] * base
+    if settings.softmax == "plus one":
+        sink = np.zeros((1, 1, 1, 1)) if sink is None else np.logaddexp(sink, 0.0)
+    if sink is not None:
+        top = np.maximum(top, sink)
+    top = np.where(np.isfinite(top), top, 0.0)
+    e = np.exp(s - top)
+    total = e.sum(axis=axis, keepdims=True)
+    if sink is not None:
+        total = total + np.exp(sink - top)
+    return e / np.where(total == 0, 1.0, total)
+
+
+def _empty_rows(w: Floats, empty: Floats, hidden: Floats, settings: Settings, unhidden: Floats) -> Floats:
+    """The weights of rows that see nothing; `hidden` is what masks hide, without -inf in the bias."""
+    by_bias = empty & ~hidden.any(-1, keepdims=True)
+    # A finite mask constant is above the -inf of a bias: what the mask hides shares the weight.
+    share = np.where(
+        by_bias, 1.0 / max(w.shape[-1], 1), hidden / np.maximum(hidden.sum(-1, keepdims=True), 1)
+    )
+    for rows, fate in ((empty, settings.empty_rows), (by_bias, settings.bias_rows)):
+        if fate == "mean of all values":
+            w = np.where(rows, share, w)
+        elif fate == "as if unmasked":
+            e = np.exp(unhidden - unhidden.max(-1, keepdims=True))
+            w = np.where(rows, e / e.sum(-1, keepdims=True), w)
+        elif fate == "NaN":
+            w = np.where(rows, np.nan, w)
+    return np.where(by_bias, 0.0, w) if settings.bias_rows == "zero" else w
+
+
+def _seen(call: Call, settings: Settings) -> Floats:
+    """The keys that some query of the kv head may attend to, (B|1, Hq|1, S, 1)."""
+    heads, kv_heads, length = call.shape[1], call.k.shape[1], call.shape[2]
+    seen: Floats = np.any(allowed_keys(call, settings, np.arange(length)), axis=-2)
+    if seen.shape[1] > 1:
+        groups = seen.reshape(seen.shape[0], kv_heads, heads // kv_heads, -1)
+        seen = np.repeat(groups.any(2), heads // kv_heads, axis=1)
+    return seen[..., None]
+
+
+def _turned(call: Call, choice: str, q: Floats, k: Floats) -> tuple[Floats, Floats]:
+    if choice == "dropped":
+        return q, k
+    rotary = Rotary() if call.rotary is None else call.rotary
+    if choice in ("other pairing", "applied interleaved"):
+        rotary = replace(rotary, interleaved=not rotary.interleaved)
+    shift = {"queries one late": 1, "queries from 0": -call.offset}.get(choice, 0)
+    at_q, at_k = np.arange(q.shape[2]) + call.offset + shift, np.arange(k.shape[2])
+    return rotary(q, at_q), (k if choice == "queries alone" else rotary(k, at_k))
+
+
+def _relaid(call: Call, layout: str) -> Call:
+    def split(x: Floats) -> Floats:
+        b, h, n, d = x.shape
+        flat = x.swapaxes(1, 2).reshape(b, n, h * d)
+        if layout == "split without transpose":
+            return flat.reshape(b, h, n, d)
+        if layout == "heads interleaved":
+            return flat.reshape(b, n, d, h).transpose(0, 3, 1, 2)
+        return x.swapaxes(1, 2)  # attends over heads
+
+    return replace(call, q=split(call.q), k=split(call.k), v=split(call.v))
+
+
+def unmerge(x: Floats) -> Floats:
+    """(B, H, L, E) written side by side without a transpose, and read as it should have been."""
+    b, h, n, d = x.shape
+    return x.reshape(b, n, h, d).swapaxes(1, 2)
+
+
+def merge(x: Floats) -> Floats:
+    """The inverse of `unmerge`."""
+    return x.swapaxes(1, 2).reshape(x.shape)
+
+
+def _rounded(x: Floats, low: str) -> Floats:
+    if low == "tf32":
+        bits = x.astype(np.float32).view(np.uint32)
+        bits = (bits + (0xFFF + ((bits >> 13) & 1))) & np.uint32(0xFFFFE000)
+        return bits.view(np.float32).astype(np.float64)
+    with np.errstate(over="ignore"):
+        # By way of float32, as in a program: a number halfway after that is halfway for it too.
+        return round_to(x.astype(np.float32).astype(np.float64), low)

@@ -1,0 +1,1 @@
+"""The ways to run a problem: the definition, the blockwise engine, kernels of the libraries."""

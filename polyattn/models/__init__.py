@@ -1,0 +1,1 @@
+"""Pretrained models on any array library; their weights come in packages of their own (an extra)."""

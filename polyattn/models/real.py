@@ -1,0 +1,39 @@
+"""Real input: what the attention of a pretrained sentence encoder is given on real sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+
+from polyattn import masks
+from polyattn.models import minilm
+from polyattn.parity.case import Case, Draw, Later, Sample
+from polyattn.truth.spec import Floats, Spec
+
+
+def real_cases() -> tuple[Case, ...]:
+    """A case for each of the six layers; ModuleNotFoundError where the weights are not installed."""
+    minilm.model_directory()
+    depth = minilm.MINILM.encoder.depth
+    return tuple(Case(f"MiniLM layer {i + 1}", "real input", _layer(i)) for i in range(depth))
+
+
+def _layer(i: int) -> Callable[[Draw], Sample]:
+    def draw(d: Draw) -> Sample:
+        layers, lengths = _captured()
+        q, k, v = (d.number(x) for x in layers[i])
+        allowed = np.arange(k.shape[2]) < lengths[:, None, None, None]
+        options = {"mask": Later(lambda a: masks.key_lengths(a(lengths)))}
+        return Sample(Spec(q, k, v, allowed=allowed), options)
+
+    return draw
+
+
+@cache
+def _captured() -> tuple[list[tuple[Floats, Floats, Floats]], Floats]:
+    """query, key and value (batch, heads, length, width) of every layer, and the sentence lengths."""
+    tokens, lengths = (np.asarray(x, np.int32) for x in minilm.tokenize(minilm.SENTENCES))
+    params = minilm.load(like=np.zeros((), np.float32))
+    return list(minilm.MINILM.queries_keys_values(params, tokens, lengths)), lengths

@@ -1,0 +1,1 @@
+"""Where a score stands: positions of rows and keys."""

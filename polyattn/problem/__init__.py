@@ -1,0 +1,1 @@
+"""The arguments of attention, checked and in canonical form."""

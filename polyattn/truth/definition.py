@@ -1,0 +1,158 @@
+"""The definition and its gradients in extended precision, with the condition number of every element.
+
+A score carries an error of a few u * sabs, sabs = scale * sum_d |q_d| |k_d|; first-order analysis
+takes it through the softmax. The error of a correct computation is then at most a small number `eta`
+times u times the condition `c` given here, whatever the dtype and the amplitude of the input.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polyattn.truth.spec import Floats, Spec
+
+
+class Judged(NamedTuple):
+    """A true value, its condition, and how it follows a weight that underflows to zero.
+
+    |computed - value| <= eta * (u * condition + tiny * floor), elementwise, with u the unit roundoff of the
+    result and tiny the smallest normal number of the dtype in which weights are carried.
+    """
+
+    value: Floats
+    condition: Floats
+    floor: Floats | float = 0.0
+
+
+def truth(spec: Spec, cotangent: Floats | None = None) -> dict[str, Judged]:
+    """out and lse; with a cotangent of out also the gradients dq, dk, dv, dbias, dsinks, dscale.
+
+    Condition of the output: c = sum_j w_j |v_j| (1 + sabs_j + sum_k w_k sabs_k).
+
+    >>> x = np.array([[[[0.0], [1.0]]]])
+    >>> truth(Spec(x, x, x, scale=1.0))["out"].value.ravel().astype(float).round(6).tolist()
+    [0.5, 0.731059]
+    """
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
+        return _truth(spec, cotangent)
+
+
+def _truth(spec: Spec, cotangent: Floats | None) -> dict[str, Judged]:
+    real = np.longdouble
+    batch, heads, _, _ = shape = spec.shape
+    group = heads // spec.k.shape[1] if spec.k.shape[1] else 1
+
+    def full(x: Floats, repeat: int) -> Floats:
+        x = np.repeat(np.asarray(x, real), repeat, axis=1)
+        return np.broadcast_to(x, (batch, *x.shape[1:]))
+
+    q, k, v = full(spec.q, 1), full(spec.k, group), full(spec.v, group)
+    scale = spec.scales.astype(real)[:, None, None]
+    allowed = np.broadcast_to(spec.allowed, shape)
+    if spec.bias is not None:
+        allowed = allowed & (spec.bias != -np.inf)
+
+    raw = scale * (q @ k.mT)
+    sabs = raw_sabs = np.abs(scale) * (np.abs(q) @ np.abs(k).mT)
+    s, slope = raw, np.ones(shape, real)
+    if spec.softcap is not None:
+        bent = np.tanh(raw / spec.softcap)
+        s, slope = spec.softcap * bent, 1 - bent**2
+        sabs = sabs * slope + 2 * spec.softcap * np.abs(bent)
+    for term in (spec.shift, spec.bias):
+        if term is not None:
+            term = np.where(allowed, np.broadcast_to(term, shape), 0).astype(real)
+            s = s + term
+            sabs = sabs + np.abs(term) + np.abs(s)
+    s = np.where(allowed, s, -np.inf)
+    sabs = np.where(allowed, sabs, 0)
+
+    top = s.max(axis=-1, keepdims=True, initial=-np.inf)
+    sink = np.full((heads, 1, 1), -np.inf, real)
+    if spec.sinks is not None:
+        sink = np.asarray(spec.sinks, real)[:, None, None]
+    peak = np.maximum(top, sink)
+    peak = np.where(peak == -np.inf, 0, peak)
+    expo = np.exp(s - peak)
+    over_keys = expo.sum(axis=-1, keepdims=True)
+    total = over_keys + np.exp(sink - peak)
+    total = np.where(total == 0, 1, total)
+    w, w_sink = expo / total, np.exp(sink - peak) / total
+    lse = np.where(over_keys == 0, -np.inf, peak + np.log(np.where(over_keys == 0, 1, over_keys)))[..., 0]
+    own = w / np.where(over_keys == 0, 1, over_keys / total)  # weights among the keys alone
+
+    keep = np.ones(shape, real) if spec.keep is None else np.broadcast_to(spec.keep, shape).astype(real)
+    mean_sabs = (w * sabs).sum(-1, keepdims=True) + w_sink * np.abs(np.where(np.isfinite(sink), sink, 0))
+    spread = 1 + sabs + mean_sabs
+    judged = {
+        "out": Judged((w * keep) @ v, (w * keep * spread) @ np.abs(v), (allowed * keep) @ np.abs(v)),
+        "lse": Judged(lse, 1 + np.abs(np.where(np.isfinite(lse), lse, 0)) + (own * sabs).sum(-1)),
+    }
+    if cotangent is None:
+        return judged
+
+    do = np.asarray(cotangent, real)
+    dp, dp_abs = keep * (do @ v.mT), keep * (np.abs(do) @ np.abs(v).mT)
+    delta = (w * dp).sum(-1, keepdims=True)
+    delta_abs = (w * (dp_abs + spread * np.abs(dp))).sum(-1, keepdims=True)
+    ds = w * (dp - delta)
+    ds_abs = w * (spread * np.abs(dp - delta) + dp_abs + delta_abs)
+    d_raw, d_raw_abs = slope * ds, slope * ds_abs
+    if spec.softcap is not None:
+        # slope = 1 - bent^2: the roundings of bent, its square and the difference, then the error of raw.
+        d_raw_abs = d_raw_abs + np.abs(ds) * (
+            1 + 3 * bent**2 + 2 * np.abs(bent) * slope * raw_sabs / spec.softcap
+        )
+    weight = d_raw_abs + np.abs(d_raw)
+
+    def ungroup(x: Floats, like: Floats) -> Floats:
+        """Summed over the query heads that share a kv head, and over a batch axis that was broadcast."""
+        kv_heads = like.shape[1]
+        x = x.reshape(batch, kv_heads, heads // kv_heads, *x.shape[2:]).sum(2) if kv_heads else x
+        return x.sum(0, keepdims=True) if like.shape[0] == 1 < batch else x
+
+    def reduce(x: Floats, target: tuple[int, ...]) -> Floats:
+        axes = tuple(a for a, n in enumerate(target) if n == 1)
+        total: Floats = x.sum(axes, keepdims=True)
+        return total
+
+    ds_floor = allowed * (np.abs(dp) + np.abs(delta))
+    floor = slope * ds_floor
+    aq, ak, ascale = np.abs(q), np.abs(k), np.abs(scale)
+
+    def back(x: Floats, ds: Floats, scale: Floats) -> Any:
+        return scale * (ds @ x)
+
+    judged["dq"] = Judged(
+        *(
+            ungroup(back(*parts), spec.q)
+            for parts in ((k, d_raw, scale), (ak, weight, ascale), (ak, floor, ascale))
+        )
+    )
+    judged["dk"] = Judged(
+        *(
+            ungroup(back(*parts), spec.k)
+            for parts in ((q, d_raw.mT, scale), (aq, weight.mT, ascale), (aq, floor.mT, ascale))
+        )
+    )
+    judged["dv"] = Judged(
+        *(
+            ungroup((x * keep).mT @ y, spec.v)
+            for x, y in ((w, do), (w * (spread + 1), np.abs(do)), (allowed, np.abs(do)))
+        )
+    )
+    if spec.bias is not None:
+        shape_of_bias = spec.bias.shape
+        judged["dbias"] = Judged(*(reduce(x, shape_of_bias) for x in (ds, ds_abs + np.abs(ds), ds_floor)))
+    if spec.sinks is not None:
+        mean = np.abs(np.where(np.isfinite(sink), sink, 0)) + 1 + mean_sabs
+        d_sink = -(w_sink * delta).sum((0, 2, 3))
+        judged["dsinks"] = Judged(d_sink, (w_sink * (mean * np.abs(delta) + delta_abs)).sum((0, 2, 3)))
+    per_head = (d_raw * (q @ k.mT)).sum((0, 2, 3))
+    per_head_abs = (weight * (aq @ ak.mT)).sum((0, 2, 3))
+    if np.ndim(spec.scale if spec.scale is not None else 0.0) == 0:
+        per_head, per_head_abs = per_head.sum(), per_head_abs.sum()
+    judged["dscale"] = Judged(per_head, per_head_abs, np.sum(floor * (aq @ ak.mT)))
+    return judged

@@ -1,0 +1,102 @@
+"""The handwritten derivative of the engine: gradients for libraries without autodiff."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from polyattn import Blockwise, attention, attention_vjp, mods
+from polyattn.parity import Spec, eta
+from polyattn.parity.case import Case, Later
+from polyattn.parity.cases import cases
+from polyattn.testing import NumpyBench
+from polyattn.truth import truth
+
+# A function as score_mod has no derivative on NumPy; 67 x 131 scores are too many tiles of one.
+CASES = [c for c in cases() if c.name not in ("functions on positions", "many keys")]
+SHORT = {"query": "dq", "key": "dk", "value": "dv", "bias": "dbias", "sinks": "dsinks", "scale": "dscale"}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("tile", [1, 4, 64])
+def test_the_pullback_of_numpy_equals_the_true_gradient(case: Case, tile: int) -> None:
+    sample = case.sample(0, "float32")
+    spec = sample.spec
+    cotangent = np.random.default_rng(1).choice([-1.0, 1.0], size=(*spec.shape[:3], spec.v.shape[-1]))
+
+    def convert(x: Any) -> Any:
+        return NumpyBench().array(x, "float32") if isinstance(x, np.ndarray) else x
+
+    options = {n: x.make(convert) if isinstance(x, Later) else convert(x) for n, x in sample.options.items()}
+    arrays = {n: convert(x) for n, x in sample.arrays.items()}
+    with np.errstate(invalid="ignore"):  # NaN that was planted in hidden keys
+        _, pullback = attention_vjp(**{**options, **arrays}, implementation=Blockwise(tile, tile))
+        gradients = pullback(convert(sample.from_spec(cotangent)))
+    judged = truth(spec, cotangent)
+    assert gradients.keys() == arrays.keys()
+    for name, gradient in gradients.items():
+        true = judged[SHORT[name]]
+        assert eta(sample.to_spec(gradient, true.value.shape), true, "float32") <= 4, name
+
+
+def test_the_gradient_of_lse_is_the_weighted_key() -> None:
+    q, k, v = np.random.default_rng(0).normal(size=(3, 1, 2, 9, 4))
+    _, pullback = attention_vjp(q, k, v, is_causal=True, sinks=np.zeros(2), implementation=Blockwise(4, 3))
+    zero, one = np.zeros((1, 2, 9, 4)), np.ones((1, 2, 9))
+    judged = truth(Spec(q, k, k, allowed=np.tril(np.ones((9, 9), bool))[None, None]))["out"]
+    assert eta(pullback(zero, one)["query"] / 0.5, judged, "float64") <= 4
+    assert (pullback(zero, one)["value"] == 0).all()
+
+
+def test_broadcast_arguments_get_gradients_of_their_own_shape() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (
+        rng.normal(size=(2, 3, 4, 5, 6)),
+        rng.normal(size=(1, 3, 2, 5, 6)),
+        rng.normal(size=(2, 1, 2, 5, 3)),
+    )
+    bias, scale = rng.normal(size=(3, 1, 1, 5)), rng.normal(size=4)
+    out, pullback = attention_vjp(q, k, v, bias=bias, scale=scale)
+    cotangent = rng.normal(size=out.shape)
+    tensors = {"query": q, "key": k, "value": v, "bias": bias, "scale": scale}
+    leaves = {n: torch.tensor(x, requires_grad=True) for n, x in tensors.items()}
+    attention(
+        leaves["query"], leaves["key"], leaves["value"], bias=leaves["bias"], scale=leaves["scale"], implementation="reference"
+    ).backward(torch.tensor(cotangent))  # fmt: skip
+    for name, gradient in pullback(cotangent).items():
+        assert gradient.shape == tensors[name].shape
+        other = leaves[name].grad.numpy()
+        assert np.abs(gradient - other).max() <= 64 * 2.0**-53 * np.abs(other).max(), name
+
+
+def test_layout_blhd_has_gradients_of_its_layout() -> None:
+    q, k, v, d = np.random.default_rng(0).normal(size=(4, 2, 7, 3, 4))
+    out, pullback = attention_vjp(q, k, v, layout="BLHD", is_causal=True)
+    turned, turned_pullback = attention_vjp(*(x.swapaxes(1, 2) for x in (q, k, v)), is_causal=True)
+    assert (out == turned.swapaxes(1, 2)).all()
+    for name, gradient in pullback(d).items():
+        assert (gradient == turned_pullback(d.swapaxes(1, 2))[name].swapaxes(1, 2)).all()
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_parameters_of_built_in_mods_have_gradients_on_every_tile(bidirectional: bool) -> None:
+    rng = np.random.default_rng(0)
+    q, k, v, d = (torch.tensor(x) for x in rng.normal(size=(4, 2, 4, 11, 8)))
+    parameters = [
+        torch.tensor(3.0).double(),
+        torch.tensor(rng.normal(size=4)),
+        torch.tensor(rng.normal(size=(8, 4))),
+    ]
+
+    def gradients(implementation: Any) -> Any:
+        cap, slopes, table = leaves = [p.clone().requires_grad_() for p in parameters]
+        bias = mods.relative_position_bias(table, bidirectional=bidirectional, max_distance=12)
+        mod = mods.compose(mods.softcap(cap), lambda s, b, h, q, kv: s * 1.5, mods.alibi(slopes), bias)
+        out = attention(q, k, v, is_causal=True, score_mod=mod, implementation=implementation)
+        return torch.autograd.grad(out, leaves, d)
+
+    for ours, true in zip(gradients(Blockwise(4, 3)), gradients("reference"), strict=True):
+        assert (ours - true).abs().max() <= 256 * 2.0**-53 * true.abs().max()

@@ -1,0 +1,217 @@
+"""Kernels of the libraries: exact where they run, refused with a reason where not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polyattn_torch
+import pytest
+import torch
+from contract.test_random_problems import samples
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from polyattn import AuxRequest, Blockwise, attention, layers, masks, mods
+from polyattn.parity import ACCEPTANCE, Spec, eta, round_to
+from polyattn.parity.case import Case
+from polyattn.testing import Bench, JaxBench, NumpyBench, TorchBench, check_backend, judge
+from polyattn.truth import truth
+
+REFUSAL = "expected a problem that a kernel of the library computes exactly for implementation='native'"
+
+
+def native_or_refused(*arrays: Any, return_aux: Any = None, **options: Any) -> Any:
+    """out from the kernel, unless it refuses with a reason; lse from the definition."""
+    _, aux = attention(*arrays, **options, return_aux=return_aux, implementation="reference")
+    try:
+        return attention(*arrays, **options, implementation="native"), aux
+    except ValueError as refusal:
+        if REFUSAL not in str(refusal):
+            raise
+        return attention(*arrays, **options, return_aux=return_aux, implementation="reference")
+
+
+@pytest.fixture
+def without_flex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention compiles for tens of seconds; it has a test of its own."""
+    import polyattn_torch.native
+
+    monkeypatch.setattr(
+        polyattn_torch.native, "_flex_reason", lambda p, needs_lse: "FlexAttention is out of this test"
+    )
+
+
+@pytest.mark.usefixtures("without_flex")
+def test_kernels_of_torch_agree_on_every_case_and_dtype() -> None:
+    check_backend(TorchBench(), attention=native_or_refused)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_flex")
+@pytest.mark.parametrize(("make", "examples"), [(TorchBench, 200), (NumpyBench, 200), (JaxBench, 12)])
+def test_all_implementations_agree_on_random_problems(make: Any, examples: int) -> None:
+    bench: Bench = make()
+
+    @settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(data=st.data())
+    def agree(data: st.DataObject) -> None:
+        dtype, sample = data.draw(samples(("float32",)))
+        tile = Blockwise(*data.draw(st.tuples(st.integers(1, 9), st.integers(1, 9))))
+        case = Case("random", "all", lambda d: sample)
+
+        def blockwise(*arrays: Any, **options: Any) -> Any:
+            return attention(*arrays, **options, implementation=tile)
+
+        for way in (attention, blockwise, *([native_or_refused] if bench.name == "torch" else [])):
+            outcome = judge(bench, case, sample, dtype, way)
+            assert outcome.agrees, outcome
+
+    agree()
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        masks.causal(),
+        masks.sliding_window(40),
+        masks.window(30, 50),
+        masks.chunked(100),
+        masks.dilated(7) & masks.causal(),
+        masks.causal() | masks.prefix(33),
+        ~masks.window(200, 200),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("offset", [0, "end", -150])
+def test_query_tiles_with_their_own_keys_are_the_definition(mask: Any, offset: Any) -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (
+        rng.normal(size=(1, 4, 300, 8)),
+        rng.normal(size=(1, 2, 390, 8)),
+        rng.normal(size=(1, 2, 390, 5)),
+    )
+    at = 90 if offset == "end" else offset
+    allowed = mask.dense(300, 390, query_offset=at)[None, None]
+    tensors = [torch.tensor(x, requires_grad=True) for x in (q, k, v)]
+    out = attention(*tensors, mask=mask, query_offset=offset, implementation="native")
+    cotangent = rng.normal(size=out.shape)
+    judged = truth(Spec(q, k, v, allowed=allowed), cotangent)
+    gradients = torch.autograd.grad(out, tensors, torch.tensor(cotangent))
+    assert eta(out.detach().numpy(), judged["out"], "float64") <= 4
+    for name, gradient in zip(("dq", "dk", "dv"), gradients, strict=True):
+        assert eta(gradient.numpy(), judged[name], "float64") <= 4, name
+
+
+def test_sinks_rescale_the_kernel_by_its_lse() -> None:
+    q, k, v = np.random.default_rng(0).normal(size=(3, 2, 4, 50, 8))
+    sinks = np.array([-np.inf, 0.0, 3.0, 40.0])
+    with torch.no_grad():
+        out, aux = attention(
+            *(torch.tensor(x) for x in (q, k, v)),
+            is_causal=True,
+            sinks=torch.tensor(sinks),
+            return_aux=AuxRequest(),
+        )
+    assert aux.implementation == "native"
+    spec = Spec(q, k, v, allowed=np.tril(np.ones((50, 50), bool))[None, None], sinks=sinks)
+    assert eta(out.numpy(), truth(spec)["out"], "float64") <= 4
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"dropout_rate": 0.1, "dropout_seed": 0}, "there is dropout, which the kernels draw from another generator"),
+        ({"scale": torch.ones(2)}, "scale is an array, which the kernels take as a constant"),
+        ({"score_mod": mods.softcap(2.0), "query_offset": torch.tensor(0)}, "query_offset is an array, which FlexAttention would have to compile in"),
+    ],
+)  # fmt: skip
+def test_torch_refuses_with_a_reason(options: dict[str, Any], reason: str) -> None:
+    x = torch.zeros(1, 2, 3, 4)
+    with pytest.raises(ValueError) as caught:
+        attention(x, x, x, **options, implementation="native")
+    assert str(caught.value) == f"polyattn.attention: {REFUSAL}, got one where {reason}; use 'auto'"
+
+
+def test_numpy_and_jax_on_the_cpu_refuse_with_a_reason() -> None:
+    import jax
+
+    for x, reason in (
+        (np.zeros((2, 2)), "numpy has no attention kernel"),
+        (
+            jax.numpy.zeros((2, 2)),
+            "there is no GPU, and on other devices jax.nn.dot_product_attention is no fused kernel",
+        ),
+    ):
+        with pytest.raises(ValueError) as caught:
+            attention(x, x, x, implementation="native")
+        assert str(caught.value) == f"polyattn.attention: {REFUSAL}, got one where {reason}; use 'auto'"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_flex_attention_asked_for_by_name_is_the_definition() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (
+        rng.normal(size=(1, 4, 130, 16)),
+        rng.normal(size=(1, 2, 130, 16)),
+        rng.normal(size=(1, 2, 130, 16)),
+    )
+    bias = rng.normal(size=(1, 4, 1, 130))
+    q, k, v, bias = (x.astype(np.float32).astype(np.float64) for x in (q, k, v, bias))
+    poisoned = [x.copy() for x in (k, v)]
+    for x in poisoned:
+        x[:, :, 100:] = np.nan
+    out, aux = attention(
+        *(torch.tensor(x).float() for x in (q, *poisoned)),
+        mask=masks.key_lengths(100) & masks.causal(),
+        score_mod=mods.softcap(2.0),
+        bias=torch.tensor(bias).float(),
+        return_aux=AuxRequest(),
+        implementation="native",
+    )
+    assert aux.implementation == "native"
+    at, kv = np.arange(130)[:, None], np.arange(130)
+    spec = Spec(q, k, v, allowed=((kv <= at) & (kv < 100))[None, None], softcap=2.0, bias=bias)
+    assert eta(out.numpy(), truth(spec)["out"], "float32") <= 4
+
+
+AUTOCAST: dict[str, Any] = {
+    "plain": {},
+    "window": {"mask": masks.sliding_window(64), "implementation": "native"},
+    "blockwise": {"mask": masks.sliding_window(64), "implementation": "blockwise"},
+    "reference": {"is_causal": True, "implementation": "reference"},
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", AUTOCAST)
+def test_autocast_does_not_reach_into_attention(name: str, dtype: str) -> None:
+    bench, options = TorchBench(), AUTOCAST[name]
+    q, k, v = (round_to(x, "bfloat16") for x in np.random.default_rng(0).normal(size=(3, 1, 2, 200, 16)))
+    given = [bench.array(x, dtype).requires_grad_() for x in (4 * q, k, v)]
+    with torch.autocast("cpu", torch.bfloat16):
+        out = attention(*given, **options)
+    gradients = torch.autograd.grad(out, given, torch.ones_like(out))  # as PyTorch wants it: outside
+    allowed = np.ones((200, 200), bool) if name == "plain" else np.tri(200, dtype=bool)
+    if "mask" in options:
+        allowed &= ~np.tri(200, k=-64, dtype=bool)
+    judged = truth(Spec(4 * q, k, v, allowed=allowed[None, None]), np.ones(q.shape))
+    assert str(out.dtype) == f"torch.{dtype}"
+    for quantity, x in zip(("out", "dq", "dk", "dv"), (out.detach(), *gradients), strict=True):
+        assert eta(bench.numpy(x), judged[quantity], dtype) <= ACCEPTANCE
+
+
+def test_a_module_under_autocast_computes_in_the_dtype_of_its_parameters() -> None:
+    module = polyattn_torch.Module(layers.MultiHeadAttention(32, 4))
+    x = torch.randn(2, 10, 32, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside, of_half = module(x), module(x.bfloat16())
+    assert (inside == module(x)).all()
+    assert (of_half == module(x.bfloat16().float())).all()
+
+
+@pytest.mark.gpu
+def test_kernels_on_cuda_agree_with_the_definition() -> None:
+    assert torch.cuda.is_available(), "the GPU tests were asked for and there is no GPU"
+    check_backend(TorchBench(device="cuda"), attention=native_or_refused)

@@ -1,0 +1,364 @@
+"""What layers do beside the formula of each: dropout, ranks, dtypes, transforms, options."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from shared import formulas
+from shared.running import LIBRARIES, Floats, applied, bench_of, drawn, mapped, normal
+
+from polyattn import AuxRequest, layers, masks, mods
+from polyattn.dropout import fold_in
+from polyattn.parity import UNIT_ROUNDOFF, round_to
+from polyattn.truth.rounding import noise
+
+on_every_library = pytest.mark.parametrize("library", LIBRARIES)
+
+MHA = layers.MultiHeadAttention(8, 2)
+
+
+def room(formula: Callable[..., Any], params: Any, *inputs: Floats, dtype: str = "float32") -> float:
+    """4 x the rounding noise of a formula in a dtype."""
+    found = noise(lambda number: formula(mapped(number, params), *map(number, inputs)))
+    return 4 * found * UNIT_ROUNDOFF[dtype] / UNIT_ROUNDOFF["float32"]
+
+
+def attended(*args: Any, **options: Any) -> Any:
+    return formulas.multihead(*args, **options)[0]
+
+
+# dropout
+
+DROPPING = [
+    layers.MultiHeadAttention(8, 2, dropout_rate=0.5),
+    layers.CausalSelfAttention(8, 2, context_length=5, dropout_rate=0.5),
+    layers.AdditiveAttention(8, 6, dropout_rate=0.5),
+    layers.LuongAttention(8, score="general", dropout_rate=0.5),
+    layers.MLP(8, 16, activation="relu", dropout_rate=0.5),
+]
+BLOCK = layers.EncoderBlock.preset("torch", 8, 2, 16, dropout_rate=0.5)
+
+
+@on_every_library
+@pytest.mark.parametrize("layer", [*DROPPING, BLOCK], ids=lambda x: type(x).__name__)
+def test_the_same_seed_drops_the_same_on_every_library(library: str, layer: Any) -> None:
+    params, x = drawn(layer), normal(3, 5, 8)
+    here = applied(library, layer, params, x, dropout_seed=7)
+    there = applied("numpy", layer, params, x, dropout_seed=7, dtype="float64")
+    bound = room(lambda p, x: layer(p, x, dropout_seed=7), params, x)
+    assert np.abs(here - there).max() <= bound < 1e-4
+    assert np.abs(applied("numpy", layer, params, x, dropout_seed=8) - there).max() > 0.1
+
+
+@pytest.mark.parametrize("library", ["numpy", "strict", "torch"])
+@pytest.mark.parametrize("layer", [DROPPING[0], BLOCK], ids=["MultiHeadAttention", "EncoderBlock"])
+def test_without_a_seed_nothing_is_dropped(library: str, layer: Any) -> None:
+    params, x = drawn(layer), normal(2, 5, 8)
+    never = replace(layer, dropout_rate=0.0)
+    if layer is BLOCK:
+        never = layers.EncoderBlock.preset("torch", 8, 2, 16, dropout_rate=0.0)
+    without = applied(library, layer, params, x)
+    assert np.array_equal(without, applied(library, never, params, x))
+    assert np.array_equal(without, applied(library, never, params, x, dropout_seed=7))
+
+
+@pytest.mark.parametrize(
+    ("layer", "has"),
+    [
+        (MHA, False),
+        (layers.MultiHeadAttention(8, 2, dropout_rate=0.1), True),
+        (layers.Encoder(BLOCK, 2), True),
+        (layers.Encoder(layers.EncoderBlock.preset("flax", 8, 2, 16), 2), False),
+        (replace(layers.EncoderBlock.preset("flax", 8, 2, 16), dropout_rate=0.1), True),
+        (layers.Decoder(layers.DecoderBlock.preset("torch", 8, 2, 16), 1), True),
+        (layers.LayerNorm(8, epsilon=1e-5), False),
+        (layers.MLP(8, 16, activation="relu", dropout_rate=0.1), True),
+    ],
+)
+def test_has_dropout_says_whether_any_part_drops(layer: layers.Layer, has: bool) -> None:
+    assert layer.has_dropout == has
+
+
+@pytest.mark.parametrize("layer", DROPPING, ids=lambda x: type(x).__name__)
+def test_the_mean_over_many_masks_is_the_result_without_dropout(layer: Any) -> None:
+    """4000 items of one batch draw their masks independently."""
+    params, x = drawn(layer), normal(5, 8)
+    many = layer(params, np.broadcast_to(x, (4000, 5, 8)), dropout_seed=3)
+    deviation = many.mean(0) - layer(params, x)
+    assert (many.std(0) > 0).all()
+    assert (np.abs(deviation) <= 6 * many.std(0) / math.sqrt(4000)).all()
+
+
+def test_dropped_weights_are_zero_and_kept_ones_grow() -> None:
+    x = np.eye(8)
+    layer = layers.SelfAttention(8, head_dim=8, dropout_rate=0.5)
+    params = {**drawn(layer), "w_v": np.eye(8)[:, None, :]}  # values are the identity: out is the weights
+    weights, dropped = layer(params, x), layer(params, x, dropout_seed=5)
+    assert np.array_equal(dropped, np.where(dropped > 0, 2 * weights, 0))
+    # 64 fair coins: further from 32 than 6 sigma = 24 about once in 10^9
+    assert 8 < np.count_nonzero(dropped) < 56
+
+
+def test_every_place_of_dropout_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    from polyattn.layers import blocks, dense, multihead
+
+    seeds: list[Any] = []
+
+    def recording(f: Any) -> Any:
+        def run(*args: Any, **options: Any) -> Any:
+            seeds.append(options["dropout_seed"] if "dropout_seed" in options else args[2])
+            return f(*args, **options)
+
+        return run
+
+    monkeypatch.setattr(blocks, "drop", recording(blocks.drop))
+    monkeypatch.setattr(dense, "drop", recording(dense.drop))
+    monkeypatch.setattr(multihead, "scaled_dot_product", recording(multihead.scaled_dot_product))
+    decoder = layers.Decoder(layers.DecoderBlock.preset("torch", 8, 2, 16), 3)
+    decoder(drawn(decoder), normal(2, 5, 8), normal(2, 6, 8), dropout_seed=1)
+    assert len(seeds) == 3 * (2 * 2 + 2)  # attention and residual twice, hidden and residual of the MLP
+    assert len(set(seeds)) == len(seeds)
+
+
+@on_every_library
+def test_a_seed_that_is_an_array_draws_the_same_mask_as_the_int(library: str) -> None:
+    layer, bench = DROPPING[0], bench_of(library)
+    params, x = drawn(layer), normal(2, 5, 8)
+    given = mapped(lambda w: bench.array(w, "float32"), params)
+
+    def call(p: Any, x: Any, seed: Any) -> Any:
+        return layer(p, x, dropout_seed=fold_in(seed, 3))
+
+    call = jax.jit(call) if library == "jax" else call
+    out = call(given, bench.array(x, "float32"), bench.array(np.asarray(7, np.int32)))
+    plain = layer(params, x, dropout_seed=fold_in(7, 3))
+    bound = room(lambda p, x: layer(p, x, dropout_seed=fold_in(7, 3)), params, x)
+    assert np.abs(bench.numpy(out) - plain).max() <= bound < 1e-4
+
+
+# shapes
+
+
+@on_every_library
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3)], ids=["rank 2", "rank 3", "rank 4"])
+def test_leading_axes_are_independent_problems(library: str, lead: tuple[int, ...]) -> None:
+    layer = layers.MultiHeadAttention(8, 4, num_kv_heads=2, context_dim=6)
+    params, x, context = drawn(layer), normal(*lead, 4, 8), normal(*lead, 5, 6)
+    out = applied(library, layer, params, x, context)
+    assert out.shape == (*lead, 4, 8)
+    assert np.abs(out - attended(params, x, context)).max() <= room(attended, params, x, context)
+
+
+@pytest.mark.parametrize("lead", [(), (2, 3)], ids=["rank 2", "rank 4"])
+@pytest.mark.parametrize(
+    ("layer", "formula"),
+    [
+        (layers.AdditiveAttention(8, 6), lambda p, x: formulas.additive(p, x, x)[0]),
+        (layers.LuongAttention(8, score="dot"), lambda p, x: formulas.luong(p, x, x)[0]),
+        (layers.LayerNorm(8, epsilon=1e-5), partial(formulas.layer_norm, epsilon=1e-5)),
+        (layers.MLP(8, 16, activation="relu"), formulas.mlp),
+        (layers.Linear(8, 3), lambda p, x: formulas.affine(x, p["w"], p["b"])),
+        (BLOCK, lambda p, x: formulas.encoder_block(p, x, norm_first=False, epsilon=1e-5)[0]),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, layers.Layer) else "",
+)
+def test_every_layer_takes_any_number_of_leading_axes(
+    layer: Any, formula: Callable[..., Any], lead: tuple[int, ...]
+) -> None:
+    params, x = drawn(layer), normal(*lead, 5, 8)
+    true = formula(params, x)
+    for library in ("numpy", "torch"):
+        out = applied(library, layer, params, x, dtype="float64")
+        assert out.shape == true.shape
+        assert np.abs(out - true).max() <= room(formula, params, x, dtype="float64")
+
+
+@on_every_library
+def test_empty_lengths_give_empty_results_or_the_bias(library: str) -> None:
+    params, x = drawn(MHA), normal(2, 4, 8)
+    if library != "jax":  # a compilation each
+        assert applied(library, MHA, params, x[:, :0]).shape == (2, 0, 8)
+        assert applied(library, BLOCK, drawn(BLOCK), x[:, :0]).shape == (2, 0, 8)
+        assert applied(library, MHA, params, x[:0]).shape == (0, 4, 8)
+    out = applied(library, MHA, params, x, x[:, :0])  # nothing to see: 0 for every head
+    assert np.array_equal(out, np.broadcast_to(params["b_o"], (2, 4, 8)))
+
+
+# dtypes
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("library", ["numpy", "jax", "torch"])
+@pytest.mark.parametrize(
+    ("layer", "formula"),
+    [
+        (MHA, attended),
+        (layers.AdditiveAttention(8, 6), lambda p, x: formulas.additive(p, x, x)[0]),
+        (
+            layers.MLP(8, 16, activation="gelu_tanh"),
+            lambda p, x: formulas.mlp(p, x, formulas.gelu_tanh),
+        ),
+    ],
+    ids=["MultiHeadAttention", "AdditiveAttention", "MLP"],
+)
+def test_half_precision_comes_back_as_precise_as_it_is(
+    layer: Any, formula: Callable[..., Any], library: str, dtype: str
+) -> None:
+    params = mapped(lambda w: round_to(w, dtype), drawn(layer))
+    x = round_to(normal(2, 5, 8), dtype)
+    bench = bench_of(library)
+    given = mapped(lambda w: bench.array(w, dtype), params)
+    out = (jax.jit(layer) if library == "jax" else layer)(given, bench.array(x, dtype))
+    assert str(out.dtype).rpartition(".")[2] == dtype
+    assert np.abs(bench.numpy(out) - formula(params, x)).max() <= room(formula, params, x, dtype=dtype)
+
+
+def test_float64_stays_float64_in_jax() -> None:
+    params, x = drawn(MHA), normal(2, 5, 8)
+    out = applied("jax", MHA, params, x, dtype="float64")
+    assert np.abs(out - attended(params, x)).max() <= room(attended, params, x, dtype="float64") < 1e-13
+
+
+# transforms
+
+
+def test_a_layer_is_a_hashable_value_and_a_static_argument() -> None:
+    layer = layers.Encoder(layers.EncoderBlock.preset("flax", 8, 2, 16), 1)
+    same = layers.Encoder(layers.EncoderBlock.preset("flax", 8, 2, 16), 1)
+    assert layer == same
+    assert hash(layer) == hash(same)
+    assert layer != replace(layer, depth=2)
+    traces = []
+
+    def run(layer: Any, params: Any, x: Any) -> Any:
+        traces.append(layer)
+        return layer(params, x)
+
+    compiled = jax.jit(run, static_argnums=0)
+    params = mapped(lambda w: jnp.asarray(w, jnp.float32), drawn(layer))
+    x = jnp.asarray(normal(2, 5, 8), jnp.float32)
+    assert np.array_equal(compiled(layer, params, x), compiled(same, params, x))
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.MultiHeadAttention(8, 2, mask=masks.window(3, 0) & masks.causal()),
+        layers.MultiHeadAttention(8, 2, score_mod=mods.softcap(2.0), qk_norm=layers.RMSNorm(4, epsilon=1e-6)),
+        layers.MultiHeadAttention(8, 2, score_mod=mods.alibi(2)),
+        layers.AdditiveAttention(8, 2, initializer=layers.Normal(0.02)),
+    ],
+    ids=["mask", "softcap", "alibi", "initializer"],
+)
+def test_layers_with_masks_and_mods_are_hashable_too(layer: layers.Layer) -> None:
+    assert {layer: 1}[layer] == 1
+
+
+def test_vmap_over_the_batch_is_the_batch() -> None:
+    params, x = drawn(MHA), normal(3, 5, 8)
+    true, bound = attended(params, x), room(attended, params, x)
+    given = mapped(lambda w: jnp.asarray(w, jnp.float32), params)
+    out = jax.jit(jax.vmap(MHA, (None, 0)))(given, jnp.asarray(x, jnp.float32))
+    assert np.abs(out - true).max() <= bound
+    given = mapped(lambda w: torch.from_numpy(w).float(), params)
+    vmapped = torch.func.vmap(MHA, (None, 0))(given, torch.from_numpy(x).float())
+    assert np.abs(vmapped.numpy() - true).max() <= bound
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_a_call_changes_neither_params_nor_inputs(library: str) -> None:
+    bench = bench_of(library)
+    params = mapped(lambda w: bench.array(w, "float32"), drawn(BLOCK))
+    x = bench.array(normal(2, 5, 8), "float32")
+    first = bench.numpy(BLOCK(params, x))
+    assert np.array_equal(first, bench.numpy(BLOCK(params, x)))
+    assert np.array_equal(bench.numpy(x), normal(2, 5, 8))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(
+            jax.tree.leaves(mapped(bench.numpy, params)), jax.tree.leaves(drawn(BLOCK)), strict=True
+        )
+    )
+
+
+# options of a layer
+
+
+def single_head(
+    p: Any, x: Any, *, bend: Any = lambda s: s, norm: Any = lambda p, x: x, allowed: Any = 1.0
+) -> Any:
+    """One head without biases: scores through `bend`, q and k through `norm`."""
+    q, k, v = (x @ p[f"w_{name}"][:, 0] for name in "qkv")
+    q, k = norm(p.get("q_norm"), q), norm(p.get("k_norm"), k)
+    scores = bend(q @ k.swapaxes(-1, -2) / 2.0)  # 1 / sqrt(4)
+    return formulas.softmax(scores, allowed) @ v
+
+
+def rms(p: Any, x: Any) -> Any:
+    return x / ((x * x).sum(-1)[..., None] / 4 + 1e-6) ** 0.5 * p["scale"]
+
+
+BAND = abs(np.arange(6)[:, None] - np.arange(6)) <= 1
+BEHIND = np.tril(np.ones((6, 6)))
+OPTIONS: list[tuple[str, dict[str, Any], dict[str, Any], Any]] = [
+    ("scale", {"scale": 0.25}, {}, partial(single_head, bend=lambda s: s / 2)),
+    ("mask", {"mask": masks.window(1, 1)}, {}, partial(single_head, allowed=BAND)),
+    ("both masks", {"mask": masks.window(1, 1)}, {"mask": BEHIND > 0}, partial(single_head, allowed=BAND * BEHIND)),
+    ("a function as mask", {"mask": masks.window(1, 1)}, {"mask": lambda b, h, q, kv: kv <= q}, partial(single_head, allowed=BAND * BEHIND)),
+    ("score_mod", {"score_mod": mods.softcap(2.0)}, {}, partial(single_head, bend=lambda s: 2 * np.tanh(s / 2))),
+    ("qk_norm", {"qk_norm": layers.RMSNorm(4, epsilon=1e-6)}, {}, partial(single_head, norm=rms)),
+    ("is_causal", {"is_causal": True}, {}, partial(single_head, allowed=BEHIND)),
+    ("is_causal in the call", {}, {"is_causal": True}, partial(single_head, allowed=BEHIND)),
+    ("is_causal taken back", {"is_causal": True}, {"is_causal": False}, single_head),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize(
+    ("name", "of_layer", "of_call", "formula"), OPTIONS, ids=[name for name, *_ in OPTIONS]
+)
+def test_options_enter_where_the_formula_has_them(
+    name: str, of_layer: Any, of_call: Any, formula: Any, library: str
+) -> None:
+    layer = layers.SelfAttention(8, head_dim=4, **of_layer)
+    params, x = drawn(layer), normal(2, 6, 8)
+    out = applied(library, layer, params, x, **of_call)
+    assert np.abs(out - formula(params, x)).max() <= room(formula, params, x) < 1e-4
+    if formula is not single_head:
+        assert np.abs(out - single_head(params, x)).max() > 0.01
+
+
+def test_query_offset_moves_the_diagonal() -> None:
+    layer = layers.MultiHeadAttention(8, 2, is_causal=True)
+    params, x, context = drawn(layer), normal(2, 3, 8), normal(2, 6, 8)
+    position, key = np.arange(3)[:, None], np.arange(6)
+    for offset, start in ((0, 0), (2, 2), ("end", 3)):
+        true = attended(params, x, context, allowed=key <= position + start)
+        out = layer(params, x, context, query_offset=offset)
+        bound = room(partial(attended, allowed=key <= position + start), params, x, context, dtype="float64")
+        assert np.abs(out - true).max() <= bound
+
+
+def test_lse_and_scores_come_as_aux_too() -> None:
+    layer = layers.AdditiveAttention(8, 6)
+    params, x = drawn(layer), normal(2, 5, 8)
+    _, aux = layer(params, x, return_aux=AuxRequest(lse=True, scores=True))
+    scores = formulas.additive_scores(x @ params["w_q"], x @ params["w_k"], params["v"])
+    assert aux.scores.shape == (2, 1, 5, 5)
+    bound = room(
+        lambda p, x: formulas.additive_scores(x @ p["w_q"], x @ p["w_k"], p["v"]), params, x, dtype="float64"
+    )
+    assert np.abs(aux.scores[:, 0] - scores).max() <= bound
+    # log-sum-exp moves by no more than the largest of its scores, and rounds
+    lse = np.log(np.exp(scores).sum(-1))
+    assert np.abs(aux.lse[:, 0] - lse).max() <= bound + 8 * UNIT_ROUNDOFF["float64"] * np.abs(lse).max()

@@ -1,0 +1,485 @@
+"""`diagnose`: planted defects are named, right outputs are not accused, and every sentence it can say."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from shared.running import LIBRARIES, bench_of
+
+from polyattn import attention, masks, mods, trace
+from polyattn.conventions.causes import CAUSES
+from polyattn.parity import compare
+from polyattn.parity.diagnose import Diagnosis, diagnose
+from polyattn.rotary import Rotary
+
+Floats = np.ndarray[Any, Any]
+DTYPES = ("float32", "bfloat16")
+RNG = np.random.default_rng(0)
+Q, K, V = RNG.normal(size=(3, 2, 4, 20, 16))
+
+
+@pytest.fixture(scope="module")
+def suite() -> Iterator[Any]:
+    """benchmarks/diagnosis.py, on one thread."""
+    spec = spec_from_file_location("diagnosis", Path(__file__).parents[2] / "benchmarks/diagnosis.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules["diagnosis"] = module  # where its dataclasses look their annotations up
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        torch.set_num_threads(threads)
+        del sys.modules["diagnosis"]
+
+
+def said(d: Diagnosis) -> str:
+    """What it says, without the figures that depend on the machine."""
+    return re.sub(r"\d+ explanations", "_ explanations", re.sub(r"eta (inf|[\d.e+-]*\d)", "eta _", str(d)))
+
+
+def share(trials: list[Any], *right: str) -> float:
+    return 100 * sum(t.verdict in right for t in trials) / len(trials)
+
+
+# the suite of planted defects, in small
+
+
+def test_every_known_cause_is_planted(suite: Any) -> None:
+    planted = {defect.planted for defect in suite.DEFECTS}
+    assert {(cause.field, cause.choice) for cause in CAUSES} <= planted
+    assert len(planted) >= 40
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_single_defects_are_named_first_95_times_of_100(suite: Any, dtype: str) -> None:
+    trials = list(suite.singles(dtype, 1))
+    shown = {t.name for t in trials}
+    assert shown == {defect.name for defect in suite.DEFECTS} if dtype == "float32" else len(shown) >= 40
+    assert share(trials, "first", "alike") >= 95, [t for t in trials if t.verdict not in ("first", "alike")]
+    assert share(trials, "first") >= 90
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pairs_of_defects_are_named_85_times_of_100(suite: Any, dtype: str) -> None:
+    trials = list(suite.pairs(dtype, 10))
+    assert len({t.name for t in trials}) == 10
+    assert share(trials, "first", "alike") >= 85, [t for t in trials if t.verdict not in ("first", "alike")]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_right_outputs_are_never_accused(suite: Any, dtype: str) -> None:
+    trials = list(suite.correct(dtype, 1, every=12))
+    assert {t.name for t in trials} == {"plain", "torch SDPA", "jax.nn", "polyattn"}
+    assert {t.verdict for t in trials} == {"agrees"}
+
+
+@pytest.mark.parametrize(("dtype", "every"), [("float32", 3), ("bfloat16", 4)])
+def test_what_nobody_knows_is_not_called_by_a_name(suite: Any, dtype: str, every: int) -> None:
+    trials = list(suite.perturbed(dtype, 1, every=every))
+    assert len(trials) >= 4
+    assert {t.verdict for t in trials} == {"none"}, [t for t in trials if t.verdict != "none"]
+
+
+def test_the_command_prints_the_figures(
+    suite: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(suite, "DEFECTS", suite.DEFECTS[9:12])
+    monkeypatch.setattr(suite, "CORRECT", {"plain": suite.CORRECT["plain"]})
+    monkeypatch.setattr(suite, "PERTURBATIONS", {"noise 1e-1": suite.PERTURBATIONS["noise 1e-1"]})
+    monkeypatch.setattr(suite, "pairs", lambda dtype, count, first: suite.singles(dtype, 1, first))
+    assert suite.main(["--seeds", "1", "--dtype", "float32"]) == 0
+    printed = re.sub(r"\d+\.\d\d s", "_ s", capsys.readouterr().out)
+    assert printed.splitlines()[-4:] == [
+        "all singles: 3 named first, 0 alike on these inputs, of 3: 100.0 % (target 95 %: reached); "
+        "_ s per diagnosis, at most _ s",
+        "all pairs: 3 named first, 0 alike on these inputs, of 3: 100.0 % (target 85 %: reached); "
+        "_ s per diagnosis, at most _ s",
+        "right outputs: 0 accused of 2 (target 0: reached); _ s per diagnosis",
+        "unknown perturbations: 0 accused of 1 (target 0: reached); _ s per diagnosis",
+    ]
+    assert "mask inverted                                                               1 of 1" in printed
+
+
+# sentences
+
+
+def test_a_right_output_matches_the_contract() -> None:
+    d = diagnose(attention(Q, K, V), Q, K, V)
+    assert d.agrees
+    assert (d.findings, d.alike, d.nearest) == ((), (), None)
+    assert said(d) == "matches the contract (as stated: eta _, accepted up to 4)"
+
+
+def test_a_single_cause_is_a_sentence() -> None:
+    d = diagnose(attention(Q, K, V, is_causal=True, scale=1.0), Q, K, V, is_causal=True)
+    assert not d.agrees
+    assert d.findings[0].settings.changes() == {"scale": "1"}
+    assert said(d) == "matches scale = 1 (scores not divided): eta _; as stated: eta _"
+
+
+def test_two_causes_are_joined() -> None:
+    d = diagnose(attention(Q, K, V), Q, K, V, is_causal=True, scale=0.4)
+    assert said(d) == (
+        "matches scale = 1/sqrt(16) (the default, not the scale that was asked for) and causal mask ignored: eta _; "
+        "as stated: eta _"
+    )
+    assert said(diagnose(attention(Q, K, V), Q, K, V, is_causal=True, scale=0.4, pairs=False)) == (
+        "no known convention explains this (as stated: eta _; _ explanations tried; the nearest is causal mask "
+        "ignored: eta _)"
+    )
+
+
+def test_causes_that_cannot_be_told_apart_stand_side_by_side() -> None:
+    d = diagnose(attention(Q, K, V, scale=1 / 16), Q, K, V)
+    assert [finding.settings.changes() for finding in d.alike] == [{"scale": "1/D"}]
+    assert said(d) == (
+        "matches scale 0.25 applied twice: eta _; as stated: eta _\n"
+        "  or, the same on these inputs: scale = 1/16 (no square root)"
+    )
+
+
+def test_what_is_not_known_is_said_to_be_so() -> None:
+    d = diagnose(1.001 * attention(Q, K, V), Q, K, V)
+    assert (d.findings, d.nearest) == ((), None)
+    assert d.tried > 300
+    assert said(d) == "no known convention explains this (as stated: eta _; _ explanations tried)"
+
+
+def test_the_nearest_takes_away_most_of_the_error() -> None:
+    out = attention(Q, K, V, scale=1.0)
+    out[1, 2, 7] *= 1.001
+    assert said(diagnose(out, Q, K, V, pairs=False)) == (
+        "no known convention explains this (as stated: eta _; _ explanations tried; the nearest is scale = 1 (scores "
+        "not divided): eta _)"
+    )
+
+
+def test_an_output_stored_in_16_bits_is_recognised() -> None:
+    out = torch.tensor(attention(Q, K, V)).bfloat16().double()
+    assert said(diagnose(out, Q, K, V)) == (
+        "matches computed or stored in bfloat16: every number of the output is one of that: eta _; as stated: eta _"
+    )
+    d = diagnose(torch.tensor(attention(Q, K, V, scale=1.0)).half(), Q, K, V, dtype="float32")
+    assert d.findings[0].settings.changes() == {"scale": "1", "precision": "float16 output"}
+    assert said(d) == (
+        "matches scale = 1 (scores not divided): eta _; as stated: eta _; the output holds float16 numbers"
+    )
+    assert said(diagnose(np.zeros_like(Q), Q, K, V)).startswith("no known convention explains this")
+
+
+def test_products_in_bfloat16_are_recognised() -> None:
+    def low(x: Floats) -> Floats:
+        rounded: Floats = torch.tensor(x).bfloat16().double().numpy()
+        return rounded
+
+    s = low(Q) @ low(K).mT / 4
+    w = np.exp(s - s.max(-1, keepdims=True))
+    out = low(w / w.sum(-1, keepdims=True)) @ low(V)
+    assert said(diagnose(out, Q, K, V)) == (
+        "matches both matrix products in bfloat16: query, key, value and weights rounded: eta _; as stated: eta _"
+    )
+
+
+@pytest.mark.parametrize("length", [12, 40])
+def test_dropout_left_on_is_recognised_and_its_rate_estimated(length: int) -> None:
+    q, k, v = np.random.default_rng(1).normal(size=(3, 2, 4, length, 16))
+    out = attention(q, k, v, dropout_rate=0.25, dropout_seed=3)
+    (finding,) = diagnose(out, q, k, v).findings
+    (sentence,) = finding.sentences
+    rate = re.fullmatch(r"dropout of the weights left on \(rate about (0\.\d+)\)", sentence)
+    assert rate is not None
+    # Four standard deviations of the share of 2 * 4 * length^2 weights.
+    assert abs(float(rate[1]) - 0.25) <= 0.005 + 4 * (0.25 * 0.75 / (8 * length**2)) ** 0.5
+
+
+# every library, every layout
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_arrays_of_every_library_are_understood(library: str) -> None:
+    bench = bench_of(library)
+    q, k, v, bias, sinks = (
+        bench.array(x, "float32") for x in (Q, K, V, RNG.normal(size=(4, 20, 20)), np.ones(4))
+    )
+    mask = bench.array(RNG.random((2, 1, 20, 20)) < 0.7, "bool")
+    meant = {"mask": masks.from_array(mask) & masks.window(4, 2), "bias": bias, "sinks": sinks}
+    out = attention(q, k, v, **meant, score_mod=mods.softcap(2.0))
+    assert diagnose(out, q, k, v, **meant, score_mod=mods.softcap(2.0)).agrees
+    d = diagnose(attention(q, k, v, **meant), q, k, v, **meant, score_mod=mods.softcap(2.0))
+    assert said(d) == "matches soft cap ignored: eta _; as stated: eta _"
+
+
+def _heads_inside(x: Floats) -> Floats:
+    return x.swapaxes(1, 2)
+
+
+def _side_by_side(x: Floats) -> Floats:
+    return x.swapaxes(1, 2).reshape(2, 20, 64)
+
+
+@pytest.mark.parametrize(
+    ("layout", "given"),
+    [
+        ("BHLD", lambda x: x),
+        ("BHLD", _side_by_side),
+        ("BLHD", _heads_inside),
+        ("BLHD", _side_by_side),
+    ],
+)
+def test_outputs_of_every_layout_are_understood(layout: str, given: Callable[[Floats], Floats]) -> None:
+    q, k, v = (_heads_inside(x) if layout == "BLHD" else x for x in (Q, K, V))
+    d = diagnose(given(attention(Q, K, V)), q, k, v, layout=layout)
+    assert said(d) == "matches the contract (as stated: eta _, accepted up to 4)"
+    d = diagnose(given(attention(Q, K, V, is_causal=True)), q, k, v, layout=layout)
+    assert d.findings == ()
+
+
+def test_a_layout_that_was_mixed_up_is_named() -> None:
+    wrong = attention(
+        Q.reshape(2, 20, 4, 16), K.reshape(2, 20, 4, 16), V.reshape(2, 20, 4, 16), layout="BLHD"
+    )
+    d = diagnose(wrong.reshape(2, 4, 20, 16), Q, K, V)
+    assert not d.agrees
+    over_heads = attention(_heads_inside(Q), _heads_inside(K), _heads_inside(V))
+    assert said(diagnose(_heads_inside(over_heads), Q, K, V)) == (
+        "matches layout swapped: attention over the heads of a token instead of over tokens: eta _; as stated: eta _"
+    )
+    merged = attention(Q, K, V).reshape(2, 20, 64)
+    assert said(diagnose(merged, Q, K, V)) == (
+        "matches heads merged wrongly: (B, H, L, D) viewed as (B, L, H D) without a transpose: eta _; as stated: eta _"
+    )
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_batch_and_heads_may_be_missing(rank: int) -> None:
+    q, k, v = (x[(0,) * (4 - rank)] for x in (Q, K, V))
+    assert diagnose(attention(q, k, v), q, k, v).agrees
+    d = diagnose(attention(q, k, v, scale=1.0), q, k, v)
+    assert said(d) == "matches scale = 1 (scores not divided): eta _; as stated: eta _"
+
+
+def test_rotary_embedding_and_offset_are_part_of_what_was_meant() -> None:
+    rotary = Rotary(interleaved=True)
+    q = Q[:, :, :8]
+    at, from_0 = np.arange(8) + 12, np.arange(8)
+    meant: dict[str, Any] = {"query_offset": "end", "is_causal": True}
+    right = attention(rotary(q, at), rotary(K, np.arange(20)), V, **meant)
+    assert diagnose(right, q, K, V, rotary=rotary, **meant).agrees
+    wrong = attention(rotary(q, from_0), rotary(K, np.arange(20)), V, **meant)
+    assert said(diagnose(wrong, q, K, V, rotary=rotary, **meant)) == (
+        "matches rotary positions of the queries start at 0 instead of query_offset: eta _; as stated: eta _"
+    )
+    assert said(diagnose(attention(q, K, V, is_causal=True, query_offset=0), q, K, V, **meant)) == (
+        "matches causal mask aligned top-left (first query with first key): eta _; as stated: eta _"
+    )
+
+
+def test_conventions_of_real_libraries_are_named() -> None:
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    q, k, v = (torch.tensor(x, dtype=torch.float32) for x in (Q[:, :, :12], K, V))
+    out = sdpa(q, k, v, is_causal=True)
+    assert said(diagnose(out, q, k, v, is_causal=True, query_offset="end")) == (
+        "matches causal mask aligned top-left (first query with first key): eta _; as stated: eta _"
+    )
+    mask = torch.tensor(RNG.random((12, 20)) < 0.7)
+    mask[3] = False
+    assert diagnose(sdpa(q, k, v, attn_mask=mask), q, k, v, mask=mask).agrees
+    assert said(diagnose(sdpa(q, k, v, attn_mask=mask.float()), q, k, v, mask=mask)) == (
+        "matches mask added to the scores as 0 and 1, as a float mask is: eta _; as stated: eta _"
+    )
+    q, k, v = (jnp.asarray(x, jnp.float32).swapaxes(1, 2) for x in (Q[:, :, :12], K, V))
+    out = jax.nn.dot_product_attention(q, k, v, mask=jnp.asarray(mask.numpy())[None, None])
+    assert said(diagnose(out, q, k, v, mask=jnp.asarray(mask.numpy()), layout="BLHD")) == (
+        "matches rows that see nothing get the mean of all values (finite mask constant): eta _; as stated: eta _"
+    )
+    # A window of one number means both sides there.
+    out = jax.nn.dot_product_attention(q, k, v, local_window_size=2)
+    assert said(diagnose(out, q, k, v, mask=masks.window(2, 0), query_offset=0, layout="BLHD")) == (
+        "matches window applied on both sides: eta _; as stated: eta _"
+    )
+
+
+# outputs and arguments that are not as they should be
+
+
+def test_rows_of_nan_are_diagnosed() -> None:
+    mask = np.ones((20, 20), bool)
+    mask[3] = False
+    out = attention(Q, K, V, mask=mask)
+    out[:, :, 3] = np.nan
+    assert said(diagnose(out, Q, K, V, mask=mask)) == (
+        "matches rows that see nothing are NaN: eta _; as stated: eta _; 128 of 2560 elements are NaN"
+    )
+    out = attention(Q, K, V, scale=1.0)
+    out[0, 0, 0, :3] = np.nan
+    assert said(diagnose(out, Q, K, V)) == (
+        "no known convention explains this (as stated: eta _; _ explanations tried); 3 of 2560 elements are NaN"
+    )
+    assert said(diagnose(np.full_like(Q, np.nan), Q, K, V)) == (
+        "no known convention explains this (as stated: eta _; _ explanations tried); 2560 of 2560 elements are NaN"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "kind", "sentence"),
+    [
+        (
+            {"output": (Q, Q)},
+            TypeError,
+            "polyattn.parity.diagnose: expected output to be one array, got a tuple of 2; pass the one that holds the "
+            "result of attention",
+        ),
+        (
+            {"output": Q[:, :, :-1]},
+            ValueError,
+            "polyattn.parity.diagnose: expected output of shape (2, 4, 20, 16) or (2, 20, 64), got (2, 4, 19, 16); "
+            "layout= says how heads and length lie",
+        ),
+        (
+            {"output": Q.swapaxes(1, 2)},
+            ValueError,
+            "polyattn.parity.diagnose: expected output of shape (2, 4, 20, 16) or (2, 20, 64), got (2, 20, 4, 16); "
+            "layout= says how heads and length lie",
+        ),
+        (
+            {"output": np.ones(Q.shape, int)},
+            TypeError,
+            "polyattn.parity.diagnose: expected dtype among float64, float32, float16, bfloat16, got int64; pass dtype=",
+        ),
+        (
+            {"dtype": "float8"},
+            TypeError,
+            "polyattn.parity.diagnose: expected dtype among float64, float32, float16, bfloat16, got float8; pass dtype=",
+        ),
+        (
+            {"query": np.ones(Q.shape, int)},
+            TypeError,
+            "polyattn.parity: expected query to be a real floating array, got int64; convert it",
+        ),
+        (
+            {"query": Q[0, 0, 0]},
+            ValueError,
+            "polyattn.parity: expected arrays of rank 2 to 4, got shape (16,)",
+        ),
+        (
+            {"query": Q[None]},
+            ValueError,
+            "polyattn.parity: expected arrays of rank 2 to 4, got shape (1, 2, 4, 20, 16); join the leading axes",
+        ),
+        (
+            {"key": K[..., :8]},
+            ValueError,
+            "polyattn.parity: expected query (B, Hq, L, D), key (B, Hkv, S, D) and value (B, Hkv, S, E), got "
+            "(2, 4, 20, 16), (2, 4, 20, 8) and (2, 4, 20, 16) (in layout BHLD); do they belong together?",
+        ),
+        (
+            {"key": K[:, :3], "value": V[:, :3]},
+            ValueError,
+            "polyattn.parity: expected Hkv to divide Hq, got 3 and 4",
+        ),
+        (
+            {"layout": "HBLD"},
+            ValueError,
+            "polyattn.parity: expected layout 'BHLD' or 'BLHD', got 'HBLD'",
+        ),
+        (
+            {"mask": np.ones((20, 20))},
+            TypeError,
+            "polyattn.parity: expected a bool mask, True = may attend, got float64; additive values are bias=",
+        ),
+        (
+            {"scale": np.ones(4)},
+            ValueError,
+            "polyattn.parity: expected scale to be a number, got one per head",
+        ),
+        (
+            {"query_offset": np.zeros(2, int)},
+            ValueError,
+            "polyattn.parity: expected one query_offset, got one per batch item; ask item by item",
+        ),
+        (
+            {"bias": np.ones((20, 20), bool)},
+            TypeError,
+            "polyattn.parity: expected bias to be a real floating array, got bool; convert it",
+        ),
+        (
+            {"dropout_rate": 0.1, "casual": True},
+            TypeError,
+            "polyattn.parity: expected arguments of polyattn.attention that have conventions, rotary or embed_dim, got "
+            "casual, dropout_rate; leave them out",
+        ),
+    ],
+)
+def test_bad_input_is_refused_in_a_sentence(
+    changed: dict[str, Any], kind: type[Exception], sentence: str
+) -> None:
+    given = {"output": attention(Q, K, V), "query": Q, "key": K, "value": V} | changed
+    with pytest.raises(kind) as caught:
+        diagnose(**given)
+    assert str(caught.value) == sentence
+
+
+def test_compare_finds_the_first_stage_that_diverges_for_each_planted_defect(suite: Any) -> None:
+    found_in: dict[str, int] = {}
+    for defect in suite.DEFECTS:
+        if "rotary" in defect.needs + " ".join(defect.stages):
+            continue  # q and k come to attention turned
+        p = suite.draw(set(defect.needs.split()), set(defect.without.split()), 0, "float32")
+        if p.rotary is not None:
+            continue
+        context = p.context()
+        plain: dict[str, Any] = {}
+        suite.attend(p, record=plain)
+        planted: dict[str, Any] = {}
+        out = suite.attend(p, defect.stages, record=planted).out
+        if out.shape != (*p.q.shape[:3], p.v.shape[3]) or not out.isfinite().all():
+            continue
+        seen = suite.visible(p, suite.PLAIN)
+        known = {stage.name for stage in trace(p.q, p.k, p.v, **context)}
+        first = next(
+            (n for n in plain if n in known and n in planted and _differs(plain[n], planted[n], n, seen)),
+            "output",
+        )
+
+        def port(q: Any, k: Any, v: Any, out: Any = out, planted: Any = planted) -> Any:
+            return out, {name: x.expand(*x.shape) for name, x in {**planted, "output": out}.items()}
+
+        def ours(q: Any, k: Any, v: Any, context: Any = context) -> Any:
+            return trace(q, k, v, **context)
+
+        inputs = {"query": p.q, "key": p.k, "value": p.v}
+        result = compare(
+            port, ours, inputs, on=("torch", "torch"), meant=context, names=("port", "ours"), gradients=False
+        )
+        assert result.first_divergence == first, (
+            f"{defect.name}: {result.first_divergence} instead of {first}"
+        )
+        found_in[first] = found_in.get(first, 0) + 1
+    assert sum(found_in.values()) >= 40
+    assert {"scores", "masked", "weights"} <= set(found_in)
+
+
+def _differs(a: Any, b: Any, name: str, seen: Any) -> bool:
+    """By more than rounding; of scores those count that are seen, and after the mask also what is hidden."""
+    if a.shape != b.shape:
+        return False
+    a, b = a.double(), b.double()
+    if name == "masked" and not torch.equal(a == -torch.inf, b == -torch.inf):
+        return True
+    if name not in ("weights", "output"):
+        a, b = (torch.where(seen & x.isfinite(), x, 0.0) for x in (a, b))
+    return bool(((a - b).abs().max() > 64 * 2.0**-24 * a.abs().max()).item())

@@ -1,0 +1,108 @@
+"""The pretrained encoder gives the embeddings of `transformers`, on every library."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from polyattn.layers.activations import erf
+from polyattn.models import trial as pretrained
+from polyattn.models.minilm import MINILM, SENTENCES, load, model_directory, tokenize
+from polyattn.models.real import real_cases
+from polyattn.models.search import ranking
+from polyattn.onnx import export
+from polyattn.parity import ACCEPTANCE
+from polyattn.parity.verify import SYSTEMS
+from polyattn.testing import NumpyBench, check_backend
+
+Floats = np.ndarray[Any, Any]
+
+
+@pytest.fixture(scope="module")
+def tokens() -> tuple[Floats, Floats]:
+    ids, lengths = tokenize(SENTENCES)
+    return np.asarray(ids, np.int32), np.asarray(lengths, np.int32)
+
+
+def test_the_truth_is_what_transformers_computes_by_itself_in_float64() -> None:
+    from transformers import BertModel
+
+    model = BertModel.from_pretrained(
+        model_directory(), local_files_only=True, attn_implementation="eager", dtype=torch.float64
+    ).eval()
+    ids, lengths = pretrained.tokens()
+    real = torch.arange(ids.shape[1]) < torch.from_numpy(lengths)[:, None]
+    with torch.no_grad():
+        hidden = model(torch.from_numpy(ids).long(), attention_mask=real.long()).last_hidden_state
+    mean = (hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True)
+    theirs = torch.nn.functional.normalize(mean, dim=-1).numpy()
+    truth = pretrained.expected()
+    assert 1e-9 < truth.noise < 1e-5
+    assert np.abs(theirs - truth.embeddings).max() <= ACCEPTANCE * truth.noise * 2.0**-53 / 2.0**-24
+    assert (ranking(theirs) == truth.ranking).all()
+
+
+TRIALS = pretrained.trials()[0]
+
+
+@pytest.mark.parametrize("dtype", pretrained.DTYPES)
+@pytest.mark.parametrize("library", SYSTEMS)
+def test_embeddings_and_ranking_are_the_same_on_every_library(library: str, dtype: str) -> None:
+    outcome = TRIALS[0].judge(SYSTEMS[library](), dtype)
+    assert outcome.agrees, outcome
+    assert set(outcome.etas) == {"embeddings", "ranking"}
+
+
+@pytest.mark.parametrize("dtype", pretrained.DTYPES)
+def test_embeddings_and_ranking_are_the_same_in_transformers_with_polyattn(dtype: str) -> None:
+    outcome = TRIALS[1].judge(SYSTEMS["torch"](), dtype)
+    assert outcome.agrees, outcome
+
+
+def test_embeddings_and_ranking_are_the_same_in_the_exported_model() -> None:
+    import onnxruntime
+
+    ids, lengths = pretrained.tokens()
+    example = {"tokens": ids[:2, :3], "lengths": lengths[:2]}
+    params = load(np.zeros((), np.float32))
+    model = export(MINILM, example, params=params, dynamic={"tokens": {0: "B", 1: "L"}, "lengths": {0: "B"}})
+    assert [node.op_type for node in model.graph.node].count("Attention") == MINILM.encoder.depth
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (theirs,) = session.run(None, {"tokens": ids, "lengths": lengths})
+    truth = pretrained.expected()
+    assert np.abs(theirs - truth.embeddings).max() <= ACCEPTANCE * truth.noise
+    assert (ranking(theirs) == truth.ranking).all()
+
+
+def test_a_model_that_sees_its_padding_is_noticed() -> None:
+    embed = lambda bench, dtype, ids, lengths: TRIALS[0].embed(bench, dtype, ids, lengths * 0 + ids.shape[1])  # noqa: E731
+    outcome = pretrained.Trial("sees padding", embed).judge(SYSTEMS["numpy"](), "float32")
+    assert outcome.eta == np.inf
+    crash = pretrained.Trial("crash", lambda *_: 1 / 0).judge(SYSTEMS["numpy"](), "float32")  # type: ignore[arg-type, return-value]
+    assert crash.error == "ZeroDivisionError: division by zero"
+
+
+def test_padding_does_not_change_a_sentence(tokens: tuple[Floats, Floats]) -> None:
+    ids, lengths = tokens
+    params = load(np.zeros(()))
+    alone = MINILM(params, ids[2:3, : lengths[2]], lengths[2:3])
+    padded = MINILM(params, ids[2:3], lengths[2:3])
+    other = ids[2:3].copy()
+    other[0, lengths[2] :] = 777
+    assert (MINILM(params, other, lengths[2:3]) == padded).all()
+    assert np.abs(alone - padded).max() < 1e-6
+
+
+def test_the_queries_of_all_layers_are_real_input() -> None:
+    outcomes = check_backend(NumpyBench(), dtypes=["float32"], only=real_cases())
+    assert len(outcomes) == MINILM.encoder.depth
+
+
+def test_erf_is_that_of_scipy() -> None:
+    from scipy.special import erf as scipy_erf
+
+    x = np.concatenate([np.linspace(-8, 8, 4001), [0.0, 1e-300, -1e-8]])
+    assert (np.abs(erf(x) - scipy_erf(x)) <= (4 + np.minimum(x**2, 36)) * 2.0**-53).all()
