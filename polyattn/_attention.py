@@ -159,6 +159,14 @@ def attention(
     )
 
 
+def attend(who: str, query: Array, key: Array, value: Array, **options: Any) -> Any:
+    """`attention` for a layer, cache or adapter: errors speak in the name of the function that the user called."""
+    try:
+        return attention(query, key, value, **options)
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("polyattn.attention", who, 1)) from None
+
+
 def attention_vjp(
     query: Array,
     key: Array,
