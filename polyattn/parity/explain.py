@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from polyattn import masks, mods
-from polyattn.implementations.choice import choose
-from polyattn.problem.problem import pose
+from polyattn.implementations import choose
+from polyattn.problem import pose
 from polyattn.testing import BENCHES
 
 _NUMBERS = {"B": 1, "H": 8, "Hkv": 0, "L": 1024, "S": 0, "D": 64, "E": 0, "causal": 0, "window": 0, "softcap": 0, "sinks": 0, "lse": 0}  # fmt: skip
@@ -68,7 +68,7 @@ def explain_plan(text: str) -> Iterator[str]:
             options["score_mod"] = mods.softcap(float(n["softcap"]))
         if n["sinks"]:
             options["sinks"] = bench.array(np.zeros(n["H"]), dtype)
-        p = pose(*(bench.array(np.zeros(shape, np.float32), dtype) for shape in shapes), **options)
-        choice = choose(p, needs_scores=False, needs_lse=bool(n["lse"]), wish="auto")
-        lines.append(f"{name}: {choice.name}, because {choice.why}")
+        arrays = (bench.array(np.zeros(shape, np.float32), dtype) for shape in shapes)
+        choice = choose(pose("plan", *arrays, wanted=("lse",) if n["lse"] else (), **options), "auto")
+        lines.append(f"{name}: {choice.implementation.name}, because {choice.why}")
     return iter(lines)
