@@ -11,6 +11,17 @@ from polyattn.masks.algebra import Mask
 from polyattn.places import ORIGIN, Places
 from polyattn.problem.call import Call
 
+#: The options that `places` reads: where things stand, and what compares that.
+READS = (
+    "query_offset",
+    "key_offset",
+    "query_positions",
+    "key_positions",
+    "mask",
+    "is_causal",
+    "score_mod",
+)
+
 
 def places(call: Call) -> Places:
     """query_offset, key_offset, query_positions and key_positions: where rows and keys stand."""
