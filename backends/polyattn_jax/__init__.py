@@ -47,6 +47,9 @@ class JaxBackend(Backend):
     def to_list(self, x: Array) -> Any:
         return x.tolist()
 
+    def symbol(self, size: Any) -> Any:
+        return jnp.asarray(size, jnp.int32)
+
     def device(self, x: Array) -> Any:
         return None  # uncommitted: JAX moves it to the other operand
 

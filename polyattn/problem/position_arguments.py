@@ -58,8 +58,8 @@ def places(call: Call) -> Places:
     if isinstance(query, int) and isinstance(key, int) and call.origin is ORIGIN:
         if query == 0 == key:
             return call.origin  # the default of every call
-    elif not isinstance(query, int) and not is_array(query):  # a symbol of an exporter
-        query = call.backend.asarray(query, call.backend.xp.int32, call.query)
+    elif not isinstance(query, int) and not is_array(query):
+        query = call.backend.symbol(query)
     return Places(query, key, call.origin.batch, call.origin.head)
 
 

@@ -130,7 +130,7 @@ def pose(
     axes, ((heads, rows, width), (_, keys, _), _) = shapes(who, layout, query, key, value)
     frame = Frame(math.prod(axes.lead), heads, rows, keys, axes.lead, who)
     call = Call(frame, backend, query, compute_dtype, options, origin)
-    checked: dict[str, Any] = {name: check(call) for name, check in readers.items()}
+    checked: dict[str, Any] = {"places": ORIGIN} | {name: check(call) for name, check in readers.items()}
     return Problem(
         q=axes.enter(query),
         k=axes.enter(key),
