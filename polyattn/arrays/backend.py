@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, TypeGuard
 
 import array_api_compat
 
+from polyattn.arrays.special import erf
+
 Array = Any
 Namespace = Any
 
@@ -76,9 +78,7 @@ class Backend:
 
     def erf(self, x: Array) -> Array:
         """The error function, which the standard lacks."""
-        from polyattn.layers.activations import erf
-
-        return erf(x)
+        return erf(x, self.xp)
 
     # autodiff and tracing
 
