@@ -396,6 +396,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "rule with a decay": (lambda: LIN(PACKED, PACKED, PACKED, None, PACKED, q_num_heads=2, kv_num_heads=2, update_rule="linear"), ValueError, "linear_attention: expected decay without update_rule 'linear', got it"),
     "rank of query": (lambda: LIN(Q, Q, Q, q_num_heads=4, kv_num_heads=4, update_rule="linear"), ValueError, "linear_attention: expected query of rank 3 (B, T, ...)"),
     "width of decay": (lambda: LIN(PACKED, PACKED, PACKED, None, PACKED[..., :3], q_num_heads=2, kv_num_heads=2, update_rule="gated"), ValueError, "linear_attention: expected decay with 2 in the last axis, one per head, or 8, one per entry of key, got 3"),
+    "shape of past_state": (lambda: LIN(PACKED, PACKED, PACKED, Q, q_num_heads=2, kv_num_heads=2, update_rule="linear"), ValueError, "linear_attention: expected state of shape (2, 2, 4, 4), got (2, 4, 3, 8)"),
     "width of beta": (lambda: LIN(PACKED, PACKED, PACKED, beta=PACKED, q_num_heads=2, kv_num_heads=2, update_rule="delta"), ValueError, "linear_attention: expected beta with 2 in the last axis, one per head, or 1 for all, got 8"),
     "axis of the batch": (lambda: SCA(Q, Q, axis=0), ValueError, "tensor_scatter: expected an axis of past_cache, of shape (2, 4, 3, 8), other than the first, which is the batch, got 0"),
     "scatter mode": (lambda: SCA(Q, Q, mode="ring"), ValueError, "tensor_scatter: expected mode 'linear' or 'circular', got 'ring'"),
