@@ -11,6 +11,9 @@ from polyattn.onnx.signatures import NEWEST, arguments
 _WHO = "polyattn.onnx.tensor_scatter"
 
 
+__all__ = ["TensorScatterAttributes", "tensor_scatter"]
+
+
 class TensorScatterAttributes(TypedDict, total=False):
     """The attributes of TensorScatter."""
 

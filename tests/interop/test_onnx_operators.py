@@ -372,6 +372,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "heads with rank 4": (lambda: ATT(Q, K, V, q_num_heads=4), ValueError, "attention: expected no q_num_heads with inputs of rank 4, which have 4 heads there, got 4"),
     "other heads with rank 4": (lambda: ATT(Q, K, V, kv_num_heads=4, opset=23), ValueError, "attention: expected no kv_num_heads with inputs of rank 4, which have 2 heads there, got 4"),
     "half a past": (lambda: ATT(Q, K, V, None, K), ValueError, "attention: expected past_key and past_value together and without nonpad_kv_seqlen, got past_key"),
+    "heads": (lambda: ATT(Q, K[:, [0, 1, 1]], V[:, [0, 1, 1]]), ValueError, "attention: expected a number of query heads that is a multiple of the number of key heads, got query (2, 4, 3, 8), key (2, 3, 5, 8)"),
     "two caches": (lambda: ATT(Q, K, V, None, K, V, LENGTHS), ValueError, "attention: expected past_key and past_value together and without nonpad_kv_seqlen, got past_key, past_value, nonpad_kv_seqlen"),
     "past of other heads": (lambda: ATT(Q, K, V, None, Q, V), ValueError, "attention: expected past_key of shape (2, 2, P, 8), got (2, 4, 3, 8)"),
     "lengths": (lambda: ATT(Q, K, V, nonpad_kv_seqlen=LENGTHS[:1]), ValueError, "attention: expected nonpad_kv_seqlen of integers and of shape (2,), a number of keys per batch item, got int64 of shape (1,)"),
