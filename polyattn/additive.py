@@ -79,7 +79,7 @@ def _scores(backend: Backend, query: Array, key: Array, weight: Array) -> Array:
 
 def _in_tiles(backend: Backend, q: Array, k: Array, v: Array) -> Array:
     xp = backend.xp
-    lead = _broadcast(q.shape[:-2], k.shape[:-2])
+    lead = tuple(n if m == 1 else m for n, m in zip(q.shape[:-2], k.shape[:-2], strict=True))
     length, keys, width = q.shape[-2], k.shape[-2], q.shape[-1]
     rows = max(TILE // max(math.prod(lead) * keys * width, 1), 1)
     if rows >= length or not backend.may_remember():  # torch.compile fuses the formula
@@ -150,7 +150,3 @@ def _check(who: str, qkv: Sequence[Array], weight: Array, bias: Array | None = N
             "query and key to its width"
         )
     return backend
-
-
-def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(n if m == 1 else m for n, m in zip(a, b, strict=True))

@@ -14,6 +14,8 @@ from polyattn.implementations.reference import allowed_at, visible_keys
 from polyattn.masks import causal
 from polyattn.mods import Softcap
 
+__all__ = ["OnnxBackend", "backend"]
+
 
 class OnnxBackend(Backend):
     lengths_are_fixed = False

@@ -24,6 +24,8 @@ from polyattn.masks.tiles import EMPTY, FULL, UNSURE, Box, Tile
 from polyattn.mods import Mod
 from polyattn_torch.program import Program, Ref
 
+__all__ = ["from_flex"]
+
 WHO = "polyattn_torch.flex.from_flex"
 
 

@@ -17,10 +17,10 @@ class Cache(Protocol):
         before, cache = cache.length, cache.append(k, v)
         out = attention(q, cache.key, cache.value, mask=cache.mask, is_causal=True, query_offset=before)
 
-    S is the number of slots that key and value have. What a slot holds is the cache's affair: key and value may be
-    kept (linear, circular), gathered (paged) or computed (latent) when they are read. Where slots are not in the
-    order of the tokens, `positions` says where each key stands. A recurrent state shows what it remembers as keys
-    and values too, or belongs to `polyattn.linear`, which has no keys.
+    S is the number of slots. What a slot holds is the cache's affair: key and value may be kept (linear, circular),
+    gathered (paged) or computed (latent) when they are read; where slots are not in the order of the tokens,
+    `positions` says where each key stands. A recurrent cache has `length` and `append` too, but a state
+    (`polyattn.linear`) where these have keys.
 
     A cache is a value, best a NamedTuple, so that compilers see its arrays: the old one stays when a new one comes.
     """

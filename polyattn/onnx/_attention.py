@@ -101,7 +101,7 @@ def attention(
         k, v = _append(backend, "past_key", past_key, k), _append(backend, "past_value", past_value, v)
     present_key, present_value = (k, v) if nonpad_kv_seqlen is None else (None, None)
 
-    seen = masked(_WHO, backend, a, opset, q, k, attn_mask, past_key, nonpad_kv_seqlen)
+    seen = masked(backend, a, opset, q, k, given)
     wide = _sums(backend, q, v, a["softmax_precision"])
     q, k, v = (backend.astype(x, wide) for x in (q, k, v))
     cap = mods.softcap(a["softcap"]) if a["softcap"] else None

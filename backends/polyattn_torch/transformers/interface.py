@@ -28,23 +28,13 @@ __all__ = ["NAME", "allowed", "attend", "register"]
 NAME = "polyattn"
 _WHO = "polyattn_torch.transformers"
 
-#: Keywords that reach attention, and that concern others or say what query, key and mask hold already.
-INFORMATIVE = frozenset(
-    {
-        "cache_position",
-        "deterministic",  # of FlashAttention's backward pass
-        "layer_idx",
-        "logits_to_keep",
-        "max_length_k",  # follow from cu_seq_lens
-        "max_length_q",
-        "num_items_in_batch",  # of the loss
-        "output_hidden_states",
-        "output_router_logits",
-        "position_ids",  # query and key are rotated already
-        "return_dict",
-        "use_cache",
-    }
-)
+#: Keywords that reach attention, and that concern others or say what query, key and mask hold already: query and key are
+#: rotated, max_length follows from cu_seq_lens, deterministic is of FlashAttention's backward pass.
+INFORMATIVE = {
+    *("cache_position", "deterministic", "layer_idx", "logits_to_keep", "max_length_k", "max_length_q"),
+    *("num_items_in_batch", "output_hidden_states", "output_router_logits", "position_ids", "return_dict"),
+    "use_cache",
+}
 
 
 def register() -> None:
@@ -88,11 +78,10 @@ _SUPPORTS_SDPA: dict[type, bool] = {}  # by the class of the config
 def _supports_sdpa(config: type) -> bool:
     """Whether the models with such a config do, all that are loaded."""
     if config not in _SUPPORTS_SDPA:
-        models, found = [PreTrainedModel], []
-        while models:
-            models += (model := models.pop()).__subclasses__()
-            if model.config_class is config:
-                found.append(bool(model._supports_sdpa))
+        models = [PreTrainedModel]
+        for model in models:  # grows as it goes
+            models += model.__subclasses__()
+        found = [bool(model._supports_sdpa) for model in models if model.config_class is config]
         _SUPPORTS_SDPA[config] = bool(found) and all(found)
     return _SUPPORTS_SDPA[config]
 
