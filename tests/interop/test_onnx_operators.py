@@ -379,7 +379,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "more keys than there are": (lambda: ATT(Q, K, V, nonpad_kv_seqlen=LENGTHS + 1), ValueError, "attention: expected nonpad_kv_seqlen from 0 to 5, the number of keys, got [4, 6]"),
     "mode": (lambda: ATT(Q, K, V, qk_matmul_output_mode=4), ValueError, "attention: expected qk_matmul_output_mode 0, 1, 2 or 3, got 4"),
     "outputs": (lambda: ATT(Q, K, V, outputs=5), ValueError, "attention: expected 1 to 4 outputs, got 5"),
-    "window": (lambda: ATT(Q, K, V, left_window_size=-2), ValueError, "attention: expected left_window_size of -1, which leaves that side open, or more, got -2"),
+    "window": (lambda: ATT(Q, K, V, left_window_size=-2), ValueError, "attention: expected left_window_size of -1 or more, got -2; -1 leaves that side open"),
     "softmax_precision": (lambda: ATT(Q, K, V, softmax_precision=7), ValueError, "attention: expected softmax_precision of 1 (float32), 10 (float16), 11 (float64), 16 (bfloat16), got 7"),
     "softmax_precision that is not there": (lambda: ATT(*map(jnp.asarray, (Q, K, V)), softmax_precision=11), ValueError, "attention: expected a library with float64 for softmax_precision = 11 (float64), got jax without it"),
     "rank of X": (lambda: ROT(Q[0, 0], ONES, ONES), ValueError, "rotary_embedding: expected X of rank 4 (B, H, L, D) or 3 (B, L, H * D), got (3, 8)"),

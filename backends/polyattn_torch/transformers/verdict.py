@@ -180,14 +180,8 @@ def _output(model: PreTrainedModel, batch: Mapping[str, Any]) -> tuple[torch.Ten
 def _real(model: PreTrainedModel, batch: Mapping[str, Any], like: torch.Tensor) -> torch.Tensor:
     """Where the output is that of a token, not of padding: bools (B, L, 1, ...), or () if that is not known."""
     mask = batch.get("decoder_attention_mask" if model.config.is_encoder_decoder else "attention_mask")
-    if (
-        mask is not None
-        and mask.ndim == 2
-        and like.shape[0] > mask.shape[0] > 0 == like.shape[0] % mask.shape[0]
-    ):
-        mask = mask.repeat_interleave(
-            like.shape[0] // mask.shape[0], dim=0
-        )  # several rows an item, as codebooks are
+    if mask is not None and 0 < len(mask) < len(like) and len(like) % len(mask) == 0:
+        mask = mask.repeat_interleave(len(like) // len(mask), dim=0)  # several rows an item, as codebooks are
     if mask is None or mask.ndim != 2 or mask.shape != like.shape[:2]:
         return torch.ones((), dtype=torch.bool, device=like.device)
     return (mask != 0).reshape(*mask.shape, *(1,) * (like.ndim - 2))
