@@ -108,8 +108,6 @@ def _window(a: dict[str, Any]) -> Mask | None:
     for name in ("left_window_size", "right_window_size"):
         size = a.get(name, -1)
         if size < -1:
-            raise ValueError(
-                f"{_WHO}: expected {name} of -1 or more, got {size}; -1 leaves that side open"
-            )
+            raise ValueError(f"{_WHO}: expected {name} of -1 or more, got {size}; -1 leaves that side open")
         sides.append(None if size == -1 else size)
     return None if sides == [None, None] else masks.window(*sides)
