@@ -58,13 +58,14 @@ def test_a_module_takes_what_its_layer_takes() -> None:
     module = Module(layer)
     params = module.params()
     mask = masks.key_lengths(torch.tensor([5, 2]))
-    out, aux = module(
+    out, cache, aux = module.run(
         T, T[:, :3], mask=masks.key_lengths(torch.tensor([3, 2])), return_aux=AuxRequest(lse=True)
     )
-    assert (out.shape, aux.lse.shape) == ((2, 5, 8), (2, 2, 5))
+    assert (out.shape, cache, aux.lse.shape) == ((2, 5, 8), None, (2, 2, 5))
     assert torch.equal(module(x=T, mask=mask), layer(params, T, mask=mask))
-    out, cache = module(T, is_causal=True, cache=layer.empty_cache(2, 6, like=T))
-    assert cache.length == 5
+    out, cache, aux = module.run(T, is_causal=True, cache=layer.empty_cache(2, 6, like=T))
+    assert torch.equal(out, layer.run(params, T, is_causal=True, cache=layer.empty_cache(2, 6, like=T)).out)
+    assert (cache.length, aux) == (5, None)
 
 
 def test_a_state_dict_makes_the_same_module_again() -> None:
