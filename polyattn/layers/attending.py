@@ -26,6 +26,8 @@ class AttentionLayer(Layer):
     ((5, 8), None, (2, 5, 5))
     """
 
+    dropout_rate: float = 0.0
+
     def __call__(self, params: Params, *inputs: Any, **options: Any) -> Array:
         if asked := [name for name in ("cache", "return_aux") if name in options]:
             line = ", ".join(f"{name}=..." for name in asked)
@@ -39,13 +41,21 @@ class AttentionLayer(Layer):
         """The call with cache and return_aux, as a `LayerResult`."""
         raise NotImplementedError
 
+    def attend(
+        self, *qkv: Array, dropout_seed: Any, return_aux: AuxRequest | None, **options: Any
+    ) -> tuple[Array, AttentionAux | None]:
+        """`attention` in the name of this layer, which drops weights only where there is a seed; aux or None too."""
+        rate = 0.0 if dropout_seed is None else self.dropout_rate
+        given: dict[str, Any] = {"dropout_rate": rate, "dropout_seed": dropout_seed, "return_aux": return_aux}
+        found = attend(self.name, *qkv, **given, **options)
+        return (found, None) if return_aux is None else found
+
 
 class OneAttention(AttentionLayer):
-    """A layer around one call of `polyattn.attention`: x (..., L, embed_dim) looks at context (..., S, context_dim)."""
+    """A layer in which x (..., L, embed_dim) looks once at a context (..., S, context_dim)."""
 
     embed_dim: int
     context_dim: int | None
-    dropout_rate: float
 
     @property
     def source_dim(self) -> int:
@@ -62,26 +72,3 @@ class OneAttention(AttentionLayer):
                 "context_dim declares its width"
             )
         return source
-
-    def attend(
-        self,
-        query: Array,
-        key: Array,
-        value: Array,
-        *,
-        dropout_seed: int | Array | None,
-        return_aux: AuxRequest | None,
-        **options: Any,
-    ) -> tuple[Array, AttentionAux | None]:
-        """`attention` in the name of this layer, which drops weights only where there is a seed; aux or None too."""
-        found = attend(
-            self.name,
-            query,
-            key,
-            value,
-            dropout_rate=0.0 if dropout_seed is None else self.dropout_rate,
-            dropout_seed=dropout_seed,
-            return_aux=return_aux,
-            **options,
-        )
-        return (found, None) if return_aux is None else found

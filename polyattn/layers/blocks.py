@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 from polyattn._attention import AttentionAux, AuxRequest
@@ -39,24 +40,16 @@ class _Residual(AttentionLayer):
         self.check_rate(self.dropout_rate)
 
     def _around(
-        self,
-        part: str,
-        number: int,
-        params: Params,
-        x: Array,
-        *context: Array,
-        dropout_seed: int | Array | None,
-        **options: Any,
+        self, name: str, number: int, params: Params, x: Array, seed: Any, **options: Any
     ) -> LayerResult:
-        """The part of that name and its norm, which has that number, around x."""
-        layer, norm = self.parameters()[part], params[f"norm_{number}"]
-        inner, outer = (
-            None if dropout_seed is None else fold_in(dropout_seed, 2 * number + i) for i in range(2)
-        )
-        given = self.norm(norm, x) if self.norm_first else x
-        found = layer.run(params[part], given, *context, dropout_seed=inner, **options)  # type: ignore[union-attr]
+        """The part of that name and the norm of that number around x, which is `out` then."""
+        part: Any = self.parameters()[name]
+        inner, outer = (None if seed is None else fold_in(seed, 2 * number + i) for i in range(2))
+        norm = partial(self.norm, params[f"norm_{number}"])
+        given = norm(x) if self.norm_first else x
+        found: LayerResult = part.run(params[name], given, dropout_seed=inner, **options)
         x = x + drop(found.out, self.dropout_rate, outer)
-        return found._replace(out=x if self.norm_first else self.norm(norm, x))
+        return found._replace(out=x if self.norm_first else norm(x))
 
 
 @dataclass(frozen=True)
@@ -67,8 +60,9 @@ class EncoderBlock(_Residual):
         otherwise:    x = norm_1(x + attention(x));  x = norm_2(x + mlp(x))
 
     With causal attention this is the block of GPT and Llama. Params: "attention", "mlp", "norm_1", "norm_2".
-    The call is that of its attention, of x alone. dropout_rate drops entries of both residual branches where the call has
-    a dropout_seed. Nothing here has a silent default: see `EncoderBlock.preset`.
+    The call is that of its attention, but for the context: mask, bias, is_causal, query_offset, and with `run`
+    cache and return_aux. dropout_rate drops entries of both residual branches where the call has a dropout_seed.
+    Nothing here has a silent default: see `EncoderBlock.preset`.
 
     Source: Vaswani 2017, arXiv:1706.03762, section 3.1; norm first: Xiong 2020, arXiv:2002.04745.
 
@@ -89,22 +83,12 @@ class EncoderBlock(_Residual):
     def preset(cls, name: str, embed_dim: int, num_heads: int, mlp_dim: int, **changes: Any) -> Self:
         """The block that "torch", "flax" or "keras" means; changes replace entries of `PRESETS[name]`."""
         use = settings(f"polyattn.layers.{cls.__name__}.preset", name, changes)
-        rate = use["dropout_rate"]
-        return cls(
-            MultiHeadAttention(
-                embed_dim, num_heads, dropout_rate=rate, initializer=use["attention_initializer"]
-            ),
-            MLP(
-                embed_dim,
-                mlp_dim,
-                activation=use["activation"],
-                dropout_rate=rate,
-                initializer=use["mlp_initializer"],
-            ),
-            LayerNorm(embed_dim, epsilon=use["epsilon"]),
-            norm_first=use["norm_first"],
-            dropout_rate=rate,
-        )
+        rate, drawn = use["dropout_rate"], use["attention_initializer"]
+        attention = MultiHeadAttention(embed_dim, num_heads, dropout_rate=rate, initializer=drawn)
+        own = {"activation": use["activation"], "initializer": use["mlp_initializer"]}
+        mlp = MLP(embed_dim, mlp_dim, dropout_rate=rate, **own)
+        norm = LayerNorm(embed_dim, epsilon=use["epsilon"])
+        return cls(attention, mlp, norm, norm_first=use["norm_first"], dropout_rate=rate)
 
     def parameters(self) -> Mapping[str, Layer]:
         return {"attention": self.attention, "norm_1": self.norm, "mlp": self.mlp, "norm_2": self.norm}
@@ -113,32 +97,12 @@ class EncoderBlock(_Residual):
         """A cache for the attention of this block, without tokens."""
         return self.attention.empty_cache(batch, capacity, like=like)
 
-    def run(
-        self,
-        params: Params,
-        x: Array,
-        *,
-        mask: Any = None,
-        bias: Array | None = None,
-        is_causal: bool | None = None,
-        cache: KVCache | None = None,
-        dropout_seed: int | Array | None = None,
-        return_aux: AuxRequest | None = None,
-    ) -> LayerResult:
+    def run(self, params: Params, x: Array, *, dropout_seed: Any = None, **options: Any) -> LayerResult:
+        if "context" in options:
+            raise TypeError(f"{self.name}: expected x alone, got a context; take EncoderDecoderAttention")
         self.check(params, self.attention.embed_dim, x=x)
-        found = self._around(
-            "attention",
-            1,
-            params,
-            x,
-            mask=mask,
-            bias=bias,
-            is_causal=is_causal,
-            cache=cache,
-            dropout_seed=dropout_seed,
-            return_aux=return_aux,
-        )
-        return found._replace(out=self._around("mlp", 2, params, found.out, dropout_seed=dropout_seed).out)
+        found = self._around("attention", 1, params, x, dropout_seed, **options)
+        return found._replace(out=self._around("mlp", 2, params, found.out, dropout_seed).out)
 
 
 @dataclass(frozen=True)
@@ -187,41 +151,22 @@ class EncoderDecoderAttention(_Residual):
         x: Array,
         context: Array,
         *,
-        mask: Any = None,
-        bias: Array | None = None,
         context_mask: Any = None,
         context_bias: Array | None = None,
         is_causal: bool = True,
-        cache: KVCache | None = None,
         dropout_seed: int | Array | None = None,
         return_aux: AuxRequest | None = None,
+        **options: Any,
     ) -> LayerResult:
         if context is None:
             raise ValueError(f"{self.name}: expected a context, got None; without one take EncoderBlock")
         self.check(params, self.self_attention.embed_dim, x=x, context=context)
-        own = self._around(
-            "self_attention",
-            1,
-            params,
-            x,
-            mask=mask,
-            bias=bias,
-            is_causal=is_causal,
-            cache=cache,
-            dropout_seed=dropout_seed,
-            return_aux=return_aux,
-        )
-        other = self._around(
-            "cross_attention",
-            2,
-            params,
-            own.out,
-            context,
-            mask=context_mask,
-            dropout_seed=dropout_seed,
-            return_aux=return_aux,
-            **({} if context_bias is None else {"bias": context_bias}),  # additive attention has none
-        )
+        options |= {"is_causal": is_causal, "return_aux": return_aux}
+        own = self._around("self_attention", 1, params, x, dropout_seed, **options)
+        options = {"context": context, "mask": context_mask, "return_aux": return_aux}
+        if context_bias is not None:  # additive attention has none
+            options["bias"] = context_bias
+        other = self._around("cross_attention", 2, params, own.out, dropout_seed, **options)
         aux = None if return_aux is None else DecoderAux(own.aux, other.aux)
         return LayerResult(other.out, own.cache, aux)
 
@@ -244,19 +189,13 @@ class DecoderBlock(EncoderDecoderAttention):
         """The block that "torch", "flax" or "keras" means; changes replace entries of `PRESETS[name]`."""
         use = settings(f"polyattn.layers.{cls.__name__}.preset", name, changes)
         encoder = EncoderBlock.preset(name, embed_dim, num_heads, mlp_dim, **use)
-        return cls(
-            encoder.attention,
-            encoder.attention,
-            encoder.norm,
-            mlp=encoder.mlp,
-            norm_first=encoder.norm_first,
-            dropout_rate=encoder.dropout_rate,
-        )
+        attend, mlp, first = encoder.attention, encoder.mlp, encoder.norm_first
+        rate = encoder.dropout_rate
+        return cls(attend, attend, encoder.norm, mlp=mlp, norm_first=first, dropout_rate=rate)
 
     def parameters(self) -> Mapping[str, Layer]:
         return {**super().parameters(), "mlp": self.mlp, "norm_3": self.norm}
 
     def run(self, params: Params, x: Array, context: Array, **options: Any) -> LayerResult:
         found = super().run(params, x, context, **options)
-        last = self._around("mlp", 3, params, found.out, dropout_seed=options.get("dropout_seed"))
-        return found._replace(out=last.out)
+        return found._replace(out=self._around("mlp", 3, params, found.out, options.get("dropout_seed")).out)

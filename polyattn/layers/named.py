@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
-from polyattn._attention import AuxRequest, Wish, attend
+from polyattn._attention import AuxRequest, Wish
 from polyattn.arrays import Array
 from polyattn.layers.attending import AttentionLayer
 from polyattn.layers.layer import LayerResult, Params
@@ -56,19 +56,17 @@ class ScaledDotProductAttention(AttentionLayer):
         **options: Any,
     ) -> LayerResult:
         self.check_params(params, query)
-        found = attend(
-            self.name,
+        out, aux = self.attend(
             query,
             key,
             value,
             scale=self.scale,
-            dropout_rate=0.0 if dropout_seed is None else self.dropout_rate,
+            implementation=self.implementation,
             dropout_seed=dropout_seed,
             return_aux=return_aux,
-            implementation=self.implementation,
             **options,
         )
-        return LayerResult(found) if return_aux is None else LayerResult(found[0], aux=found[1])
+        return LayerResult(out, aux=aux)
 
 
 @dataclass(frozen=True)

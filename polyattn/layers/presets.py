@@ -7,35 +7,21 @@ from typing import Any
 
 __all__ = ["PRESETS", "settings"]
 
+_NAMES = ("torch", "flax", "keras")
+_ENTRIES = {
+    "epsilon": (1e-5, 1e-6, 1e-3),
+    "activation": ("relu", "gelu_tanh", "relu"),
+    "norm_first": (False, True, False),
+    "dropout_rate": (0.1, 0.0, 0.0),
+    "attention_initializer": ("xavier_packed", "lecun_normal", "glorot_uniform"),
+    "mlp_initializer": ("torch_linear", "lecun_normal", "glorot_uniform"),
+}
 #: torch: `torch.nn.TransformerEncoderLayer`. flax: the defaults of nnx.LayerNorm, nnx.gelu and
 #: nnx.MultiHeadAttention, normalised first as in Flax's own examples. keras: the defaults of
 #: keras.layers.LayerNormalization and keras.layers.MultiHeadAttention, with the ReLU and the order of Keras
 #: Hub's TransformerEncoder.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "torch": {
-        "epsilon": 1e-5,
-        "activation": "relu",
-        "norm_first": False,
-        "dropout_rate": 0.1,
-        "attention_initializer": "xavier_packed",
-        "mlp_initializer": "torch_linear",
-    },
-    "flax": {
-        "epsilon": 1e-6,
-        "activation": "gelu_tanh",
-        "norm_first": True,
-        "dropout_rate": 0.0,
-        "attention_initializer": "lecun_normal",
-        "mlp_initializer": "lecun_normal",
-    },
-    "keras": {
-        "epsilon": 1e-3,
-        "activation": "relu",
-        "norm_first": False,
-        "dropout_rate": 0.0,
-        "attention_initializer": "glorot_uniform",
-        "mlp_initializer": "glorot_uniform",
-    },
+    name: {entry: values[i] for entry, values in _ENTRIES.items()} for i, name in enumerate(_NAMES)
 }
 
 

@@ -54,25 +54,18 @@ class _Stack(AttentionLayer):
                 f"{self.name}: expected a cache for each of the {self.depth} blocks, got {len(cache)}; "
                 "make them with empty_cache"
             )
-        found = []
+        caches, aux = [], []
         for i in range(self.depth):
-            result = self.block.run(
-                params[f"block_{i}"],
-                x,
-                *context,
-                cache=None if cache is None else cache[i],
-                dropout_seed=None if dropout_seed is None else fold_in(dropout_seed, i),
-                return_aux=return_aux,
-                **options,
-            )
-            x = result.out
-            found.append(result)
+            own = {"cache": None if cache is None else cache[i], "return_aux": return_aux}
+            seed = None if dropout_seed is None else fold_in(dropout_seed, i)
+            found = self.block.run(params[f"block_{i}"], x, *context, dropout_seed=seed, **own, **options)
+            x = found.out
+            caches.append(found.cache)
+            aux.append(found.aux)
         if self.final_norm is not None:
             x = self.final_norm(params["norm"], x)
         return LayerResult(
-            x,
-            None if cache is None else tuple(result.cache for result in found),
-            None if return_aux is None else tuple(result.aux for result in found),
+            x, None if cache is None else tuple(caches), None if return_aux is None else tuple(aux)
         )
 
 

@@ -18,6 +18,19 @@ from polyattn.weights.tree import check_params, convert, flatten, unflatten
 __all__ = ["load", "save"]
 
 
+#: What NumPy, zipfile and zlib raise where bytes are not what they should be.
+_DAMAGED = (
+    ValueError,
+    TypeError,
+    OSError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
 def save(params: Params, path: str | os.PathLike[str], *, metadata: Mapping[str, str] | None = None) -> None:
     """Writes nested params to a .safetensors or .npz file, names joined by dots; replaces the file as a whole.
 
@@ -124,17 +137,7 @@ def _npz(path: Path) -> dict[str, Any]:
         return arrays
     except FileNotFoundError:
         raise
-    # What NumPy, zipfile and zlib raise where bytes are not what they should be.
-    except (
-        ValueError,
-        TypeError,
-        OSError,
-        EOFError,
-        MemoryError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except _DAMAGED as error:
         raise ValueError(
             f"polyattn.weights.load: expected a whole .npz file of plain arrays, got {path.name!r}, of which NumPy "
             f"says: {error}; was it cut short, or does it hold pickled objects?"

@@ -146,21 +146,22 @@ def _part(f: Format, layer: Layer, ours: str, theirs: str) -> list[Rule]:
     ]
 
 
-_AFFINE = {"scale": "weight", "bias": "bias"}
+def _affine(names: Mapping[str, str]) -> dict[str, str]:
+    """The names of the arrays of linear maps, from those of the maps."""
+    arrays = (("w", "weight"), ("b", "bias"))
+    return {f"{kind}_{ours}": f"{theirs}.{array}" for ours, theirs in names.items() for kind, array in arrays}
+
+
+_NORM = {"scale": "weight", "bias": "bias"}
 _LINEAR = {"w": "weight", "b": "bias"}
 
 #: The formats that are known, by name.
 FORMATS: Mapping[str, Format] = {
     "torch": Format(
         torch_attention,
-        _AFFINE,
+        _NORM,
         linear=_LINEAR,
-        mlp={
-            "w_in": "linear1.weight",
-            "b_in": "linear1.bias",
-            "w_out": "linear2.weight",
-            "b_out": "linear2.bias",
-        },
+        mlp=_affine({"in": "linear1", "out": "linear2"}),
         encoder={"attention": "self_attn.", "norm_1": "norm1.", "mlp": "", "norm_2": "norm2."},
         decoder={
             "self_attention": "self_attn.",
@@ -173,54 +174,40 @@ FORMATS: Mapping[str, Format] = {
         stack=("layers.{}.", "norm."),
     ),
     "flax": Format(
-        separate({"q": "query", "k": "key", "v": "value", "o": "out"}, ".kernel", ".bias", False),
+        separate("query key value out", ".kernel", ".bias", False),
         {"scale": "scale", "bias": "bias"},
         qk_norm={"q_norm": "query_ln.", "k_norm": "key_ln."},
         linear={"w": "kernel", "b": "bias"},
         transposed=False,
     ),
     "keras": Format(
-        separate(
-            {"q": "query", "k": "key", "v": "value", "o": "attention_output"}, "/kernel", "/bias", False
-        ),
+        separate("query key value attention_output", "/kernel", "/bias", False),
         {"scale": "gamma", "bias": "beta"},
         rms_norm={"scale": "scale"},
         linear={"w": "kernel", "b": "bias"},
         transposed=False,
     ),
     "equinox": Format(
-        separate(
-            {"q": "query_proj", "k": "key_proj", "v": "value_proj", "o": "output_proj"},
-            ".weight",
-            ".bias",
-            True,
-        ),
-        _AFFINE,
+        separate("query_proj key_proj value_proj output_proj", ".weight", ".bias", True),
+        _NORM,
         linear=_LINEAR,
     ),
     "gpt2": Format(
         gpt2_attention,
-        _AFFINE,
+        _NORM,
         linear=_LINEAR,
-        mlp={"w_in": "c_fc.weight", "b_in": "c_fc.bias", "w_out": "c_proj.weight", "b_out": "c_proj.bias"},
+        mlp=_affine({"in": "c_fc", "out": "c_proj"}),
         encoder={"attention": "attn.", "norm_1": "ln_1.", "mlp": "mlp.", "norm_2": "ln_2."},
         stack=("h.{}.", "ln_f."),
         transposed=False,
     ),
     "llama": Format(
-        separate({"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}, ".weight", ".bias", True),
-        _AFFINE,
+        separate("q_proj k_proj v_proj o_proj", ".weight", ".bias", True),
+        _NORM,
         qk_norm={"q_norm": "q_norm.", "k_norm": "k_norm."},
         sinks="sinks",
         linear=_LINEAR,
-        mlp={
-            "w_in": "up_proj.weight",
-            "w_gate": "gate_proj.weight",
-            "w_out": "down_proj.weight",
-            "b_in": "up_proj.bias",
-            "b_gate": "gate_proj.bias",
-            "b_out": "down_proj.bias",
-        },
+        mlp=_affine({"in": "up_proj", "gate": "gate_proj", "out": "down_proj"}),
         encoder={
             "attention": "self_attn.",
             "norm_1": "input_layernorm.",
@@ -230,20 +217,10 @@ FORMATS: Mapping[str, Format] = {
         stack=("layers.{}.", "norm."),
     ),
     "bert": Format(
-        separate(
-            {"q": "self.query", "k": "self.key", "v": "self.value", "o": "output.dense"},
-            ".weight",
-            ".bias",
-            True,
-        ),
-        _AFFINE,
+        separate("self.query self.key self.value output.dense", ".weight", ".bias", True),
+        _NORM,
         linear=_LINEAR,
-        mlp={
-            "w_in": "intermediate.dense.weight",
-            "b_in": "intermediate.dense.bias",
-            "w_out": "output.dense.weight",
-            "b_out": "output.dense.bias",
-        },
+        mlp=_affine({"in": "intermediate.dense", "out": "output.dense"}),
         encoder={
             "attention": "attention.",
             "norm_1": "attention.output.LayerNorm.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from polyattn.arrays import Array, backend_of
@@ -64,16 +64,17 @@ def shapes(layer: Layer) -> dict[str, tuple[int, ...]]:
 
 
 def separate(
-    names: Mapping[str, str], weight: str, bias: str, transposed: bool
+    names: str, weight: str, bias: str, transposed: bool
 ) -> Callable[[MultiHeadAttention], list[Rule]]:
-    """Four linear maps with names of their own; flat (H D) where transposed, else with explicit heads."""
+    """Four linear maps, named in the order q, k, v, o; flat (H D) where transposed, else with explicit heads."""
+    name_of = dict(zip("qkvo", names.split(), strict=True))
 
     def rules(layer: MultiHeadAttention) -> list[Rule]:
         found = []
         for ours, shape in shapes(layer).items():
             if not ours.startswith(("w_", "b_")):
                 continue
-            theirs = names[ours[2:]] + (weight if ours[0] == "w" else bias)
+            theirs = name_of[ours[2:]] + (weight if ours[0] == "w" else bias)
             if not transposed:
                 found.append(same(theirs, ours, shape))
             elif ours[0] == "w":

@@ -310,6 +310,20 @@ def test_equinox_differentiates_and_maps_a_module() -> None:
     assert equinox_module(layer, dtype=jnp.bfloat16).params["w_q"].dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("make", [Module, nnx_module, equinox_module])
+def test_run_of_a_module_is_run_of_its_layer(make: Callable[..., Any]) -> None:
+    layer, x = layers.CausalSelfAttention(8, 2, context_length=5, sinks=True), T if make is Module else J
+    module, params = make(layer, seed=3), layer.init(3, like=x)
+    options = {"cache": layer.empty_cache(2, 6, like=x), "return_aux": AuxRequest(lse=True)}
+    found, plain = module.run(x, **options), layer.run(params, x, **options)
+    assert type(found) is layers.LayerResult
+    assert np.array_equal(np.asarray(found.out.tolist()), np.asarray(plain.out.tolist()))
+    assert np.array_equal(np.asarray(found.aux.lse.tolist()), np.asarray(plain.aux.lse.tolist()))
+    assert found.cache.length == 5
+    with pytest.raises(TypeError, match="expected neither cache nor return_aux in a call"):
+        module(x, **options)
+
+
 @pytest.mark.parametrize("make", [nnx_module, equinox_module])
 def test_two_modules_of_one_layer_are_trees_of_one_structure(make: Callable[..., Any]) -> None:
     layer = layers.Encoder(layers.EncoderBlock.preset("flax", 8, 2, 12), 2)

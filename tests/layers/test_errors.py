@@ -129,6 +129,7 @@ KINDS: dict[str, tuple[Callable[[], Any], str]] = {
     "tokens that are no integers": (call(TABLE, np.array([1.0])), "Embedding: expected an array of integer tokens, got dtype('float64'); convert them to integers"),
     "tokens as a list": (call(TABLE, [1]), "Embedding: expected an array of integer tokens, got [1]; convert them to integers"),
     "a table of another library": (lambda: TABLE(init(TABLE), torch.tensor([1])), f"Embedding: expected params['table'] to be an array of torch like x, got numpy{CONVERT}"),
+    "a context for an encoder": (call(BLOCK, X, context=X), "EncoderBlock: expected x alone, got a context; take EncoderDecoderAttention"),
     "sinks as numbers": (lambda: MHA(8, 2, sinks=0.5), "MultiHeadAttention: expected sinks=True or False, got 0.5; the logits themselves are the parameter 'sinks'"),  # type: ignore[arg-type]
     "a bias that is no array": (call(ATTEND, X, bias=True), "MultiHeadAttention: expected bias to be an array of an array API library (NumPy, JAX, PyTorch, ...), got bool; convert it, for example with numpy.asarray"),
     "return_aux": (run(layers.AdditiveAttention(8, 4), X, return_aux=True), "AdditiveAttention: expected return_aux to be an AuxRequest or None, got True; write return_aux=AuxRequest(lse=True)"),
@@ -172,6 +173,8 @@ def test_a_sentence_names_the_subclass_that_was_called(eager: Bench) -> None:
 def test_an_unknown_option_is_refused() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'casual'"):
         ATTEND(PARAMS, X, casual=True)
+    with pytest.raises(TypeError, match="keyword argument 'scale'"):  # it is part of the layer
+        layers.ScaledDotProductAttention()({}, X, X, X, scale=1.0)
     with pytest.raises(TypeError, match=r"^polyattn\.layers\.ScaledDotProductAttention: .*got 'attn_mask'"):
         layers.ScaledDotProductAttention()({}, X, X, X, attn_mask=None)
 
