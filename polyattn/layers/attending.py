@@ -42,12 +42,19 @@ class AttentionLayer(Layer):
         raise NotImplementedError
 
     def attend(
-        self, *qkv: Array, dropout_seed: Any, return_aux: AuxRequest | None, **options: Any
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        *,
+        dropout_seed: int | Array | None,
+        return_aux: AuxRequest | None,
+        **options: Any,
     ) -> tuple[Array, AttentionAux | None]:
         """`attention` in the name of this layer, which drops weights only where there is a seed; aux or None too."""
         rate = 0.0 if dropout_seed is None else self.dropout_rate
         given: dict[str, Any] = {"dropout_rate": rate, "dropout_seed": dropout_seed, "return_aux": return_aux}
-        found = attend(self.name, *qkv, **given, **options)
+        found = attend(self.name, query, key, value, **given, **options)
         return (found, None) if return_aux is None else found
 
 

@@ -1,4 +1,7 @@
-"""Dot-product attention with projections: the one layer that most others are a name for."""
+"""Dot-product attention with projections: the one layer that most others are a name for.
+
+The way of a call: `__call__` -> `run` -> `project` (x to heads) -> `attend` (heads to heads) -> `_join` (heads to x).
+"""
 
 from __future__ import annotations
 
