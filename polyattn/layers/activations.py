@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from polyattn.arrays import Array, backend_of
 
+__all__ = ["ACTIVATIONS", "erf", "gelu", "gelu_tanh", "relu", "silu"]
+
 
 def relu(x: Array) -> Array:
     """max(x, 0)."""

@@ -80,7 +80,7 @@ def _bound(layer: Layer, params: Params) -> Callable[..., Any]:
         }
 
     made = constants(params)
-    return lambda *inputs: layer(made, *inputs)  # type: ignore[operator]
+    return lambda *inputs: layer(made, *inputs)
 
 
 def _build(f: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:

@@ -292,7 +292,8 @@ def test_a_step_of_decoding_with_a_cache_is_a_model() -> None:
     params = layer.init(0, like=x)
 
     def step(x: Any, key: Any, value: Any, length: Any) -> Any:
-        out, cache = layer(weights.convert(params, like=x), x, cache=KVCache(key, value, length))
+        given = weights.convert(params, like=x)
+        out, cache, _ = layer.run(given, x, cache=KVCache(key, value, length))
         return out, cache.key, cache.value, cache.length
 
     state = [normal(2, 1, 16, 4) * 0, normal(2, 1, 16, 4) * 0, np.asarray(0, np.int32)]

@@ -24,7 +24,7 @@ on_every_library = pytest.mark.parametrize("library", LIBRARIES)
 LAYER = layers.MultiHeadAttention(8, 2, is_causal=True)
 PARAMS = drawn(LAYER)
 X = normal(2, 6, 8)
-COMPILED = jax.jit(LAYER)
+COMPILED = jax.jit(LAYER.run)
 
 
 def full() -> Floats:
@@ -92,9 +92,9 @@ def test_prefill_in_pieces_gives_the_rows_of_the_full_causal_result(
     bench = bench_of(library)
     params, x = given(bench)
     cache, rows, start = LAYER.empty_cache(2, 7, like=x), [], 0
-    call = COMPILED if library == "jax" else LAYER
+    call = COMPILED if library == "jax" else LAYER.run
     for n in pieces:
-        out, cache = call(params, x[:, start : start + n, :], cache=cache)
+        out, cache, _ = call(params, x[:, start : start + n, :], cache=cache)
         rows.append(bench.numpy(out))
         start += n
     assert np.abs(np.concatenate(rows, 1) - full()).max() <= room() < 1e-4
@@ -116,7 +116,7 @@ def test_one_compiled_step_serves_every_position(library: str) -> None:
     def step(params: Any, x: Any, cache: KVCache) -> Any:
         if library == "jax":
             programs.append(step)
-        return LAYER(params, x, cache=cache)
+        return LAYER.run(params, x, cache=cache)
 
     def kept(graph: Any, inputs: Any) -> Any:
         programs.append(graph)
@@ -129,7 +129,7 @@ def test_one_compiled_step_serves_every_position(library: str) -> None:
         call, length = torch.compile(step, fullgraph=True, backend=kept), torch.tensor(0)
     cache, rows = LAYER.empty_cache(2, 7, like=x)._replace(length=length), []
     for i in range(6):
-        out, cache = call(params, x[:, i : i + 1], cache)
+        out, cache, _ = call(params, x[:, i : i + 1], cache)
         rows.append(bench.numpy(out))
     assert int(cache.length) == 6
     assert np.abs(np.concatenate(rows, 1) - full()).max() <= room()
@@ -141,8 +141,8 @@ def test_one_compiled_step_serves_every_position(library: str) -> None:
 def test_what_lies_beyond_length_has_no_influence_by_one_bit(library: str, poison: float) -> None:
     bench = bench_of(library)
     params, x = given(bench)
-    call = COMPILED if library == "jax" else LAYER
-    cache = call(params, x[:, :4, :], cache=LAYER.empty_cache(2, 8, like=x))[1]
+    call = COMPILED if library == "jax" else LAYER.run
+    cache = call(params, x[:, :4, :], cache=LAYER.empty_cache(2, 8, like=x)).cache
 
     def poisoned(a: Any) -> Any:
         values = bench.numpy(a).copy()
@@ -152,7 +152,7 @@ def test_what_lies_beyond_length_has_no_influence_by_one_bit(library: str, poiso
     other = cache._replace(key=poisoned(cache.key), value=poisoned(cache.value))
     with np.errstate(invalid="ignore", over="ignore"):  # what is hidden is multiplied all the same
         for n in (1, 2) if library != "jax" else (2,):
-            clean, dirty = (call(params, x[:, 4 : 4 + n, :], cache=c)[0] for c in (cache, other))
+            clean, dirty = (call(params, x[:, 4 : 4 + n, :], cache=c).out for c in (cache, other))
             assert np.array_equal(bench.numpy(clean), bench.numpy(dirty))
 
 
@@ -178,7 +178,7 @@ def test_without_a_causal_mask_all_that_is_there_is_seen_and_nothing_else(librar
     cache, seen = LAYER.empty_cache(2, 9, like=x), 0
     for n in (4, 2):
         new = slice(seen, seen + n)
-        out, cache = LAYER(params, x[:, new], cache=cache, is_causal=False)
+        out, cache, _ = LAYER.run(params, x[:, new], cache=cache, is_causal=False)
         seen += n
         true = formulas.multihead(PARAMS, X[:, new], X[:, :seen])[0]
         assert np.abs(bench.numpy(out) - true).max() <= room()
@@ -186,12 +186,12 @@ def test_without_a_causal_mask_all_that_is_there_is_seen_and_nothing_else(librar
 
 def test_a_mask_of_the_call_covers_the_capacity_of_the_cache() -> None:
     """Keys 0 and 1 hidden, by an array and by a mask of positions."""
-    cache = LAYER(PARAMS, X[:, :4], cache=LAYER.empty_cache(2, 7, like=X))[1]
+    cache = LAYER.run(PARAMS, X[:, :4], cache=LAYER.empty_cache(2, 7, like=X)).cache
     allowed = np.tri(6) * (np.arange(6) >= 2)
     true = formulas.multihead(PARAMS, X, allowed=allowed)[0][:, 4:]
     for mask in (np.arange(7) >= 2, masks.mask_mod(lambda b, h, q, kv: kv >= 2), ~masks.prefix(2)):
         given = mask[None, None, None] if isinstance(mask, np.ndarray) else mask
-        out, _ = LAYER(PARAMS, X[:, 4:], cache=cache, mask=given)
+        out = LAYER.run(PARAMS, X[:, 4:], cache=cache, mask=given).out
         assert np.abs(out - true).max() <= room() * 2.0**-29
 
 
@@ -207,8 +207,8 @@ def test_the_gradient_reaches_the_tokens_of_earlier_pieces() -> None:
     bench = bench_of("torch")
     params, x = given(bench)
     x.requires_grad_()
-    cache = LAYER(params, x[:, :4], cache=LAYER.empty_cache(2, 6, like=x))[1]
-    LAYER(params, x[:, 4:], cache=cache)[0].square().sum().backward()
+    cache = LAYER.run(params, x[:, :4], cache=LAYER.empty_cache(2, 6, like=x)).cache
+    LAYER.run(params, x[:, 4:], cache=cache).out.square().sum().backward()
     assert (x.grad.abs().amax(-1) > 0).all()
 
 
@@ -320,7 +320,7 @@ def test_tokens_that_do_not_fit_read_as_nan_where_a_compiler_traces_the_length(l
     params, x = given(bench)
 
     def step(params: Any, x: Any, cache: KVCache) -> Any:
-        return LAYER(params, x, cache=cache)
+        return LAYER.run(params, x, cache=cache)
 
     if library == "jax":
         call, length = jax.jit(step), jnp.asarray(3)
@@ -328,10 +328,10 @@ def test_tokens_that_do_not_fit_read_as_nan_where_a_compiler_traces_the_length(l
         torch.compiler.reset()
         call, length = torch.compile(step, fullgraph=True, backend="aot_eager"), torch.tensor(3)
     cache = LAYER.empty_cache(2, 4, like=x)._replace(length=length)
-    out, cache = call(params, x[:, :1], cache)
+    out, cache, _ = call(params, x[:, :1], cache)
     assert np.isfinite(bench.numpy(out)).all()
     for _ in range(2):
-        out, cache = call(params, x[:, :1], cache)
+        out, cache, _ = call(params, x[:, :1], cache)
         assert np.isnan(bench.numpy(out)).all()
 
 
