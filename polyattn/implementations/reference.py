@@ -112,10 +112,10 @@ def dropout_at(p: Problem, at: Positions) -> Array | None:
 
 
 def sink(sinks: Array, like: Partial) -> Partial:
-    """A sink (H|1, 1, 1) is one more key, with the sink as its score and nothing as its value."""
+    """A sink (1, H|1, 1, 1) is one more key, with the sink as its score and nothing as its value."""
     backend = backend_of(sinks)
     width = like.acc.shape[-1]
-    return lift(sinks, backend.xp.zeros((1, 1, width), dtype=sinks.dtype, device=backend.device(sinks)))
+    return lift(sinks, backend.xp.zeros((1, 1, 1, width), dtype=sinks.dtype, device=backend.device(sinks)))
 
 
 def visible_keys(allowed: Array, kv_heads: int, xp: Namespace) -> Array:

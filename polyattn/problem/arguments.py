@@ -146,12 +146,12 @@ def sinks(call: Call) -> Array | None:
     made = _per_head(call, given, "sinks")
     if isinstance(made, float):
         made = call.backend.asarray(made, call.compute_dtype, call.query)
-        return call.backend.xp.reshape(made, (1, 1, 1))
+        return call.backend.xp.reshape(made, (1, 1, 1, 1))
     return made
 
 
 def _per_head(call: Call, value: Any, name: str) -> float | Array:
-    """A number, or an array of shape (), (1,) or (Hq,) as (Hq|1, 1, 1) in the compute dtype."""
+    """A number, or an array of shape (), (1,) or (Hq,) as (1, Hq|1, 1, 1) in the compute dtype."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if not is_array(value):
@@ -169,7 +169,7 @@ def _per_head(call: Call, value: Any, name: str) -> float | Array:
             f"{call.who}: expected {name} to be a scalar or of shape ({heads},), one per query head, "
             f"got shape {shape}; pass one value per head"
         )
-    return call.backend.xp.reshape(call.backend.astype(value, call.compute_dtype), (-1, 1, 1))
+    return call.backend.xp.reshape(call.backend.astype(value, call.compute_dtype), (1, -1, 1, 1))
 
 
 def dropout_rate(call: Call) -> float:

@@ -35,7 +35,7 @@ class Problem:
     q: Array
     k: Array
     v: Array
-    scale: float | Array  # a number or (Hq|1, 1, 1)
+    scale: float | Array  # a number or (1, Hq|1, 1, 1)
     backend: Backend
     frame: Frame
     axes: Axes
@@ -44,7 +44,7 @@ class Problem:
     bias: Array | None = field(default=None, metadata=by(arguments.bias))  # (B|1, Hq|1, L|1, S|1)
     sinks: Array | None = field(
         default=None, metadata=by(arguments.sinks)
-    )  # (Hq|1, 1, 1) in the compute dtype
+    )  # (1, Hq|1, 1, 1) in the compute dtype
     score_mod: mods.ScoreMod | None = field(default=None, metadata=by(arguments.score_mod))
     mask: Mask | None = field(
         default=None, metadata=by(arguments.mask, "mask", "is_causal", "key_positions", "key_offset")
