@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 import array_api_strict
@@ -26,6 +28,50 @@ VARIANTS: dict[str, Callable[[], Bench]] = {
     "torch": TorchBench,
     "torch-compile": lambda: TorchBench(compile="aot_eager"),
 }
+
+
+LIBRARIES = {
+    "numpy": "numpy",
+    "strict": "array_api_strict",
+    "jax": "jax",
+    "torch": "torch",
+}  # and their modules
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--libraries", help="only these of numpy, strict, jax and torch, joined by commas")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    asked = config.getoption("--libraries")
+    for library in asked.split(",") if asked is not None else ():
+        if library not in LIBRARIES:
+            raise pytest.UsageError(
+                f"--libraries: expected some of {', '.join(LIBRARIES)}, got {library!r}; check its spelling"
+            )
+        try:
+            import_module(LIBRARIES[library])
+        except ImportError as error:
+            raise pytest.UsageError(f"--libraries: {library} was asked for and is missing: {error}") from None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --libraries the tests of another library are left out."""
+    asked = config.getoption("--libraries")
+    if asked is not None:
+        others = {name for name in LIBRARIES if name not in asked.split(",")}
+        others |= {"jnp"} if "jax" in others else set()
+        left_out = [item for item in items if others & _words(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not others & _words(item)]
+
+
+def _words(item: pytest.Item) -> set[str]:
+    """The words that may name a library: in the name of a test, in its parameters ("jax-jit", "torch"), in its code."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    spoken = [re.split(r"[-_ ]", x)[0] for x in parameters if isinstance(x, str)]
+    code = item.function.__code__.co_names if hasattr(item, "function") else ()
+    return {*item.name.partition("[")[0].split("_"), *spoken, *code}
 
 
 @pytest.fixture(autouse=True, scope="module")

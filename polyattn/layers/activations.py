@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from polyattn.arrays import Array, backend_of
 
-__all__ = ["ACTIVATIONS", "erf", "gelu", "gelu_tanh", "relu", "silu"]
+__all__ = ["ACTIVATIONS", "gelu", "gelu_tanh", "relu", "silu"]
 
 
 def relu(x: Array) -> Array:
