@@ -13,12 +13,14 @@ from polyattn._attention import AuxRequest
 from polyattn.arrays import backend_of, is_array
 from polyattn.conventions.answers import Answer, Settings, answer
 from polyattn.conventions.call import pose
-from polyattn.dialects.questions import QUESTIONS, Case, Choice
-from polyattn.dialects.record import Dialect
+from polyattn.dialects.questions import QUESTIONS, Convention, WrittenCall
+from polyattn.dialects.record import Record
 from polyattn.dialects.table import dialect
 from polyattn.parity.explain import parse_plan
 from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF, round_to
 from polyattn.truth.spec import Floats
+
+__all__ = ["Explanation", "Trap", "explain", "explain_words"]
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def explain_words(a: str, b: str, words: str, seed: int = 0) -> Explanation:
     return explain(a, b, q, k, v, **options, return_aux=AuxRequest(lse=bool(n["lse"])), dtype=dtype)
 
 
-def _case(query: Any, key: Any, value: Any, given: dict[str, Any]) -> Case:
+def _case(query: Any, key: Any, value: Any, given: dict[str, Any]) -> WrittenCall:
     given = dict(given)
     aux, dtype = given.pop("return_aux", None), given.pop("dtype", None)
     mask, numbers = given.get("mask"), False
@@ -188,10 +190,10 @@ def _case(query: Any, key: Any, value: Any, given: dict[str, Any]) -> Case:
     call = pose(query, key, value, given)
     if dtype is None:
         dtype = (backend_of(query).to_numpy(query) if is_array(query) else np.asarray(query)).dtype.name
-    return Case(call, given.get("layout", "BHLD"), dtype, numbers, bool(getattr(aux, "lse", False)))
+    return WrittenCall(call, given.get("layout", "BHLD"), dtype, numbers, bool(getattr(aux, "lse", False)))
 
 
-def _trap(case: Case, name: str, a: Dialect, b: Dialect, meant: Answer) -> Trap:
+def _trap(case: WrittenCall, name: str, a: Record, b: Record, meant: Answer) -> Trap:
     question = QUESTIONS[name]
     one, other = a.choice(name), b.choice(name)
     trap = Trap(name, (one.says, other.says))
@@ -219,7 +221,7 @@ def _trap(case: Case, name: str, a: Dialect, b: Dialect, meant: Answer) -> Trap:
     return trap
 
 
-def _against_contract(case: Case, name: str, a: Dialect, b: Dialect, meant: Answer) -> Trap:
+def _against_contract(case: WrittenCall, name: str, a: Record, b: Record, meant: Answer) -> Trap:
     """What both do alike, compared with the contract."""
     one, other = a.choice(name), b.choice(name)
     trap = Trap(name, (one.says, other.says))
@@ -228,14 +230,14 @@ def _against_contract(case: Case, name: str, a: Dialect, b: Dialect, meant: Answ
     if one.refuses or other.refuses:
         return replace(trap, refuses=(one.refuses, other.refuses))
     try:
-        outs = [answer(case.call, b.settings(case, **{name: x})).out for x in (Choice("as meant"), other)]
+        outs = [answer(case.call, b.settings(case, **{name: x})).out for x in (Convention("as meant"), other)]
     except (ValueError, IndexError):
         return trap
     found = _measured(trap, outs[0], outs[1], case, meant)
     return found if found.values is None else replace(found, values=(found.values[1],) * 2)
 
 
-def _measured(trap: Trap, one: Floats, other: Floats, case: Case, meant: Answer) -> Trap:
+def _measured(trap: Trap, one: Floats, other: Floats, case: WrittenCall, meant: Answer) -> Trap:
     if one.shape != other.shape:
         return replace(trap, eta=math.inf)
     unit = UNIT_ROUNDOFF.get(case.dtype, UNIT_ROUNDOFF["float32"])
@@ -249,7 +251,7 @@ def _measured(trap: Trap, one: Floats, other: Floats, case: Case, meant: Answer)
     return replace(trap, eta=float(ratio.max()), where=where, values=values, meant=float(meant.out[where]))
 
 
-def _returned(case: Case, d: Dialect) -> Floats | str:
+def _returned(case: WrittenCall, d: Record) -> Floats | str:
     """What a library gives if only the layout is right."""
     refusals = [name for name in d.refusals(case) if name != "layout"]
     if refusals:
