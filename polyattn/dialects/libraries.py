@@ -212,31 +212,27 @@ def _model(opset: int, given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10), feed
 
 
-def _onnx(opset: int) -> Library:
-    from onnx.reference import ReferenceEvaluator
-
+def _onnx(opset: int, session: Callable[[Any], Any]) -> Library:
     def call(given: Mapping[str, Any]) -> Any:
         model, feed = _model(opset, given)
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
-            return ReferenceEvaluator(model).run(None, feed)[0]
+            return session(model).run(None, feed)[0]
 
     return Library(call)
+
+
+def _onnx_reference(opset: int) -> Library:
+    return _onnx(opset, _named("onnx.reference.ReferenceEvaluator"))
 
 
 def _onnxruntime(opset: int) -> Library:
     import onnxruntime
 
-    def call(given: Mapping[str, Any]) -> Any:
-        model, feed = _model(opset, given)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        return session.run(None, feed)[0]
-
-    return Library(call)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    make = partial(onnxruntime.InferenceSession, sess_options=options, providers=["CPUExecutionProvider"])
+    return _onnx(opset, lambda model: make(model.SerializeToString()))
 
 
 #: Every implementation that can be asked, by column. The first one of a dialect speaks for its claims.
@@ -271,7 +267,7 @@ PEERS: Mapping[str, Peer] = {
         Peer("equinox", "equinox", "equinox", _equinox),
         Peer("keras", "keras", "keras", partial(_keras, "jax")),
         Peer("keras torch", "keras", "keras", partial(_keras, "torch")),
-        *(Peer(f"onnx.{n}", f"onnx.{n}", "onnx", partial(_onnx, n)) for n in (23, 24, 25)),
+        *(Peer(f"onnx.{n}", f"onnx.{n}", "onnx", partial(_onnx_reference, n)) for n in (23, 24, 25)),
         Peer("onnxruntime", "onnx.23", "onnxruntime", partial(_onnxruntime, 23)),
         Peer(
             "transformers",

@@ -175,20 +175,13 @@ def _fits(d: Record, library: Library, question: str, case: WrittenCall, choice:
     if choice.refuses:
         return False
     if question == "layout":
-        found, settings = _as_given(d, found), Settings(**choice.changes(case))
+        settings = Settings(**choice.changes(case))
+        if (d.result or d.answers["layout"].choice) == "BLHD" and d.chose("layout", "BLHD"):
+            found = found.swapaxes(1, 2)  # as the arrays were given, without regard to the layout
     else:
         attend = QUESTIONS["bool mask"].choices["attend"]
         settings = d.settings(case, **{"bool mask": attend, question: choice})
     return _matches(found, case, settings)
-
-
-def _as_given(d: Record, found: Floats) -> Floats:
-    """The result in the axes of arrays that were given without regard to the layout."""
-    return (
-        found.swapaxes(1, 2)
-        if (d.result or d.answers["layout"].choice) == "BLHD" and d.chose("layout", "BLHD")
-        else found
-    )
 
 
 def _matches(found: Floats, case: WrittenCall, settings: Settings) -> bool:

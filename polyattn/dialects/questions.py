@@ -277,4 +277,4 @@ QUESTIONS: Mapping[str, Question] = {
 }
 
 #: The choices that most libraries make.
-USUAL: Mapping[str, str] = {name: next(iter(question.choices)) for name, question in QUESTIONS.items()}
+USUAL: dict[str, str] = {name: next(iter(question.choices)) for name, question in QUESTIONS.items()}

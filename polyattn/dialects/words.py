@@ -48,7 +48,11 @@ def spell(d: Record, words: Words) -> dict[str, Any]:
     if words.bias is not None:
         said["score_mod" if d.of("bias") is None else "bias"] = words.bias
     if d.of("block_mask") is not None and words.mask is not None:
-        said["block_mask"] = _block_mask(said.pop("mask"), length, keys)
+        several: dict[str, Any] = {
+            name: n if n > 1 else None for name, n in zip("BH", words.mask.shape, strict=False)
+        }
+        where = {"Q_LEN": length, "KV_LEN": keys, "device": str(words.mask.device)}
+        said["block_mask"] = masks.from_array(said.pop("mask")).to_block_mask(**several, **where)
     if words.score_mod is not None:
         said["score_mod"] = words.score_mod
     elif "score_mod" in said:
@@ -88,29 +92,15 @@ def spell(d: Record, words: Words) -> dict[str, Any]:
 def _shaped(d: Record, mask: Array, scores: tuple[int, int, int, int]) -> Array:
     """A mask in the shape that the library wants."""
     xp = backend_of(mask).xp
-    if d.answers["layout"].choice == "LB(HD)":
-        full = xp.broadcast_to(mask, scores)
-        return xp.reshape(full, (scores[0] * scores[1], *scores[2:]))
-    if d.answers["layout"].choice == "B(L HD)":
-        return xp.broadcast_to(mask, scores)
-    return mask
+    if d.chose("layout", "LB(HD)", "B(L HD)"):
+        mask = xp.broadcast_to(mask, scores)
+    return xp.reshape(mask, (-1, *scores[2:])) if d.chose("layout", "LB(HD)") else mask
 
 
 def _sides(d: Record, left: int | None, right: int | None, most: int) -> tuple[int | None, int | None]:
     default = next(p.default for p in d.parameters if p.role == "window")
     default = default if isinstance(default, tuple) else (most, most)
     return (default[0] if left is None else left, default[1] if right is None else right)
-
-
-def _block_mask(allowed: Array, length: int, keys: int) -> Any:
-    batch, heads = allowed.shape[:2]
-    return masks.from_array(allowed).to_block_mask(
-        B=batch if batch > 1 else None,
-        H=heads if heads > 1 else None,
-        Q_LEN=length,
-        KV_LEN=keys,
-        device=str(allowed.device),
-    )
 
 
 def adding(

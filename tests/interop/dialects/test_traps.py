@@ -87,7 +87,7 @@ def test_explain_knows_dtypes_poison_and_rows_without_bias() -> None:
         (
             "torch.sdpa",
             {"mask": np.array([[0.5]])},
-            "got other numbers; what is added to the scores is bias=",
+            "that stand for them, got 0.5; what is added to the scores is bias=",
         ),
         (
             "torch.sdpa",
