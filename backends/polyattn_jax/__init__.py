@@ -23,7 +23,7 @@ class JaxBackend(Backend):
     def compute_dtype(self, dtype: Any) -> Any:
         if not jnp.issubdtype(dtype, jnp.floating) or jnp.dtype(dtype).itemsize < 2:
             return None
-        return jnp.promote_types(dtype, jnp.float32)
+        return dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.dtype(jnp.float32)
 
     def matmul(self, a: Array, b: Array) -> Array:
         # The default precision of an accelerator rounds float32 to TF32 or bfloat16.
@@ -46,6 +46,9 @@ class JaxBackend(Backend):
 
     def to_list(self, x: Array) -> Any:
         return x.tolist()
+
+    def symbol(self, size: Any) -> Any:
+        return jnp.asarray(size, jnp.int32)
 
     def device(self, x: Array) -> Any:
         return None  # uncommitted: JAX moves it to the other operand

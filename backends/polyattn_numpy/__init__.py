@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import array_api_compat.numpy as xp
+import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from polyattn.arrays import Array, Backend, TileSizes
@@ -30,6 +31,12 @@ class NumpyBackend(Backend):
 
     def to_list(self, x: Array) -> Any:
         return x.tolist()
+
+    def device(self, x: Array) -> Any:
+        return "cpu"
+
+    def arange(self, start: int, stop: int, like: Array) -> Array:
+        return np.arange(start, stop, dtype=np.int32)
 
     def tile_sizes(self, p: Any) -> TileSizes:
         # One tile of scores is 1 MiB in float32 and stays in a core's cache (measured 2026-11-21).

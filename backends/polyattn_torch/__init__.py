@@ -112,7 +112,8 @@ class TorchBackend(Backend):
         return gradient
 
     def custom_vjp(self, forward: Any, backward: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
-        return _Rule.apply(forward, backward, *arrays)
+        rule = _CompiledRule if torch.compiler.is_compiling() else _Rule
+        return rule.apply(forward, backward, *arrays)
 
     def opaque(self, f: Callable[..., Any]) -> Callable[..., Any]:
         return _OPAQUE[f] if torch.compiler.is_compiling() else f
@@ -129,6 +130,11 @@ class TorchBackend(Backend):
         return x.device
 
 
+def _backward(ctx: Any, *cotangents: Array) -> Any:
+    saved, rule = ctx.saved_tensors, ctx.rule  # Dynamo takes ctx.rule(...) for a method of the context
+    return None, None, *rule(saved[: ctx.inputs], saved[ctx.inputs :], cotangents)
+
+
 class _Rule(torch.autograd.Function):
     """Outputs with a derivative of their own as one step of autograd: saves inputs and outputs alone."""
 
@@ -142,11 +148,20 @@ class _Rule(torch.autograd.Function):
         ctx.inputs = len(arrays)
         ctx.save_for_backward(*arrays, *output)
 
+    backward = staticmethod(torch.autograd.function.once_differentiable(_backward))
+
+
+class _CompiledRule(torch.autograd.Function):
+    """The same in the one form that Dynamo traces; torch.func wants the other."""
+
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *cotangents: Array) -> Any:
-        saved = ctx.saved_tensors
-        return None, None, *ctx.rule(saved[: ctx.inputs], saved[ctx.inputs :], cotangents)
+    def forward(ctx: Any, forward: Any, backward: Any, *arrays: Array) -> tuple[Array, ...]:
+        outputs = forward(arrays)
+        ctx.rule, ctx.inputs = backward, len(arrays)
+        ctx.save_for_backward(*arrays, *outputs)
+        return outputs
+
+    backward = staticmethod(_backward)
 
 
 backend = TorchBackend("torch", xp)

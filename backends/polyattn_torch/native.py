@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from polyattn import mods
 from polyattn.arrays import Array
 from polyattn.implementations import BLOCKWISE, REFERENCE, Implementation, Output
-from polyattn.implementations.blockwise import small
+from polyattn.implementations.blockwise import small, symbols
 from polyattn.implementations.reference import visible_keys
 from polyattn.masks.tiles import EMPTY, FULL, grid
 from polyattn.places import gather, positions
@@ -26,9 +26,13 @@ ROWS = 128  # query rows of one call for a sparse mask
 def _sdpa(p: Problem, q: Array, k: Array, v: Array, **options: Any) -> Array:
     # K and V of different lengths would be read past their end here: `pose` has compared them.
     with precisely(q):
-        return scaled_dot_product_attention(
-            q, k, v, scale=p.scale, enable_gqa=q.shape[1] != k.shape[1], **options
-        )
+        return scaled_dot_product_attention(q, k, v, scale=p.scale, enable_gqa=_grouped(q, k), **options)
+
+
+def _grouped(q: Array, k: Array) -> bool:
+    if q.shape[1] == k.shape[1]:  # asked, not compared: with dynamic sizes a comparison is a symbol
+        return False
+    return True
 
 
 def _run_sdpa(p: Problem, settings: Any) -> Output:
@@ -190,7 +194,7 @@ def _flex(p: Problem, settings: Any) -> Output:
             score_mod=None if mod is None and bias is None else score_mod,
             block_mask=block_mask,
             scale=p.scale,
-            enable_gqa=q.shape[1] != k.shape[1],
+            enable_gqa=_grouped(q, k),
             return_lse=not on_cpu,
         )
     out, lse = (result, None) if on_cpu else result
@@ -215,8 +219,10 @@ def _passed_over_flex(p: Problem) -> str | None:
     return _derives_again(p)
 
 
-def _loses_gradient(p: Problem) -> str | None:
-    """Why the blockwise engine would lose a gradient, which it must not."""
+def _why_not_blockwise(p: Problem) -> str | None:
+    """Why the blockwise engine cannot run, or would lose a gradient, which it must not."""
+    if reason := symbols(p):
+        return reason
     functions = mods.functions(p.score_mod)
     if not functions or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
@@ -266,6 +272,6 @@ IMPLEMENTATIONS = (
     SDPA,
     FLASH,
     FLEX,
-    replace(BLOCKWISE, why_not=_loses_gradient, passed_over=_passed_over_blockwise),
+    replace(BLOCKWISE, why_not=_why_not_blockwise, passed_over=_passed_over_blockwise),
     REFERENCE,
 )

@@ -23,9 +23,12 @@ _BY_TYPE: dict[type, Backend] = {}  # a plain dict: compilers can look through i
 _BY_NAME: dict[str, Backend] = {}
 
 
+_NUMBERS = (int, float, bool)  # asked first: compilers have symbols of these, which have no attributes
+
+
 def is_array(x: object) -> TypeGuard[Array]:
     """Whether a value looks like an array of some library, rather than a Python number or a function."""
-    return hasattr(x, "dtype")
+    return type(x) not in _NUMBERS and hasattr(x, "dtype")
 
 
 def backend_of(array: Array) -> Backend:

@@ -33,6 +33,10 @@ class Tracing:
         """Whether Python runs as itself now, so that a cache may be looked into."""
         return True
 
+    def symbol(self, size: Any) -> Any:
+        """A length that an exporter has as a symbol, as a number that index arrays can be added to."""
+        return size
+
     def opaque(self, f: Callable[..., Any]) -> Callable[..., Any]:
         """`f`, a function of integer arrays, as one indivisible step for the library's compiler."""
         return f

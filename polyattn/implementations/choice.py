@@ -37,8 +37,9 @@ def choose(p: Problem, wish: Any) -> Choice:
     ValueError with the reasons if what was asked for by name does not apply.
     """
     known = implementations_of(p.backend)
+    automatic = isinstance(wish, str) and wish == "auto"
     settings = None if isinstance(wish, str) else wish
-    named = [i for i in known if wish in ("auto", i.name) or (i.settings and isinstance(wish, i.settings))]
+    named = known if automatic else [i for i in known if i.is_meant_by(wish)]
     if not named and wish not in NAMES:
         raise ValueError(
             f"{p.who}: expected implementation 'auto', 'reference', 'blockwise', 'native', a Reference "
@@ -48,12 +49,12 @@ def choose(p: Problem, wish: Any) -> Choice:
     features = p.features
     for implementation in named:
         reason = implementation.refuses(p, features)
-        if reason is None and wish == "auto":
+        if reason is None and automatic:
             reason = implementation.passed_over(p)
         if reason is None:
             why = "; ".join(reasons) or implementation.why
-            return Choice(implementation, settings, why if wish == "auto" else "asked for")
-        reasons.append(reason if wish != "auto" else f"not {implementation.name}: {reason}")
+            return Choice(implementation, settings, why if automatic else "asked for")
+        reasons.append(f"not {implementation.name}: {reason}" if automatic else reason)
     name = named[0].name if named else wish
     nowhere = features.difference(*(i.accepts for i in named)) if named else frozenset()
     if nowhere:

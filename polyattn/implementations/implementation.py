@@ -42,6 +42,12 @@ class Implementation:
     settings: type | None = None  # an object of this type asks for it, with settings
     transforms: frozenset[str] = frozenset()  # of `TRANSFORMS`, those that it goes through
 
+    def is_meant_by(self, wish: Any) -> bool:
+        """Whether `implementation=wish` asks for it, by name or with its settings."""
+        if isinstance(wish, str):
+            return wish == self.name
+        return self.settings is not None and isinstance(wish, self.settings)
+
     def refuses(self, p: Problem, features: frozenset[str] | None = None) -> str | None:
         """Why it does not compute a problem; None if it does. features: those of p, where they are known."""
         if unlisted := (p.features if features is None else features) - self.accepts:

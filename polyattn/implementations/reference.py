@@ -24,6 +24,9 @@ from polyattn.problem import FEATURES, Problem
 See = Callable[[str, Any, Array], None]  # name of a stage, what made it, value
 
 
+NOWHERE: Any = None  # positions that nobody asks for
+
+
 def unseen(name: str, by: Any, value: Array) -> None:
     """Nobody looks on."""
 
@@ -31,7 +34,8 @@ def unseen(name: str, by: Any, value: Array) -> None:
 def define(p: Problem, see: See = unseen) -> Output:
     """Attention by its definition; `see` is shown every stage."""
     backend, xp = p.backend, p.backend.xp
-    at = p.positions()
+    stands = p.mask is not None or p.score_mod is not None or p.dropout_rate > 0.0
+    at = p.positions() if stands else NOWHERE
     q, k, v = (backend.astype(x, p.compute_dtype) for x in (p.q, p.k, p.v))
     bias = None if p.bias is None else backend.astype(p.bias, p.compute_dtype)
 
@@ -108,10 +112,10 @@ def dropout_at(p: Problem, at: Positions) -> Array | None:
 
 
 def sink(sinks: Array, like: Partial) -> Partial:
-    """A sink (H|1, 1, 1) is one more key, with the sink as its score and nothing as its value."""
+    """A sink (1, H|1, 1, 1) is one more key, with the sink as its score and nothing as its value."""
     backend = backend_of(sinks)
     width = like.acc.shape[-1]
-    return lift(sinks, backend.xp.zeros((1, 1, width), dtype=sinks.dtype, device=backend.device(sinks)))
+    return lift(sinks, backend.xp.zeros((1, 1, 1, width), dtype=sinks.dtype, device=backend.device(sinks)))
 
 
 def visible_keys(allowed: Array, kv_heads: int, xp: Namespace) -> Array:

@@ -122,7 +122,7 @@ def _derivative(
 def to_heads(x: Array, h: Array, heads: int) -> Array:
     """(n, h) gradients of the heads `h` of a tile, as (n, heads) of all."""
     backend = backend_of(x)
-    here = backend.xp.reshape(h, (-1, 1)) == backend.arange(0, heads, x)
+    here = backend.xp.reshape(h, (-1, 1)) == backend.xp.reshape(backend.arange(0, heads, x), (1, -1))
     return backend.matmul(x, backend.astype(here, x.dtype))
 
 

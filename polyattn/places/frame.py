@@ -69,9 +69,9 @@ class Side(NamedTuple):
     def of(cls, where: int | Array) -> Side:
         if isinstance(where, int):
             return cls(offsets=[where])
-        backend = backend_of(where)
-        if not backend.is_concrete(where):
+        if not is_array(where) or not backend_of(where).is_concrete(where):
             return cls()
+        backend = backend_of(where)
         with eagerly([where]):
             values = backend.to_list(where)
         if where.ndim == 2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from polyattn.arrays import Array, Backend, backend_of
+from polyattn.arrays import Array, Backend, backend_of, is_array
 from polyattn.places.frame import ORIGIN, Places
 
 
@@ -42,7 +42,7 @@ def positions(
         return x
 
     def stand(where: int | Array, along: Array, axis: int) -> Array:
-        if isinstance(where, int) or where.ndim == 0:
+        if not is_array(where) or where.ndim == 0:
             return _plus(along, where)
         if where.shape[0] != 1 and where.shape[0] != sizes[0]:
             where = backend.tile(where, start[0], sizes[0], -where.ndim)

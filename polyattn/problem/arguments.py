@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 from polyattn import masks, mods
@@ -14,7 +15,7 @@ from polyattn.masks.tiles import FULL, Box
 from polyattn.places import Places
 from polyattn.problem.call import Call
 
-_CAUSAL = masks.causal()
+CAUSAL = masks.causal()
 _FILLED = Filled()
 
 
@@ -27,7 +28,7 @@ def mask(call: Call) -> Mask | None:
         )
     parts = [] if given is None else [_as_mask(call, given)]
     if is_causal:
-        parts.append(_CAUSAL)
+        parts.append(CAUSAL)
     offset = call.get("key_offset")
     if call.get("key_positions") is not None or (
         offset is not None and not (isinstance(offset, int) and offset >= 0)
@@ -38,9 +39,10 @@ def mask(call: Call) -> Mask | None:
     joined = parts[0]
     for part in parts[1:]:
         joined = joined & part
-    with eagerly(joined.arrays()):
-        fitted: Mask = joined.fit(call.frame)
-    return None if _hides_nothing(call, fitted) else fitted
+    if joined is not CAUSAL:
+        with eagerly(joined.arrays()):
+            joined = joined.fit(call.frame)
+    return None if _hides_nothing(call, joined) else joined
 
 
 def _as_mask(call: Call, given: Any) -> Mask:
@@ -70,23 +72,25 @@ def _as_mask(call: Call, given: Any) -> Mask:
 
 def _hides_nothing(call: Call, fitted: Mask) -> bool:
     """Whether a mask is known to be full, as a window wider than the sequence is."""
-    query, key = (call.options.get(f"{side}_offset") for side in ("query", "key"))
-    query, key = (0 if offset is None else offset for offset in (query, key))
+    options, frame = call.options, call.frame
+    query, key = options.get("query_offset"), options.get("key_offset")
+    query, key = 0 if query is None else query, 0 if key is None else key
     if isinstance(query, str) and isinstance(key, int):
-        query = key + call.frame.keys - call.frame.rows
-    known = isinstance(query, int) and isinstance(key, int)
-    if call.get("query_positions") is not None or call.get("key_positions") is not None:
-        known = False
+        query = key + frame.keys - frame.rows
     fixed = call.backend.lengths_are_fixed and call.backend.may_remember()
-    if not known or not fixed or not all(isinstance(n, int) and n for n in call.frame[2:4]):
+    if not (fixed and isinstance(query, int) and isinstance(key, int) and isinstance(frame.keys, int)):
         return False
-    if any(True for _ in fitted.arrays()):
+    if call.get("query_positions") is not None or call.get("key_positions") is not None:
+        return False
+    return _covers(fitted, frame.rows, frame.keys, query, key) if fitted.exact else False
+
+
+@lru_cache(maxsize=256)
+def _covers(fitted: Mask, rows: int, keys: int, query: int, key: int) -> bool:
+    if not rows or not keys or any(True for _ in fitted.arrays()):
         return False
     places = Places(query, key)
-    return (
-        fitted.box(Box(range(call.frame.rows), range(call.frame.keys), None, None, places, places.read()))
-        is FULL
-    )
+    return fitted.box(Box(range(rows), range(keys), None, None, places, places.read())) is FULL
 
 
 def score_mod(call: Call) -> mods.ScoreMod | None:
@@ -142,12 +146,12 @@ def sinks(call: Call) -> Array | None:
     made = _per_head(call, given, "sinks")
     if isinstance(made, float):
         made = call.backend.asarray(made, call.compute_dtype, call.query)
-        return call.backend.xp.reshape(made, (1, 1, 1))
+        return call.backend.xp.reshape(made, (1, 1, 1, 1))
     return made
 
 
 def _per_head(call: Call, value: Any, name: str) -> float | Array:
-    """A number, or an array of shape (), (1,) or (Hq,) as (Hq|1, 1, 1) in the compute dtype."""
+    """A number, or an array of shape (), (1,) or (Hq,) as (1, Hq|1, 1, 1) in the compute dtype."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if not is_array(value):
@@ -165,7 +169,7 @@ def _per_head(call: Call, value: Any, name: str) -> float | Array:
             f"{call.who}: expected {name} to be a scalar or of shape ({heads},), one per query head, "
             f"got shape {shape}; pass one value per head"
         )
-    return call.backend.xp.reshape(call.backend.astype(value, call.compute_dtype), (-1, 1, 1))
+    return call.backend.xp.reshape(call.backend.astype(value, call.compute_dtype), (1, -1, 1, 1))
 
 
 def dropout_rate(call: Call) -> float:

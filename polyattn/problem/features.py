@@ -77,8 +77,8 @@ def _mask(p: Problem, mask: Any) -> set[str]:
 def _places(p: Problem, places: Any) -> set[str]:
     found = set()
     for side in (places.query, places.key):
-        if is_array(side):
-            found.add("positions" if side.ndim == 2 else "traced offset")
+        if not isinstance(side, int):  # an array, or a symbol of an exporter
+            found.add("positions" if is_array(side) and side.ndim == 2 else "traced offset")
     if not found and not (places.query == 0 and places.key == 0):
         found.add("query_offset" if places.key == 0 else "positions")
     if any(is_array(n) or n != 0 for n in (places.batch, places.head)):

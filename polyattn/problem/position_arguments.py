@@ -11,6 +11,17 @@ from polyattn.masks.algebra import Mask
 from polyattn.places import ORIGIN, Places
 from polyattn.problem.call import Call
 
+#: The options that `places` reads: where things stand, and what compares that.
+READS = (
+    "query_offset",
+    "key_offset",
+    "query_positions",
+    "key_positions",
+    "mask",
+    "is_causal",
+    "score_mod",
+)
+
 
 def places(call: Call) -> Places:
     """query_offset, key_offset, query_positions and key_positions: where rows and keys stand."""
@@ -47,8 +58,8 @@ def places(call: Call) -> Places:
     if isinstance(query, int) and isinstance(key, int) and call.origin is ORIGIN:
         if query == 0 == key:
             return call.origin  # the default of every call
-    elif not isinstance(query, int) and not is_array(query):  # a symbol of an exporter
-        query = call.backend.asarray(query, call.backend.xp.int32, call.query)
+    elif not isinstance(query, int) and not is_array(query):
+        query = call.backend.symbol(query)
     return Places(query, key, call.origin.batch, call.origin.head)
 
 

@@ -7,21 +7,25 @@ have rank 4 (batch, heads, length, width), masks are one `Mask`, scale and sinks
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from polyattn import mods
 from polyattn.arrays import Array, Backend, backend_of, is_array
-from polyattn.masks import causal
 from polyattn.masks.algebra import Mask
 from polyattn.places import ORIGIN, Frame, Places, Positions, positions
 from polyattn.problem import arguments, position_arguments
+from polyattn.problem.arguments import CAUSAL
 from polyattn.problem.axes import Axes, shapes
 from polyattn.problem.call import Call, same_place
 from polyattn.problem.features import describe, features_of
 from polyattn.problem.options import NAMES
 
-CAUSAL = causal()
+
+def by(check: Callable[[Call], Any], *reads: str) -> dict[str, Any]:
+    """A field that arguments fill: check(call) gives its canonical form; reads: their names, that of check by default."""
+    return {"check": check, "reads": reads or (check.__name__,)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,21 +35,23 @@ class Problem:
     q: Array
     k: Array
     v: Array
-    scale: float | Array  # a number or (Hq|1, 1, 1)
+    scale: float | Array  # a number or (1, Hq|1, 1, 1)
     backend: Backend
     frame: Frame
     axes: Axes
     compute_dtype: Any
-    # What an argument fills: `check` gives its canonical form of a call. Those with derivatives come first.
-    bias: Array | None = field(default=None, metadata={"check": arguments.bias})  # (B|1, Hq|1, L|1, S|1)
+    # What arguments fill; those with derivatives come first.
+    bias: Array | None = field(default=None, metadata=by(arguments.bias))  # (B|1, Hq|1, L|1, S|1)
     sinks: Array | None = field(
-        default=None, metadata={"check": arguments.sinks}
-    )  # (Hq|1, 1, 1) in the compute dtype
-    score_mod: mods.ScoreMod | None = field(default=None, metadata={"check": arguments.score_mod})
-    mask: Mask | None = field(default=None, metadata={"check": arguments.mask})
-    places: Places = field(default=ORIGIN, metadata={"check": position_arguments.places})
-    dropout_rate: float = field(default=0.0, metadata={"check": arguments.dropout_rate})
-    dropout_seed: int | Array = field(default=0, metadata={"check": arguments.dropout_seed})
+        default=None, metadata=by(arguments.sinks)
+    )  # (1, Hq|1, 1, 1) in the compute dtype
+    score_mod: mods.ScoreMod | None = field(default=None, metadata=by(arguments.score_mod))
+    mask: Mask | None = field(
+        default=None, metadata=by(arguments.mask, "mask", "is_causal", "key_positions", "key_offset")
+    )
+    places: Places = field(default=ORIGIN, metadata=by(position_arguments.places, *position_arguments.READS))
+    dropout_rate: float = field(default=0.0, metadata=by(arguments.dropout_rate))
+    dropout_seed: int | Array = field(default=0, metadata=by(arguments.dropout_seed))
     wanted: tuple[str, ...] = ()  # which intermediate values
 
     @property
@@ -72,7 +78,7 @@ class Problem:
     def is_causal_square(self) -> bool:
         """Whether the mask is the plain causal one, row i seeing keys 0 to i."""
         square = self.places.fixed and self.places.query == self.places.key == 0
-        return square and self.mask == CAUSAL and self.frame.rows == self.frame.keys
+        return square and (self.mask is CAUSAL or self.mask == CAUSAL) and self.frame.rows == self.frame.keys
 
     @property
     def features(self) -> frozenset[str]:
@@ -85,7 +91,9 @@ class Problem:
 
 
 describe(Problem)
-_CHECKS = {f.name: f.metadata["check"] for f in fields(Problem) if "check" in f.metadata}
+_FILLED = [(f.name, f.metadata["check"], f.metadata["reads"]) for f in fields(Problem) if f.metadata]
+#: name of an option -> the fields that read it, with their checks
+_READERS = {name: [(f, check) for f, check, reads in _FILLED if name in reads] for name in NAMES}
 
 
 def pose(
@@ -102,11 +110,15 @@ def pose(
 
     who: the function that the user called. origin: the numbers of the first batch item and head, on a shard.
     """
+    readers: dict[str, Callable[[Call], Any]] = {}
     for name in options:
-        if name not in NAMES:
+        if name not in _READERS:
             raise TypeError(
                 f"{who}: expected arguments of attention ({', '.join(NAMES)}), got {name!r}; check its spelling"
             )
+        readers.update(_READERS[name])
+    if origin is not ORIGIN:
+        readers["places"] = position_arguments.places
     layout = options.get("layout", "BHLD")
     if layout not in ("BHLD", "BLHD"):
         raise ValueError(
@@ -118,7 +130,7 @@ def pose(
     axes, ((heads, rows, width), (_, keys, _), _) = shapes(who, layout, query, key, value)
     frame = Frame(math.prod(axes.lead), heads, rows, keys, axes.lead, who)
     call = Call(frame, backend, query, compute_dtype, options, origin)
-    checked: dict[str, Any] = {name: check(call) for name, check in _CHECKS.items()}
+    checked: dict[str, Any] = {"places": ORIGIN} | {name: check(call) for name, check in readers.items()}
     return Problem(
         q=axes.enter(query),
         k=axes.enter(key),

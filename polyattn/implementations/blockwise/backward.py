@@ -211,9 +211,9 @@ def _gather_bias(blocks: Blocks, x: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _per_head(gradient: Array, like: Array) -> Array:
-    """Gradients of all heads (H,) in the shape of a (H|1, 1, 1) argument."""
+    """Gradients of all heads (H,) in the shape of a (1, H|1, 1, 1) argument."""
     xp = backend_of(gradient).xp
-    return xp.reshape(gradient if like.shape[0] > 1 else xp.sum(gradient), like.shape)
+    return xp.reshape(gradient if like.shape[1] > 1 else xp.sum(gradient), like.shape)
 
 
 def _shrink(gradient: Array, like: Array) -> Array:

@@ -67,10 +67,15 @@ def _nothing(p: Problem) -> Gradients:
     return Gradients(zero(p.q), zero(p.k), zero(p.v), zero(p.scale), zero(p.bias), zero(p.sinks), mod)
 
 
+def symbols(p: Problem) -> str | None:
+    """Why the engine does not compute a problem of an exporter."""
+    if all(isinstance(n, int) for n in p.scores_shape):
+        return None
+    return "a length is a symbol, and the engine cuts lengths that are numbers"
+
+
 def small(p: Problem) -> str | None:
     """Why "auto" leaves the engine for the definition."""
-    if not p.sizes_are_numbers:
-        return "the sizes are symbols"
     return None if p.scores_bytes > 2**20 else "the scores take at most 1 MiB"
 
 
@@ -78,8 +83,8 @@ def few_rows(most: int) -> Callable[[Problem], str | None]:
     """The policy of a library whose products of few rows read K and V once, at the speed of memory."""
 
     def passed_over(p: Problem) -> str | None:
-        few = p.frame.rows * p.frame.heads // max(p.k.shape[1], 1) <= most
-        if few and p.sizes_are_numbers and p.scores_bytes <= 2**28:
+        rows = p.frame.rows * p.frame.heads // max(p.k.shape[1], 1)
+        if rows <= most and p.scores_bytes <= 2**28:
             return "a few query rows: one product per kv head, K and V read once"
         return small(p)
 
@@ -91,6 +96,7 @@ BLOCKWISE = Implementation(
     title="the blockwise engine",
     accepts=frozenset(FEATURES) - {"weights", "scores", "max_scores"},
     run=run,
+    why_not=symbols,
     passed_over=small,
     why="the scores take more than 1 MiB",
     settings=Blockwise,

@@ -58,8 +58,8 @@ class Blocks:
         return x if size is None or x.shape[2] == 1 else self.backend.tile(x, start, size, -2)
 
     def per_head(self, x: float | Array, g: Any) -> float | Array:
-        """Of a number or (H|1, 1, 1): what belongs to block g."""
-        if isinstance(x, float) or x.shape[0] == 1:
+        """Of a number or (1, H|1, 1, 1): what belongs to block g."""
+        if isinstance(x, float) or x.shape[1] == 1:
             return x
         return self.backend.tile(x, self.corner(g)[1] * self.group, self.heads, -3)
 
