@@ -35,14 +35,16 @@ CARRIED: Mapping[str, Carried] = {
     "query_offset": Carried(_ALWAYS),
     "traced offset": Carried(_ALWAYS),
     "positions": Carried(_ALWAYS),
-    "bias": Carried((_BIAS,), "bias", "nothing else there can express it"),
-    "score_mod": Carried((_BIAS, *_CAP), "bias", "nothing else there can express it"),
+    "bias": Carried((_BIAS,), "bias", "nothing else there can express it: leave it out"),
+    "score_mod": Carried((_BIAS, *_CAP), "bias", "nothing else there can express it: leave it out"),
     "scale": Carried(_ALWAYS),
-    "sinks": Carried((("sinks", "given"), _BIAS), "sinks", "nothing else there can express them"),
+    "sinks": Carried(
+        (("sinks", "given"), _BIAS), "sinks", "nothing else there can express them: leave them out"
+    ),
     "dropout": Carried((), "", "it draws other weights to drop from any seed: ask it for its own dropout"),
-    "dense mask": Carried(_MASK, "bool mask", "only causality and windows can be said there"),
-    "softcap": Carried(_CAP, "softcap", "no other argument there can express it"),
-    "function": Carried(("score_mod",), "bias", "nothing there can express it"),
+    "dense mask": Carried(_MASK, "bool mask", "only causality and windows can be said there: leave it out"),
+    "softcap": Carried(_CAP, "softcap", "nothing else there can express it: leave it out"),
+    "function": Carried(("score_mod",), "bias", "nothing there can express it: call polyattn.attention"),
     "value width": Carried((("value width", "any", "some"),), "value width", "pad the narrower with zeros"),
     "float64": Carried(
         (("float64", "float64", "unknown"),), "float64", "cast them, or keep float64 with polyattn.attention"

@@ -94,7 +94,7 @@ class _Adapting:
             self.k, self.v = (self.xp.take(x, reads, axis=1) for x in (self.k, self.v))
         scale = self.scale()
         mask, bias = self.places()
-        own = None if own is None else self.xp.broadcast_to(own[:, 0, 0], (self.heads,))
+        own = None if own is None else self.xp.broadcast_to(self.xp.reshape(own, (-1,)), (self.heads,))
         return Words(self.q, self.k, self.v, causal, window, mask, bias, scale, softcap, own, self.score_mod)
 
     # masks

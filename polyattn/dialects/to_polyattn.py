@@ -105,7 +105,7 @@ class _Translation(ForeignCall):
                 "query",
                 f"and keys and values of one rank, {' or '.join(map(str, ranks))}",
                 f"shapes {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}",
-                f"the axes are {self.d.choice('layout').says}",
+                f"give them the axes {self.d.choice('layout').says}",
             )
         kv_heads = self.given.get("kv_heads") or heads
         if packed and (not heads or q.shape[-1] % heads or k.shape[-1] % kv_heads):
@@ -129,7 +129,9 @@ class _Translation(ForeignCall):
             advice = f"{self.d.name} has no grouped heads: repeat the kv heads"
             raise self.wrong("key", "with as many heads as query", groups, advice)
         if self.d.chose("grouped heads", "h // G, flag") and not self.flag("gqa") and kv_heads > 1:
-            raise self.wrong("gqa", "= True", f"False with {groups}", "grouped heads are by request there")
+            raise self.wrong(
+                "gqa", "= True", f"False with {groups}", "pass True, grouped heads are by request there"
+            )
         if self.d.chose("grouped heads", "h % Hkv"):
             self.k, self.v = (xp.concat([x] * (heads // kv_heads), axis=1) for x in (self.k, self.v))
 
@@ -218,7 +220,7 @@ class _Translation(ForeignCall):
             for axes, groups in ways.items():
                 if shape == tuple(math.prod(sizes[axis] for axis in group) for group in groups):
                     return xp.reshape(mask, tuple(n if axis in axes else 1 for axis, n in sizes.items()))
-            advice = f"B, H, L, S are {', '.join(map(str, self.scores))}"
+            advice = f"reshape it, B, H, L, S are {', '.join(map(str, self.scores))}"
             raise self.wrong(role, f"of shape {' or '.join(ways)}", shape, advice)
         short = shape and shape[-1] < self.scores[3] and shape[-1] != 1
         if short and "past_key" in self.given:  # ONNX: what is missing is hidden
@@ -237,7 +239,7 @@ class _Translation(ForeignCall):
         if not is_array(bias) or self.backend.compute_dtype(bias.dtype) is None:
             raise TypeError(
                 f"{self.who}: expected {self.name(role)} to be a real floating array, got "
-                f"{getattr(bias, 'dtype', type(bias).__name__)}; a bool mask is another argument"
+                f"{getattr(bias, 'dtype', type(bias).__name__)}; pass a bool mask in its own argument"
             )
         self.adds.append(self.backend.astype(self.to_rank_4(role, bias), self.q.dtype))
 
@@ -260,7 +262,7 @@ class _Translation(ForeignCall):
             mask_mod = getattr(given["block_mask"], "mask_mod", given["block_mask"])
             if not callable(mask_mod):
                 got = type(mask_mod).__name__
-                raise self.wrong("block_mask", "to be a BlockMask", got, "see create_block_mask")
+                raise self.wrong("block_mask", "to be a BlockMask", got, "make it with create_block_mask")
             self.hides.append(masks.mask_mod(mask_mod))
 
     # the result

@@ -130,7 +130,7 @@ def explain(a: str, b: str, query: Any, key: Any, value: Any, **case: Any) -> Ex
     >>> [trap.question for trap in found.bites]
     []
     """
-    one, other = dialect(a), dialect(b)
+    one, other = (dialect(name, "polyattn.dialects.explain") for name in (a, b))
     posed = _case(query, key, value, case)
     with np.errstate(all="ignore"):
         meant = answer(posed.call)

@@ -21,10 +21,8 @@ FAMILIES: Mapping[str, tuple[Dialect, ...]] = {
 DIALECTS: Mapping[str, Dialect] = {d.name: d for family in FAMILIES.values() for d in family}
 
 
-def dialect(name: str) -> Dialect:
-    """The dialect of that name, or a ValueError that lists them."""
+def dialect(name: str, who: str = "polyattn.dialects.dialect") -> Dialect:
+    """The dialect of that name, or a ValueError that lists them; who: the function that the user called."""
     if name not in DIALECTS:
-        raise ValueError(
-            f"polyattn.dialects.dialect: expected one of {', '.join(DIALECTS)}, got {name!r}; name one of these"
-        )
+        raise ValueError(f"{who}: expected one of {', '.join(DIALECTS)}, got {name!r}; name one of these")
     return DIALECTS[name]

@@ -143,7 +143,7 @@ def test_the_translators_work_under_a_compiler() -> None:
         ("flash_attn.2", {"is_causal": True, "query_offset": 0}, "the mask causal() with query_offset = 0; only causality and"),
         ("flash_attn.2", {"bias": np.zeros((1, 1, 3, 5), np.float32)}, "expected what flash_attn.2 has words for (values added to the scores: none), got a bias; nothing else"),
         ("flash_attn.2", {"sinks": np.zeros(4, np.float32)}, "expected what flash_attn.2 has words for (sinks in the denominator: none), got a sink; nothing else"),
-        ("torch.sdpa", {"score_mod": mods.softcap(2.0)}, "(soft cap: none), got Softcap(cap=2.0); no other argument there can express it"),
+        ("torch.sdpa", {"score_mod": mods.softcap(2.0)}, "(soft cap: none), got Softcap(cap=2.0); nothing else there can express it"),
         ("torch.sdpa", {"score_mod": lambda s, b, h, q, kv: s * s, "query_offset": 0}, "which does not only add"),
         ("torch.sdpa", {"dropout_rate": 0.5, "dropout_seed": 1}, "got dropout; it draws other weights to drop from any seed: ask it for its own dropout"),
         ("torch.sdpa", {"return_aux": None}, "DIALECTS['torch.sdpa'].from_polyattn: expected arguments of attention (mask, "),

@@ -205,8 +205,8 @@ def test_weights_and_logs_come_in_the_form_of_the_library() -> None:
         ("xformers", {"query": Q, "key": Q, "value": Q, "attn_bias": ONES > 0}, "expected attn_bias of numbers that are added, got bools"),
         ("x_transformers", {"q": Q, "k": K, "v": K, "attn_bias": ONES, "softclamp_logits": True}, "there the cap comes after the bias"),
         ("flash_attn.2", {"q": SQUARE, "k": SQUARE, "v": SQUARE, "alibi_slopes": ONES}, "expected alibi_slopes of shape (Hq,), got (3, 3)"),
-        ("x_transformers", {"q": Q, "k": Q, "v": Q, "mask": ONES > 0}, "expected mask of shape BS, got (3, 3); B, H, L, S are 2, 4, 3, 3"),
-        ("torch.mha", {"query": ONES, "key": ONES, "value": ONES, "num_heads": 1, "attn_mask": np.zeros((2, 3, 3), bool)}, "expected attn_mask of shape (BH)LS, got (2, 3, 3); B, H, L, S are 1, 1, 3, 3"),
+        ("x_transformers", {"q": Q, "k": Q, "v": Q, "mask": ONES > 0}, "expected mask of shape BS, got (3, 3); reshape it, B, H, L, S are 2, 4, 3, 3"),
+        ("torch.mha", {"query": ONES, "key": ONES, "value": ONES, "num_heads": 1, "attn_mask": np.zeros((2, 3, 3), bool)}, "expected attn_mask of shape (BH)LS, got (2, 3, 3); reshape it, B, H, L, S are 1, 1, 3, 3"),
         ("flash_attn.3", {"q": SQUARE, "k": SQUARE, "v": SQUARE, "qv": SQUARE}, "expected qv = None, got an array of shape (1, 2, 3, 8)"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Dialects as tables in a terminal."""
+"""The lists that `polyattn dialects` and `polyattn verify --peers` print: dialects, answers, verdicts."""
 
 from __future__ import annotations
 
