@@ -10,9 +10,9 @@
 
 from polyattn.masks.algebra import Mask
 from polyattn.masks.arbitrary import from_array, mask_mod
+from polyattn.masks.documents import segments
 from polyattn.masks.lengths import key_lengths, prefix, query_lengths
 from polyattn.masks.relative import causal, chunked, dilated, sliding_window, window
-from polyattn.masks.segments import segments
 from polyattn.masks.tiles import EMPTY, FULL, PARTIAL, Tile
 from polyattn.places import Frame
 
