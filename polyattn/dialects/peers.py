@@ -357,11 +357,11 @@ def judge(peer: Peer, library: Library, case: Case, seed: int = 0) -> PeerOutcom
         sentence = " ".join(str(error).split()).removeprefix(
             f"polyattn.dialects[{dialect.name!r}].from_polyattn: "
         )
-        return PeerOutcome(case.name, case.rules, peer.name, None, sentence)
+        return PeerOutcome(case.name, case.rule_numbers, peer.name, None, sentence)
     spec = sample.spec
     out = heads_apart(dialect, found, spec.q.shape[1])
     return PeerOutcome(
-        case.name, case.rules, peer.name, eta(out.astype(np.float64), truth(spec)["out"], "float32")
+        case.name, case.rule_numbers, peer.name, eta(out.astype(np.float64), truth(spec)["out"], "float32")
     )
 
 

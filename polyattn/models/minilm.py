@@ -27,6 +27,19 @@ from polyattn.layers import (
     Params,
 )
 
+__all__ = [
+    "BLOCK",
+    "MINILM",
+    "NORM",
+    "SENTENCES",
+    "TOKENS",
+    "WIDTH",
+    "SentenceEncoder",
+    "load",
+    "model_directory",
+    "tokenize",
+]
+
 WIDTH = 384
 TOKENS = Embedding(30522, WIDTH)
 NORM = LayerNorm(WIDTH, epsilon=1e-12)

@@ -12,12 +12,14 @@ from polyattn.models import minilm
 from polyattn.parity.case import Case, Draw, Later, Sample
 from polyattn.truth.spec import Floats, Spec
 
+__all__ = ["real_cases"]
+
 
 def real_cases() -> tuple[Case, ...]:
     """A case for each of the six layers; ModuleNotFoundError where the weights are not installed."""
     minilm.model_directory()
     depth = minilm.MINILM.encoder.depth
-    return tuple(Case(f"MiniLM layer {i + 1}", "real input", _layer(i)) for i in range(depth))
+    return tuple(Case(f"MiniLM layer {i + 1}", (), _layer(i)) for i in range(depth))
 
 
 def _layer(i: int) -> Callable[[Draw], Sample]:

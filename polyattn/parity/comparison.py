@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from polyattn.parity.diagnose import Diagnosis
-from polyattn.parity.report import comparison_page, junit, write
+from polyattn.parity.findings import Diagnosis
+from polyattn.parity.report import Matrix, Page, Row, bars, eta_cell, finite, junit, one_line, render, write
 from polyattn.truth.measure import ACCEPTANCE
 from polyattn.truth.spec import Floats
+
+__all__ = ["Comparison", "Side", "Worst"]
 
 
 @dataclass
@@ -169,21 +171,21 @@ class Comparison:
                     "name": side.name,
                     "library": side.library,
                     "agrees": side.agrees,
-                    "eta": {q: _finite(x) for q, x in side.etas.items()},
-                    "stages": {q: _finite(x) for q, x in side.stage_etas.items()},
+                    "eta": {q: finite(x) for q, x in side.etas.items()},
+                    "stages": {q: finite(x) for q, x in side.stage_etas.items()},
                     "error": side.error,
                     "diagnosis": None if side.diagnosis is None else str(side.diagnosis),
                 }
                 for side in self.sides
             ],
-            "between": {q: _finite(x) for q, x in self.between.items()},
+            "between": {q: finite(x) for q, x in self.between.items()},
             "first_divergence": self.first_divergence,
             "worst": None
             if self.worst is None
             else {
                 "quantity": self.worst.quantity,
                 "index": list(self.worst.index),
-                "values": [_finite(x) for x in (self.worst.f, self.worst.g, self.worst.truth)],
+                "values": [finite(x) for x in (self.worst.f, self.worst.g, self.worst.truth)],
             },
         }
 
@@ -201,21 +203,52 @@ class Comparison:
 
     def to_html(self, path: Any = None, *, force: bool = False) -> str:
         """One self-contained page; written to `path` if given, over an existing file only with force=True."""
-        page = comparison_page(self)
+        page = self._page()
         if path is not None:
             write(page, path, force=force)
         return page
+
+    def _page(self) -> str:
+        f, g = self.sides
+        names = (f"{f.name} ({f.library})", f"{g.name} ({g.library})", "between")
+        quantities = list(dict.fromkeys([*f.etas, *g.etas]))
+        rows = [
+            Row(
+                q,
+                [
+                    eta_cell(f.etas.get(q)),
+                    eta_cell(g.etas.get(q)),
+                    eta_cell(self.between.get(q), 2 * ACCEPTANCE),
+                ],
+            )
+            for q in quantities
+        ]
+        matrices = [Matrix(f"eta in {self.dtype}", "quantity", names, rows)]
+        if stages := self.stage_rows():
+            note = f"The first stage that differs: {self.first_divergence or 'none'}."
+            lines = [
+                Row(name, [eta_cell(f.stage_etas[name]), eta_cell(g.stage_etas[name])]) for name, *_ in stages
+            ]
+            matrices.append(Matrix("Stages", "stage", names[:2], lines, note))
+        w = self.worst
+        return render(
+            Page(
+                title=f"{f.name} and {g.name}",
+                verdict=self.verdict,
+                agrees=self.agrees,
+                matrices=matrices,
+                environment={**self.environment, "seed": str(self.seed)},
+                bars=bars((side.name, max(side.etas.values(), default=math.inf)) for side in self.sides),
+                findings=self.findings(),
+                worst=""
+                if w is None or self.agrees
+                else f"{w.quantity}{list(w.index)}\n{f.name}: {w.f!r}\n{g.name}: {w.g!r}\ntruth: {w.truth!r}",
+                script="" if self.agrees else self.script(),
+                notes=[f"{side.name}: {note}" for side in self.sides for note in side.notes],
+            )
+        )
 
     def _repr_html_(self) -> str:
         from html import escape
 
         return f"<pre>{escape(str(self))}</pre>"
-
-
-def one_line(text: str) -> str:
-    """A label that cannot break a line, a terminal or a program."""
-    return "".join(c if c.isprintable() else "?" for c in text)[:80]
-
-
-def _finite(x: float) -> float | None:
-    return x if math.isfinite(x) else None

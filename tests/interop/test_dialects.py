@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 import polyattn
 from polyattn import attention, dialects, masks, mods
 from polyattn.cli import app
-from polyattn.conventions.answers import Answer, Settings, answer
+from polyattn.conventions.answers import Answer, answer
+from polyattn.conventions.settings import Settings
 from polyattn.dialects import DIALECTS, QUESTIONS, explain
 from polyattn.dialects.page import cell, peers_markdown, table_markdown, update
 from polyattn.dialects.peers import PEERS, Library, PeerOutcome, judge, library_of

@@ -212,11 +212,11 @@ def test_nan_in_an_output_is_a_disagreement() -> None:
     [
         ({"query": Q}, {}, "polyattn.parity.compare: expected inputs 'query', 'key' and 'value', got query; the truth is computed from them"),
         (INPUTS, {"on": "torch"}, "polyattn.parity.compare: expected on to be two names, for f and g, got 'torch'"),
-        (INPUTS, {"on": ("torch", "mxnet")}, "polyattn.parity.compare: expected a library among numpy, strict, jax, torch in on=, got 'mxnet'"),
+        (INPUTS, {"on": ("torch", "mxnet")}, "polyattn.parity.compare: expected a bench among numpy, jax, onnx, strict, torch, got 'mxnet'; choose one of them"),
         (INPUTS, {"dtype": "int8"}, "polyattn.parity.compare: expected dtype among float64, float32, float16, bfloat16, got int8; pass dtype="),
         ({**INPUTS, "query": [1.0]}, {}, "polyattn.parity.compare: expected query to be an array, got list; convert it"),
-        (INPUTS, {"meant": {"mask": Q}}, "polyattn.parity: expected a bool mask, True = may attend, got float32; additive values are bias="),
-        (INPUTS, {"meant": {"sclae": 1}}, "polyattn.parity: expected arguments of polyattn.attention that have conventions, rotary or embed_dim, got sclae; leave them out"),
+        (INPUTS, {"meant": {"mask": Q}}, "polyattn.parity.compare: expected a bool mask, True = may attend, got float32; additive values are bias="),
+        (INPUTS, {"meant": {"sclae": 1}}, "polyattn.parity.compare: expected arguments of polyattn.attention that have conventions, rotary or embed_dim, got sclae; leave them out"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_in_a_sentence(

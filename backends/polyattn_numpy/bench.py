@@ -1,0 +1,48 @@
+"""NumPy on the test bench."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from polyattn.arrays import Array
+from polyattn.parity.bench import Function
+from polyattn.truth.spec import Floats
+
+__all__ = ["NumpyBench", "bench"]
+
+
+class NumpyBench:
+    """NumPy: no compiler, no derivatives."""
+
+    name: str = "numpy"
+    version = np.__version__
+
+    def __init__(self) -> None:
+        try:
+            import ml_dtypes
+        except ImportError:
+            self._bfloat16 = None
+        else:
+            self._bfloat16 = ml_dtypes.bfloat16
+        half = () if self._bfloat16 is None else ("bfloat16",)
+        self.dtypes = ("float64", "float32", "float16", *half)
+
+    def array(self, x: Floats, dtype: str | None = None) -> Array:
+        if x.dtype.kind != "f" or dtype is None:
+            return x.copy()
+        with np.errstate(over="ignore"):
+            return x.astype(self._bfloat16 if dtype == "bfloat16" else dtype)
+
+    def numpy(self, x: Array) -> Floats:
+        values: Floats = x if x.dtype.kind in "biu" else x.astype(np.float64)
+        return values
+
+    def run(self, f: Function, arrays: Mapping[str, Array], cotangent: Array | None) -> Any:
+        with np.errstate(invalid="ignore"):  # NaN that was planted in hidden keys
+            return (*f(arrays), None)
+
+
+bench = NumpyBench
