@@ -9,6 +9,7 @@ import numpy as np
 
 from polyattn import masks
 from polyattn.models import minilm
+from polyattn.models.search import OPENINGS
 from polyattn.parity.case import Case, Draw, Later, Sample
 from polyattn.truth.spec import Floats, Spec
 
@@ -36,6 +37,6 @@ def _layer(i: int) -> Callable[[Draw], Sample]:
 @cache
 def _captured() -> tuple[list[tuple[Floats, Floats, Floats]], Floats]:
     """query, key and value (batch, heads, length, width) of every layer, and the sentence lengths."""
-    tokens, lengths = (np.asarray(x, np.int32) for x in minilm.tokenize(minilm.SENTENCES))
+    tokens, lengths = (np.asarray(x, np.int32) for x in minilm.tokenize(tuple(OPENINGS.values())[:5]))
     params = minilm.load(like=np.zeros((), np.float32))
     return list(minilm.MINILM.queries_keys_values(params, tokens, lengths)), lengths

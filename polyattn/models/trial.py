@@ -138,9 +138,8 @@ def _formulas(
         out: Floats = (p / p.sum(-1, keepdims=True)) @ v
         return out.swapaxes(0, 1).reshape(-1, 384)
 
-    ends = np.cumsum([len(sentence) for sentence in sentences])[
-        :-1
-    ]  # the tokens of all lie one after the other
+    # The tokens of all lie one after the other.
+    ends = np.cumsum([len(sentence) for sentence in sentences])[:-1]
     embedded = [
         w["embeddings.word_embeddings.weight"][sentence]
         + w["embeddings.position_embeddings.weight"][: len(sentence)]

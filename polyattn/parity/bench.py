@@ -7,10 +7,9 @@ A bench lies with its adapter: `polyattn_mylib/bench.py` has a class and names i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, Protocol
@@ -130,16 +129,21 @@ def _loaders() -> dict[str, Callable[[], Callable[..., Bench]]]:
     found: dict[str, Callable[[], Callable[..., Bench]]] = {entry.name: entry.load for entry in entries}
     found["strict"] = lambda: StrictBench
     known = {entry.module.partition(".")[0] for entry in entries}
-    for package in {module.name for module in iter_modules() if module.name.startswith("polyattn_")} - known:
-        places = find_spec(package)
-        if places is None or not (Path(places.origin or "").parent / "bench.py").is_file():
-            continue
-        try:
-            made = import_module(f"{package}.bench").bench
-        except ImportError:  # its library is missing: taking it says so
-            found[package.removeprefix("polyattn_")] = lambda package=package: (
-                import_module(f"{package}.bench").bench
-            )  # type: ignore[misc]
-        else:
-            found[made.name] = lambda made=made: made  # type: ignore[misc]
+    for module in iter_modules():
+        folder = Path(getattr(module.module_finder, "path", ""), module.name)
+        if (
+            module.name.startswith("polyattn_")
+            and module.name not in known
+            and (folder / "bench.py").is_file()
+        ):
+            load = partial(_beside, module.name)
+            try:
+                found[load().name] = load  # type: ignore[attr-defined]
+            except ImportError:  # its library is missing: whoever takes it is told
+                found[module.name.removeprefix("polyattn_")] = load
     return found
+
+
+def _beside(package: str) -> Callable[..., Bench]:
+    made: Callable[..., Bench] = import_module(f"{package}.bench").bench
+    return made

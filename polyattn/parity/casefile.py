@@ -13,7 +13,7 @@ from polyattn import masks, mods
 __all__ = ["read"]
 
 ARRAYS = ("output", "query", "key", "value")
-OPTIONS = (
+OPTIONS = [
     "mask",
     "bias",
     "sinks",
@@ -24,7 +24,7 @@ OPTIONS = (
     "window",
     "embed_dim",
     "layout",
-)
+]
 
 
 def read(path: Path) -> tuple[tuple[Any, Any, Any, Any], dict[str, Any]]:
@@ -43,15 +43,15 @@ def read(path: Path) -> tuple[tuple[Any, Any, Any, Any], dict[str, Any]]:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(
-            f"polyattn diagnose: expected {path.name!r} to be an .npz file of plain arrays, of which NumPy says: {error}; write it with "
-            "numpy.savez"
+            f"polyattn diagnose: expected {path.name!r} to be an .npz file of plain arrays, of which NumPy says: "
+            f"{error}; write it with numpy.savez"
         ) from None
     missing = [name for name in ARRAYS if name not in found]
     unknown = sorted(set(found) - {*ARRAYS, *OPTIONS})
     if missing or unknown:
         raise ValueError(
-            f"polyattn diagnose: expected the arrays {', '.join(ARRAYS)} and maybe {', '.join(OPTIONS)} in {path.name!r}, got it without "
-            f"{', '.join(missing) or 'none of them'} and with {', '.join(unknown) or 'nothing'} unknown; rename them"
+            f"polyattn diagnose: expected the arrays {', '.join(ARRAYS)} and maybe {', '.join(OPTIONS)} in "
+            f"{path.name!r}, got it without {', '.join(missing) or 'none of them'} and with {', '.join(unknown) or 'nothing'} unknown; rename them"
         )
     context: dict[str, Any] = {name: found[name] for name in ("mask", "bias", "sinks") if name in found}
     for name, kind in (("scale", float), ("is_causal", bool), ("embed_dim", int), ("layout", str)):

@@ -85,6 +85,7 @@ def compare(
     stages: dict[str, Judged] = {}
     judged = truth(spec_of(call), cotangent if gradients else None, stages.__setitem__)
 
+    rest = {name: x for name, x in (meant or {}).items() if name != "layout"}  # arrays are in BHLD by then
     sides = []
     titles = names or (_title(f, "f"), _title(g, "g"))
     for function, bench, library, title, layout in zip((f, g), benches, on, titles, layouts, strict=True):
@@ -104,22 +105,18 @@ def compare(
         # Stages in the order of the definition, whatever order they were recorded in.
         side.stage_etas = {name: side.stage_etas[name] for name in stages if name in side.stage_etas}
         if side.etas.get("out", 0.0) > ACCEPTANCE:
-            side.diagnosis = diagnose(side.values["out"], q, k, v, dtype=dtype, **_bhld(meant or {}))
+            side.diagnosis = diagnose(side.values["out"], q, k, v, dtype=dtype, **rest)
+    ours, theirs = (side.values for side in sides)
+    common = [q for q in ours if q in theirs and ours[q].shape == theirs[q].shape]
     between = {
-        q: eta(
-            sides[0].values[q],
-            Judged(sides[1].values[q].astype(np.longdouble), judged[q].condition, judged[q].floor),
-            dtype,
-        )
-        for q in sides[0].values
-        if q in sides[1].values and sides[0].values[q].shape == sides[1].values[q].shape
+        q: eta(ours[q], judged[q]._replace(value=theirs[q].astype(np.longdouble)), dtype) for q in common
     }
     return Comparison(
         sides=(sides[0], sides[1]),
         between=between,
         dtype=dtype,
         shapes={name: x.shape for name, x in arrays.items()},
-        worst=_worst(sides, judged),
+        worst=_worst(common, ours, theirs, judged),
         inputs=arrays,
         environment=environment(),
         seed=seed,
@@ -127,29 +124,24 @@ def compare(
     )
 
 
-def _worst(sides: Sequence[Side], judged: Mapping[str, Judged]) -> Worst | None:
-    f, g = sides
+def _worst(
+    common: Sequence[str],
+    ours: Mapping[str, Floats],
+    theirs: Mapping[str, Floats],
+    judged: Mapping[str, Judged],
+) -> Worst | None:
     best: Worst | None = None
     largest = -1.0
-    for quantity in f.values:
-        if quantity not in g.values or f.values[quantity].shape != g.values[quantity].shape:
-            continue
-        a, b = f.values[quantity], g.values[quantity]
-        unit = np.broadcast_to(np.asarray(judged[quantity].condition, np.float64), a.shape)
+    for quantity in common:
+        a, b, (value, condition, _) = ours[quantity], theirs[quantity], judged[quantity]
+        unit = np.maximum(np.asarray(condition, np.float64), np.finfo(np.float64).tiny)
         with np.errstate(all="ignore"):
-            ratio = np.where(a == b, 0.0, np.abs(a - b) / np.where(unit > 0, unit, np.finfo(np.float64).tiny))
+            ratio = np.where(a == b, 0.0, np.abs(a - b) / unit)
         ratio = np.where(np.isnan(ratio), np.inf, ratio)
         if ratio.size and float(ratio.max()) > largest:
-            index = np.unravel_index(int(np.argmax(ratio)), ratio.shape)
             largest = float(ratio.max())
-            place = tuple(int(i) for i in index)
-            best = Worst(
-                quantity,
-                place,
-                float(a[place]),
-                float(b[place]),
-                float(np.asarray(judged[quantity].value)[place]),
-            )
+            place = tuple(int(i) for i in np.unravel_index(int(np.argmax(ratio)), ratio.shape))
+            best = Worst(quantity, place, *(float(np.asarray(x)[place]) for x in (a, b, value)))
     return best
 
 
@@ -166,10 +158,6 @@ def _to_numpy(name: str, x: Any) -> Floats:
             "the transfer is yours to see"
         )
     return np.ascontiguousarray(np.asarray(backend_of(x).to_numpy(x))).reshape(tuple(x.shape))
-
-
-def _bhld(meant: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: x for name, x in meant.items() if name != "layout"}
 
 
 def _title(f: Callable[..., Any], otherwise: str) -> str:

@@ -96,15 +96,13 @@ class Comparison:
         wrong, right = (f, g) if g.agrees else (g, f)
         return f"DISAGREE: {right.name} computes what was meant, {wrong.name} does not"
 
-    def rows(self) -> list[tuple[str, str, str, str]]:
+    def rows(self) -> list[tuple[str, ...]]:
         """The table: quantity, eta of f, eta of g, and of their difference."""
+        return [(q, *("-" if x is None else f"{x:.3g}" for x in etas)) for q, *etas in self._etas()]
+
+    def _etas(self) -> list[tuple[str, float | None, float | None, float | None]]:
         f, g = self.sides
-
-        def cell(value: float | None) -> str:
-            return "-" if value is None else f"{value:.3g}"
-
-        quantities = list(dict.fromkeys([*f.etas, *g.etas]))
-        return [(q, cell(f.etas.get(q)), cell(g.etas.get(q)), cell(self.between.get(q))) for q in quantities]
+        return [(q, f.etas.get(q), g.etas.get(q), self.between.get(q)) for q in {**f.etas, **g.etas}]
 
     def stage_rows(self) -> list[tuple[str, str, str]]:
         """Stage, eta of f, eta of g, for the stages that both recorded."""
@@ -211,17 +209,8 @@ class Comparison:
     def _page(self) -> str:
         f, g = self.sides
         names = (f"{f.name} ({f.library})", f"{g.name} ({g.library})", "between")
-        quantities = list(dict.fromkeys([*f.etas, *g.etas]))
         rows = [
-            Row(
-                q,
-                [
-                    eta_cell(f.etas.get(q)),
-                    eta_cell(g.etas.get(q)),
-                    eta_cell(self.between.get(q), 2 * ACCEPTANCE),
-                ],
-            )
-            for q in quantities
+            Row(q, [eta_cell(a), eta_cell(b), eta_cell(c, 2 * ACCEPTANCE)]) for q, a, b, c in self._etas()
         ]
         matrices = [Matrix(f"eta in {self.dtype}", "quantity", names, rows)]
         if stages := self.stage_rows():

@@ -10,24 +10,27 @@ from typing import Any
 __all__ = ["environment"]
 
 
+_LIBRARIES = [
+    "polyattn",
+    "numpy",
+    "array_api_strict",
+    "jax",
+    "jaxlib",
+    "torch",
+    "onnxruntime",
+    "flax",
+    "equinox",
+    "keras",
+]
+
+
 def environment() -> dict[str, str]:
     """Facts by name, of the libraries that are loaded; nothing is imported for it."""
     facts = {
         "Python": platform.python_version(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
     }
-    for name in (
-        "polyattn",
-        "numpy",
-        "array_api_strict",
-        "jax",
-        "jaxlib",
-        "torch",
-        "onnxruntime",
-        "flax",
-        "equinox",
-        "keras",
-    ):
+    for name in _LIBRARIES:
         if (module := sys.modules.get(name)) is not None and hasattr(module, "__version__"):
             facts[name] = str(module.__version__)
     if (jax := sys.modules.get("jax")) is not None:

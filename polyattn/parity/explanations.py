@@ -143,19 +143,15 @@ class Search:
         blind = np.argsort(visible.sum(-1).min(axis=(0, 1)), kind="stable") if visible.shape[2] > 1 else order
         spread = np.linspace(0, length - 1, ROWS // 2).astype(int)
         quarter = ROWS // 4
-        return np.unique(
-            np.concatenate([order[-quarter:], order[: quarter // 2], blind[: quarter // 2], spread])
-        )
+        return np.unique([*order[-quarter:], *order[: quarter // 2], *blind[: quarter // 2], *spread])
 
     def _cut(self) -> tuple[Call, Floats, Floats]:
         """The call and the output on at most two batch items, in float32; and the output as if merged wrongly."""
         batch = self.call.shape[0]
         items = np.arange(batch)
         if batch > 2:
-            wrong = self._ratio(self.seen[:, :, self.rows], self._answer(CONTRACT, self.rows)).max(
-                axis=(1, 2, 3)
-            )
-            items = np.unique([0, int(np.argmax(wrong))])
+            ratio = self._ratio(self.seen[:, :, self.rows], self._answer(CONTRACT, self.rows))
+            items = np.unique([0, int(np.argmax(ratio.max(axis=(1, 2, 3))))])
 
         def cut(x: Any) -> Any:
             if x is None:
@@ -209,10 +205,9 @@ class Search:
     def _confirm(self, scored: list[_Scored]) -> tuple[list[Finding], Finding | None]:
         """What explains every element, and the nearest of the rest."""
         found = []
+        limit = ACCEPTANCE + SCREEN * max(UNIT_ROUNDOFF["float32"] / self.unit, 1.0)
         for eta, _, causes in scored:
-            if eta > ACCEPTANCE + SCREEN * UNIT_ROUNDOFF["float32"] / min(
-                self.unit, UNIT_ROUNDOFF["float32"]
-            ):
+            if eta > limit:
                 break
             expected = self._answer(settings_of(causes))
             whole = self._eta(self.seen, expected)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from polyattn.parity.judging import Outcome
+from polyattn.parity.report import number
 from polyattn.parity.verify import SHORT, Verification
 
 __all__ = ["print_whole", "result_table"]
@@ -36,14 +35,7 @@ def _cell(outcome: Outcome | None) -> str:
         return ""
     if outcome.error:
         return "[red]error ✗"
-    number = (
-        f"{outcome.eta:.2f}"
-        if outcome.eta < 100
-        else "inf"
-        if math.isinf(outcome.eta)
-        else f"{outcome.eta:.0e}"
-    )
-    return f"[green]{number} ✓" if outcome.agrees else f"[red]{number} ✗"
+    return f"[green]{number(outcome.eta)} ✓" if outcome.agrees else f"[red]{number(outcome.eta)} ✗"
 
 
 def print_whole(table: Table) -> Console:

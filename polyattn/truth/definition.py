@@ -8,7 +8,7 @@ times u times the condition `c` given here, whatever the dtype and the amplitude
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,10 @@ class Judged(NamedTuple):
 See = Callable[[str, Judged], object]
 
 
-def truth(spec: Spec, cotangent: Floats | None = None, see: See | None = None) -> dict[str, Judged]:
+@np.errstate(all="ignore")
+def truth(
+    spec: Spec, cotangent: Floats | None = None, see: See = lambda name, judged: None
+) -> dict[str, Judged]:
     """out and lse; with a cotangent of out also the gradients dq, dk, dv, dbias, dsinks, dscale.
 
     Condition of the output: c = sum_j w_j |v_j| (1 + sabs_j + sum_k w_k sabs_k). `see` is shown every stage on the
@@ -42,11 +45,6 @@ def truth(spec: Spec, cotangent: Floats | None = None, see: See | None = None) -
     >>> truth(Spec(x, x, x, scale=1.0))["out"].value.ravel().astype(float).round(6).tolist()
     [0.5, 0.731059]
     """
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
-        return _truth(spec, cotangent, see or (lambda name, judged: None))
-
-
-def _truth(spec: Spec, cotangent: Floats | None, see: See) -> dict[str, Judged]:
     real = np.longdouble
     batch, heads, _, _ = shape = spec.shape
     group = heads // spec.k.shape[1] if spec.k.shape[1] else 1
@@ -141,21 +139,10 @@ def _truth(spec: Spec, cotangent: Floats | None, see: See) -> dict[str, Judged]:
     floor = slope * ds_floor
     aq, ak, ascale = np.abs(q), np.abs(k), np.abs(scale)
 
-    def back(x: Floats, ds: Floats, scale: Floats) -> Any:
-        return scale * (ds @ x)
-
-    judged["dq"] = Judged(
-        *(
-            ungroup(back(*parts), spec.q)
-            for parts in ((k, d_raw, scale), (ak, weight, ascale), (ak, floor, ascale))
-        )
-    )
-    judged["dk"] = Judged(
-        *(
-            ungroup(back(*parts), spec.k)
-            for parts in ((q, d_raw.mT, scale), (aq, weight.mT, ascale), (aq, floor.mT, ascale))
-        )
-    )
+    of_scores = (d_raw, weight, floor)
+    for name, x, size, along in (("q", k, ak, of_scores), ("k", q, aq, [ds.mT for ds in of_scores])):
+        parts = zip((scale, ascale, ascale), along, (x, size, size), strict=True)
+        judged[f"d{name}"] = Judged(*(ungroup(c * (ds @ y), getattr(spec, name)) for c, ds, y in parts))
     judged["dv"] = Judged(
         *(
             ungroup((x * keep).mT @ y, spec.v)

@@ -58,7 +58,8 @@ def test_a_missing_backend_that_was_asked_for_is_status_3(monkeypatch: pytest.Mo
     def missing() -> object:
         raise ImportError("No module named 'jax'", name="jax")
 
-    known = {"numpy": lambda: testing.NumpyBench, "jax": missing}
+    bench = testing.BENCHES["numpy"]
+    known = {"numpy": lambda: bench, "jax": missing}
     monkeypatch.setattr("polyattn.parity.bench._loaders", lambda: known)
     result = run("verify", "--backend", "jax")
     assert result.exit_code == 3
@@ -107,7 +108,7 @@ def test_wrong_usage_is_status_2_and_a_sentence(args: list[str], sentence: str) 
 def test_info_names_versions_and_precision() -> None:
     result = run("info")
     assert result.exit_code == 0
-    for word in ("numpy", "strict", "jax", "torch", "x64 off", "float32 matmul precision"):
+    for word in ("numpy", "strict", "jax", "torch", "JAX x64: off", "float32 matmul precision"):
         assert word in result.output
 
 
@@ -154,8 +155,9 @@ def test_a_plan_says_what_auto_would_run_and_why() -> None:
     assert result.exit_code == 0
     assert result.output.splitlines() == [
         "numpy: blockwise, because the scores take more than 1 MiB",
-        "strict: blockwise, because the scores take more than 1 MiB",
         "jax: blockwise, because the scores take more than 1 MiB",
+        "onnx: native, because the operator Attention is one node where it computes the contract",
+        "strict: blockwise, because the scores take more than 1 MiB",
         "torch: native, because the library's own kernel is the fastest where it is exact",
     ]
     small = run("info", "--plan", "L=64,H=2,softcap=30,sinks=1,window=4,dtype=float16").output

@@ -372,7 +372,7 @@ def test_rows_of_nan_are_diagnosed() -> None:
         (
             {"query": Q[0, 0, 0]},
             ValueError,
-            "polyattn.parity.diagnose: expected arrays of rank 2 to 4, got shape (16,)",
+            "polyattn.parity.diagnose: expected arrays of rank 2 to 4, got shape (16,); add axes",
         ),
         (
             {"query": Q[None]},
@@ -388,12 +388,12 @@ def test_rows_of_nan_are_diagnosed() -> None:
         (
             {"key": K[:, :3], "value": V[:, :3]},
             ValueError,
-            "polyattn.parity.diagnose: expected Hkv to divide Hq, got 3 and 4",
+            "polyattn.parity.diagnose: expected Hkv to divide Hq, got 3 and 4; are the axes in order?",
         ),
         (
             {"layout": "HBLD"},
             ValueError,
-            "polyattn.parity.diagnose: expected layout 'BHLD' or 'BLHD', got 'HBLD'",
+            "polyattn.parity.diagnose: expected layout 'BHLD' or 'BLHD', got 'HBLD'; transpose the arrays",
         ),
         (
             {"mask": np.ones((20, 20))},
@@ -403,7 +403,7 @@ def test_rows_of_nan_are_diagnosed() -> None:
         (
             {"scale": np.ones(4)},
             ValueError,
-            "polyattn.parity.diagnose: expected scale to be a number, got one per head",
+            "polyattn.parity.diagnose: expected scale to be a number, got one per head; ask head by head",
         ),
         (
             {"query_offset": np.zeros(2, int)},

@@ -10,9 +10,9 @@ import torch
 
 from polyattn.layers.activations import erf
 from polyattn.models import trial as pretrained
-from polyattn.models.minilm import MINILM, SENTENCES, load, model_directory, tokenize
+from polyattn.models.minilm import MINILM, load, model_directory, tokenize
 from polyattn.models.real import real_cases
-from polyattn.models.search import ranking
+from polyattn.models.search import SENTENCES, ranking
 from polyattn.onnx import export
 from polyattn.parity import ACCEPTANCE
 from polyattn.testing import BENCHES, check_backend, load_bench
