@@ -63,14 +63,21 @@ def verify(
     """
     for path in (json_file, junit_file, html_file):
         if path is not None and not path.parent.is_dir():
-            raise _stop(f"expected an existing folder for {path}, got {path.parent}; make it first", USAGE)
+            raise _stop(
+                f"polyattn verify: expected an existing folder for {path}, got {path.parent}; make it first",
+                USAGE,
+            )
     if html_file is not None and html_file.exists() and not force:  # before the work, not after it
         raise _stop(
-            f"expected a new file for the report, got {html_file}, which is there; add --force", USAGE
+            f"polyattn verify: expected a new file for the report, got {html_file}, which is there; add --force",
+            USAGE,
         )
     if peers:
         if backend or dtype or junit_file is not None or html_file is not None:
-            raise _stop("expected --peers with --case, --seed and --json alone; leave the others out", USAGE)
+            raise _stop(
+                "polyattn verify: expected --peers with --case, --seed and --json alone; leave the others out",
+                USAGE,
+            )
         return _verify_peers(case, seed, json_file)
     try:
         more, notes = real_input()
@@ -124,7 +131,8 @@ def _verify_peers(words: list[str], seed: int, json_file: Path | None) -> None:
     chosen = [c for c in cases() if c in named]
     if not chosen:
         raise _stop(
-            f"expected cases of the contract with --peers, got {', '.join(words)}, real input alone", USAGE
+            f"polyattn verify: expected cases of the contract with --peers, got {', '.join(words)}, real input alone; name others",
+            USAGE,
         )
     outcomes, notes = [], []
     with _progress() as progress:
@@ -251,7 +259,9 @@ def diagnose(
         arrays, context = read(npz)
         found = search(*arrays, dtype=dtype, **context)
     except FileNotFoundError:
-        raise _stop(f"expected a file, got {str(npz)!r}, which is not there", USAGE) from None
+        raise _stop(
+            f"polyattn diagnose: expected a file, got {str(npz)!r}, which is not there; name one", USAGE
+        ) from None
     except (ValueError, TypeError) as error:
         raise _stop(str(error), USAGE) from None
     typer.echo(str(found))

@@ -11,6 +11,11 @@ from polyattn.arrays import Array
 from polyattn.parity.bench import Function
 from polyattn.truth.spec import Floats
 
+try:
+    from ml_dtypes import bfloat16
+except ImportError:
+    bfloat16 = None
+
 __all__ = ["NumpyBench", "bench"]
 
 
@@ -19,22 +24,13 @@ class NumpyBench:
 
     name: str = "numpy"
     version = np.__version__
-
-    def __init__(self) -> None:
-        try:
-            import ml_dtypes
-        except ImportError:
-            self._bfloat16 = None
-        else:
-            self._bfloat16 = ml_dtypes.bfloat16
-        half = () if self._bfloat16 is None else ("bfloat16",)
-        self.dtypes = ("float64", "float32", "float16", *half)
+    dtypes = ("float64", "float32", "float16", *(() if bfloat16 is None else ("bfloat16",)))
 
     def array(self, x: Floats, dtype: str | None = None) -> Array:
         if x.dtype.kind != "f" or dtype is None:
             return x.copy()
         with np.errstate(over="ignore"):
-            return x.astype(self._bfloat16 if dtype == "bfloat16" else dtype)
+            return x.astype(bfloat16 if dtype == "bfloat16" else dtype)
 
     def numpy(self, x: Array) -> Floats:
         values: Floats = x if x.dtype.kind in "biu" else x.astype(np.float64)

@@ -13,18 +13,7 @@ from polyattn import masks, mods
 __all__ = ["read"]
 
 ARRAYS = ("output", "query", "key", "value")
-OPTIONS = [
-    "mask",
-    "bias",
-    "sinks",
-    "scale",
-    "is_causal",
-    "query_offset",
-    "softcap",
-    "window",
-    "embed_dim",
-    "layout",
-]
+OPTIONS = ("mask", "bias", "sinks", "scale", "is_causal", "query_offset", "softcap", "window", "embed_dim", "layout")  # fmt: skip
 
 
 def read(path: Path) -> tuple[tuple[Any, Any, Any, Any], dict[str, Any]]:

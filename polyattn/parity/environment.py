@@ -10,18 +10,7 @@ from typing import Any
 __all__ = ["environment"]
 
 
-_LIBRARIES = [
-    "polyattn",
-    "numpy",
-    "array_api_strict",
-    "jax",
-    "jaxlib",
-    "torch",
-    "onnxruntime",
-    "flax",
-    "equinox",
-    "keras",
-]
+_LIBRARIES = ("polyattn", "numpy", "array_api_strict", "jax", "jaxlib", "torch", "onnxruntime", "flax", "equinox", "keras")  # fmt: skip
 
 
 def environment() -> dict[str, str]:

@@ -87,7 +87,7 @@ def render(page: Page) -> str:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError:
         raise ImportError(
-            "polyattn.parity: reports are made with Jinja2, which is not here; pip install 'polyattn[cli]'"
+            "polyattn.parity: expected Jinja2, which makes reports, got an environment without it; pip install 'polyattn[cli]'"
         ) from None
     folder = Path(__file__).parent
     style = (folder / "report.css").read_text(encoding="utf-8")
@@ -105,14 +105,14 @@ def write(page: str, path: str | os.PathLike[str], *, force: bool = False) -> No
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(
-            f"polyattn.parity: expected an existing folder for the report {path.name!r}, got {str(path.parent)!r}; make it first"
+            f"polyattn.parity.Comparison.to_html: expected an existing folder for the report {path.name!r}, got {str(path.parent)!r}; make it first"
         )
     try:
         with path.open("w" if force else "x", encoding="utf-8") as file:
             file.write(page)
     except FileExistsError:
         raise FileExistsError(
-            f"polyattn.parity: expected a new file for the report, got {str(path)!r}, which is there; force it, or "
+            f"polyattn.parity.Comparison.to_html: expected a new file for the report, got {str(path)!r}, which is there; force it, or "
             "name another"
         ) from None
 

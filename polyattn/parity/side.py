@@ -31,14 +31,18 @@ def run_side(
 ) -> None:
     """Calls a function on a bench and writes into `side` what it gave; `shape` is that of the output, (B, H, L, E)."""
     if dtype not in bench.dtypes:
-        raise TypeError(f"{side.library} has no {dtype} here")
+        raise TypeError(
+            f"expected dtype among {', '.join(bench.dtypes)} on {side.library}, got {dtype}; pass dtype="
+        )
     swap = layout == "BLHD"
 
     def give(name: str, x: Floats) -> Any:
         x = x.swapaxes(-2, -3) if swap and name in GRADIENTS and x.ndim > 2 else x
         made = bench.array(np.ascontiguousarray(x), dtype if is_float(x) else None)
         if is_float(x) and str(made.dtype).rpartition(".")[2] != dtype:
-            raise TypeError(f"{side.library} turned {name} from {dtype} into {made.dtype}")
+            raise TypeError(
+                f"expected {name} in {dtype}, got {made.dtype} from {side.library}; allow that dtype there"
+            )
         return made
 
     given = {name: give(name, x) for name, x in inputs.items()}

@@ -69,7 +69,7 @@ def test_a_bad_file_is_refused_in_a_sentence(tmp_path: Path, more: dict[str, Any
     output = more.pop("output", np.zeros_like(Q))
     status, _, err = _run("diagnose", "--npz", _file(tmp_path, output, **more))
     assert status == 2
-    assert err.startswith("polyattn")
+    assert err.startswith(("polyattn diagnose: expected ", "polyattn.parity.diagnose: expected "))
     assert sentence in err
 
 
@@ -88,7 +88,10 @@ def test_verify_writes_a_report_and_never_over_a_file(tmp_path: Path) -> None:
     path.write_text("mine")
     status, _, err = _run(*words)
     assert status == 2
-    assert err == f"polyattn: expected a new file for the report, got {path}, which is there; add --force\n"
+    assert (
+        err
+        == f"polyattn verify: expected a new file for the report, got {path}, which is there; add --force\n"
+    )
     assert path.read_text() == "mine"
     assert _run(*words, "--force")[0] == 0
     assert path.read_text() != "mine"
