@@ -8,11 +8,37 @@ array([[0.5, 0.5],
        [0.5, 0.5]])
 """
 
+from importlib import import_module
+from typing import Any
+
 from polyattn import masks, mods
-from polyattn._attention import AttentionAux, AuxRequest, attention, attention_vjp
+from polyattn._attention import AttentionAux, attention, attention_vjp
 from polyattn._trace import Stage, Trace, trace
-from polyattn.implementations.blockwise.plan import Blockwise
-from polyattn.implementations.choice import Reference
+from polyattn.implementations import Blockwise, Reference
+from polyattn.problem import AuxRequest
+
+#: Rooms that load when they are first looked into.
+_ROOMS = (
+    "additive",
+    "arrays",
+    "caches",
+    "conventions",
+    "dialects",
+    "dropout",
+    "implementations",
+    "layers",
+    "linear",
+    "models",
+    "normalizers",
+    "onnx",
+    "parity",
+    "places",
+    "problem",
+    "rotary",
+    "testing",
+    "truth",
+    "weights",
+)
 
 __all__ = [
     "AttentionAux",
@@ -28,3 +54,13 @@ __all__ = [
     "trace",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"polyattn.{name}")
+    raise AttributeError(f"module 'polyattn' has no attribute {name!r}; it has {', '.join(__dir__())}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_ROOMS, "__version__"])

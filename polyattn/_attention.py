@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 from polyattn.arrays import Array, is_array
-from polyattn.implementations.blockwise.plan import Blockwise
-from polyattn.implementations.blockwise.rule import blockwise_vjp
-from polyattn.implementations.choice import Reference, choose
-from polyattn.masks.algebra import Mask
-from polyattn.mods import ScoreMod
-from polyattn.normalizers import softmax
-from polyattn.problem.problem import pose
+from polyattn.implementations import Blockwise, Reference, choose
+from polyattn.implementations.blockwise import with_derivative
+from polyattn.problem import AuxRequest, Options, pose
+from polyattn.problem.options import spelled_out
 
-Implementation = Literal["auto", "reference", "blockwise", "native"] | Reference | Blockwise
+__all__ = ["AttentionAux", "AuxRequest", "Wish", "attend", "attention", "attention_vjp"]
 
-
-class AuxRequest(NamedTuple):
-    """Which intermediate values `attention` returns beside its result."""
-
-    lse: bool = False
-    weights: bool = False
-    scores: bool = False
-    max_scores: bool = False
+WHO = "polyattn.attention"
+Wish = Literal["auto", "reference", "blockwise", "native"] | Reference | Blockwise
+A = TypeVar("A")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,60 +32,33 @@ class AttentionAux:
 
 @overload
 def attention(
-    query: Array,
-    key: Array,
-    value: Array,
+    query: A,
+    key: A,
+    value: A,
     *,
-    mask: Mask | Array | Callable[[Array, Array, Array, Array], Array] | None = ...,
-    bias: Array | None = ...,
-    score_mod: ScoreMod | None = ...,
-    is_causal: bool = ...,
-    query_offset: int | Literal["end"] | Array | None = ...,
-    scale: float | Array | None = ...,
-    sinks: float | Array | None = ...,
-    dropout_rate: float = ...,
-    dropout_seed: int | Array | None = ...,
-    layout: Literal["BHLD", "BLHD"] = ...,
     return_aux: None = ...,
-    implementation: Implementation = ...,
-) -> Array: ...
+    implementation: Wish = ...,
+    **options: Unpack[Options],
+) -> A: ...
 @overload
 def attention(
-    query: Array,
-    key: Array,
-    value: Array,
+    query: A,
+    key: A,
+    value: A,
     *,
-    mask: Mask | Array | Callable[[Array, Array, Array, Array], Array] | None = ...,
-    bias: Array | None = ...,
-    score_mod: ScoreMod | None = ...,
-    is_causal: bool = ...,
-    query_offset: int | Literal["end"] | Array | None = ...,
-    scale: float | Array | None = ...,
-    sinks: float | Array | None = ...,
-    dropout_rate: float = ...,
-    dropout_seed: int | Array | None = ...,
-    layout: Literal["BHLD", "BLHD"] = ...,
     return_aux: AuxRequest,
-    implementation: Implementation = ...,
-) -> tuple[Array, AttentionAux]: ...
+    implementation: Wish = ...,
+    **options: Unpack[Options],
+) -> tuple[A, AttentionAux]: ...
 def attention(
-    query: Array,
-    key: Array,
-    value: Array,
+    query: Any,
+    key: Any,
+    value: Any,
     *,
-    mask: Mask | Array | Callable[[Array, Array, Array, Array], Array] | None = None,
-    bias: Array | None = None,
-    score_mod: ScoreMod | None = None,
-    is_causal: bool = False,
-    query_offset: int | Literal["end"] | Array | None = None,
-    scale: float | Array | None = None,
-    sinks: float | Array | None = None,
-    dropout_rate: float = 0.0,
-    dropout_seed: int | Array | None = None,
-    layout: Literal["BHLD", "BLHD"] = "BHLD",
     return_aux: AuxRequest | None = None,
-    implementation: Implementation = "auto",
-) -> Array | tuple[Array, AttentionAux]:
+    implementation: Wish = "auto",
+    **options: Unpack[Options],
+) -> Any:
     """Scaled dot-product attention, softmax(scale Q K^T) V, on arrays of any array API library.
 
     Shapes: query (..., Hq, L, D), key (..., Hkv, S, D), value (..., Hkv, S, E) -> (..., Hq, L, E), of
@@ -105,12 +70,13 @@ def attention(
 
     mask: bool array broadcasting to (..., Hq, L, S), a mask of `polyattn.masks`, or a function
     mask_mod(b, h, q, kv); True = may attend. is_causal adds `masks.causal()`. bias: real array,
-    broadcasting likewise; -inf also hides. score_mod: see `polyattn.mods`. query_offset: position of
-    query row 0, an integer, one per batch item, or "end" (= S - L). scale: number or (Hq,) array;
+    broadcasting likewise; -inf also hides. score_mod: see `polyattn.mods`. scale: number or (Hq,) array;
     None = 1/sqrt(D). sinks: scalar or (Hq,) extra logits. dropout_rate, dropout_seed: the same seed
-    drops the same weights on every library. return_aux: an `AuxRequest`; an `AttentionAux` comes too.
-    implementation: "reference" is the definition; "blockwise" needs memory O(L + S); "native" is the
-    library's own kernel where that is exact; "auto" chooses, and aux.implementation tells.
+    drops the same weights on every library. query_offset, key_offset: position of row 0 and key 0, an integer,
+    one per batch item, or "end" (= S - L) for the queries; query_positions, key_positions: those of every row
+    (L,) or (B, L) and key (S,) or (B, S), negative for a key slot that is empty. return_aux: an `AuxRequest`;
+    an `AttentionAux` comes too. implementation: "reference" is the definition; "blockwise" needs memory O(L + S);
+    "native" is the library's own kernel where that is exact; "auto" chooses, and aux.implementation tells.
 
     A row that sees no key gives 0 and gradient 0. Errors: TypeError for wrong dtypes and libraries,
     ValueError for wrong shapes and values. Source: Vaswani 2017, arXiv:1706.03762, equation 1.
@@ -123,58 +89,45 @@ def attention(
            [0.73105858],
            [1.85093709]])
     """
-    problem = pose(
-        query,
-        key,
-        value,
-        mask=mask,
-        bias=bias,
-        score_mod=score_mod,
-        is_causal=is_causal,
-        query_offset=query_offset,
-        scale=scale,
-        sinks=sinks,
-        dropout_rate=dropout_rate,
-        dropout_seed=dropout_seed,
-        layout=layout,
-    )
-    if return_aux is not None and not isinstance(return_aux, AuxRequest):
-        raise TypeError(
-            f"polyattn.attention: expected return_aux to be an AuxRequest or None, got {return_aux!r}; "
-            "write return_aux=AuxRequest(lse=True)"
-        )
-    wanted = return_aux or AuxRequest()
-    chosen = choose(problem, wanted.weights or wanted.scores or wanted.max_scores, wanted.lse, implementation)
-    result = chosen.run(problem)
-    out = problem.restore(problem.backend.astype(result.out, query.dtype), 1)
-    if return_aux is None:
-        return out
-    weights = softmax.weights(result.scores, result.seen) if wanted.weights else None
-    return out, AttentionAux(
-        lse=problem.restore(result.lse, 0) if wanted.lse else None,
-        weights=None if weights is None else problem.restore(weights, 0),
-        scores=problem.restore(result.scores, 0) if wanted.scores else None,
-        max_scores=problem.restore(result.keys.top[..., 0], 0) if wanted.max_scores else None,
-        implementation=chosen.name,
-    )
+    return attend(WHO, query, key, value, return_aux=return_aux, implementation=implementation, **options)
 
 
-def attend(who: str, query: Array, key: Array, value: Array, **options: Any) -> Any:
-    """`attention` for a layer, cache or adapter: errors speak in the name of the function that the user called."""
-    try:
-        return attention(query, key, value, **options)
-    except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace("polyattn.attention", who, 1)) from None
-
-
-def attention_vjp(
+def attend(
+    who: str,
     query: Array,
     key: Array,
     value: Array,
     *,
-    implementation: Literal["blockwise"] | Blockwise = "blockwise",
+    return_aux: AuxRequest | None = None,
+    implementation: Any = "auto",
     **options: Any,
-) -> tuple[Array, Callable[..., dict[str, Array]]]:
+) -> Any:
+    """`attention` for a layer, cache or adapter: errors speak in the name of the function that the user called."""
+    if return_aux is not None and not isinstance(return_aux, AuxRequest):
+        raise TypeError(
+            f"{who}: expected return_aux to be an AuxRequest or None, got {return_aux!r}; "
+            "write return_aux=AuxRequest(lse=True)"
+        )
+    wanted = () if return_aux is None else tuple(n for n in AuxRequest._fields if getattr(return_aux, n))
+    problem = pose(who, query, key, value, wanted=wanted, **options)
+    chosen = choose(problem, implementation)
+    found = chosen.run(problem)
+    leave = problem.axes.leave
+    out = leave(problem.backend.astype(found.out, query.dtype), width=True)
+    if return_aux is None:
+        return out
+    values = {name: leave(getattr(found, name), width=False) for name in wanted}
+    return out, AttentionAux(**values, implementation=chosen.implementation.name)
+
+
+def attention_vjp(
+    query: A,
+    key: A,
+    value: A,
+    *,
+    implementation: Literal["blockwise"] | Blockwise = "blockwise",
+    **options: Unpack[Options],
+) -> tuple[A, Callable[..., dict[str, A]]]:
     """`attention` and its pullback, on any array library: derivatives for NumPy too.
 
         out, pullback = attention_vjp(query, key, value, ...)
@@ -194,28 +147,37 @@ def attention_vjp(
     array([[1., 1.],
            [1., 1.]])
     """
+    who = f"{WHO}_vjp"
     if implementation != "blockwise" and not isinstance(implementation, Blockwise):
         raise ValueError(
-            "polyattn.attention_vjp: expected implementation 'blockwise' or a Blockwise, got "
+            f"{who}: expected implementation 'blockwise' or a Blockwise, got "
             f"{implementation!r}; the pullback is that of the blockwise engine"
         )
-    p = pose(query, key, value, **options)
-    xp, astype = p.backend.xp, p.backend.astype
-    wish = implementation if isinstance(implementation, Blockwise) else Blockwise()
-    given = {"query": query, "key": key, "value": value}
-    given |= {name: options[name] for name in ("bias", "sinks", "scale") if is_array(options.get(name))}
-    out_shape = tuple(p.restore(xp.zeros((*p.scores_shape[:3], value.shape[-1])), 1).shape)
-    out, lse, pull = blockwise_vjp(p, wish)
+    p = pose(who, query, key, value, **options)
+    xp, astype, axes = p.backend.xp, p.backend.astype, p.axes
+    given: dict[str, Any] = {"query": query, "key": key, "value": value}
+    given |= {name: options[name] for name in ("scale", "bias", "sinks") if is_array(options.get(name))}
+    (out, lse), derivative = with_derivative(
+        p, implementation if isinstance(implementation, Blockwise) else Blockwise()
+    )
+    out_shape = axes.shape_of(p.frame, p.v.shape[-1])
 
-    def pullback(d_out: Array, d_lse: Array | None = None) -> dict[str, Array]:
-        if tuple(d_out.shape) != out_shape:
+    def pullback(d_out: A, d_lse: A | None = None) -> dict[str, A]:
+        if tuple(d_out.shape) != out_shape:  # type: ignore[attr-defined]
             raise ValueError(
-                f"polyattn.attention_vjp: expected d_out of the shape of out, {out_shape}, got "
-                f"{tuple(d_out.shape)}; it is the gradient of a loss for out"
+                f"{who}: expected d_out of the shape of out, {out_shape}, got "
+                f"{tuple(d_out.shape)}; it is the gradient of a loss for out"  # type: ignore[attr-defined]
             )
-        d_lse = xp.zeros_like(lse) if d_lse is None else p.admit(d_lse, 0)
-        gradients = pull(p.admit(d_out, 1), d_lse)
-        found = dict(zip(("query", "key", "value", "bias", "sinks", "scale"), gradients, strict=False))
-        return {name: astype(p.dismiss(name, found[name], x), x.dtype) for name, x in given.items()}
+        of_lse = xp.zeros_like(lse) if d_lse is None else axes.enter_cotangent(d_lse, p.frame, width=False)
+        gradients = derivative(axes.enter_cotangent(d_out, p.frame, width=True), of_lse)
+        found = dict(zip(("query", "key", "value", "scale", "bias", "sinks"), gradients, strict=False))
+        return {
+            name: astype(axes.leave_gradient(found[name], x, qkv=name in ("query", "key", "value")), x.dtype)
+            for name, x in given.items()
+        }
 
-    return p.restore(astype(out, query.dtype), 1), pullback
+    return axes.leave(astype(out, query.dtype), width=True), pullback  # type: ignore[attr-defined]
+
+
+spelled_out(attention)
+spelled_out(attention_vjp)

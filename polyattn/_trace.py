@@ -8,13 +8,10 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from polyattn.arrays import Array, backend_of, is_array
-from polyattn.implementations.reference import allowed_at, dropout_at, sink, visible_keys
-from polyattn.mods import Compose, Mod, ScoreMod
-from polyattn.normalizers import softmax
-from polyattn.normalizers.softmax import finish, grouped_matmul, lift, log_sum, merge
-from polyattn.places.positions import Positions
-from polyattn.problem.problem import Problem, pose
+from polyattn.arrays import Array, backend_of, is_array, readable
+from polyattn.implementations.reference import define
+from polyattn.mods import Mod
+from polyattn.problem import pose
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,85 +168,49 @@ def trace(query: Array, key: Array, value: Array, **options: Any) -> Trace:
             raise TypeError(
                 f"polyattn.trace: expected no {refused}, got {options[refused]!r}; a trace has every value, of the definition"
             )
-    p = pose(query, key, value, **options)
-    if not all(p.backend.is_concrete(x) for x in (p.q, p.k, p.v)):
+    p = pose("polyattn.trace", query, key, value, **options)
+    if not readable(p.q, p.k, p.v):
         raise ValueError(
             "polyattn.trace: expected arrays whose values can be read, got symbols of a compiler; call it outside"
         )
+    xp = p.backend.xp
+    stages: list[Stage] = []
+
+    def see(name: str, by: Any, value: Array) -> None:
+        axes, equation = _STAGES[name]
+        if name == "scores":
+            equation += "per head" if is_array(by) else f"{by:.6g}"
+        elif name == "modified":
+            name = _named(by, [stage.name for stage in stages])
+        elif name == "dropped weights":
+            equation = f"w = w / (1 - {p.dropout_rate:g}) where kept, else 0"
+        elif p.sinks is not None:
+            equation += {"row maximum": " and the sink", "weights": ", the sink in the sum"}.get(name, "")
+        shown = xp.broadcast_to(value, p.scores_shape) if axes == "BHLS" else value
+        stages.append(Stage(name, equation, axes, shown, query.dtype))
+
     with p.backend.eager():
-        stages, out = _stages(p)
-    return Trace(
-        tuple(Stage(*stage, query.dtype) for stage in stages),
-        p.restore(p.backend.astype(out, query.dtype), 1),
-    )
+        out = define(p, see).out
+    return Trace(tuple(stages), p.axes.leave(p.backend.astype(out, query.dtype), width=True))
 
 
-def _stages(p: Problem) -> tuple[list[tuple[str, str, str, Array]], Array]:
-    backend, xp = p.backend, p.backend.xp
-    at = p.positions()
-    q, k, v = (backend.astype(x, p.compute_dtype) for x in (p.q, p.k, p.v))
-    bias = None if p.bias is None else backend.astype(p.bias, p.compute_dtype)
-    allowed = allowed_at(p, at, bias)
-    full = (p.frame.batch, p.frame.heads, p.frame.rows, p.frame.keys)
-    found: list[tuple[str, str, str, Array]] = []
-
-    def add(name: str, equation: str, value: Array, axes: str = "BHLS") -> None:
-        if axes == "BHLS":
-            value = xp.broadcast_to(value, full)
-        found.append((name, equation, axes, value))
-
-    if allowed is not None:
-        visible = visible_keys(allowed, p.k.shape[1], xp)
-        k, v = xp.where(visible, k, 0.0), xp.where(visible, v, 0.0)
-        q = xp.where(xp.any(allowed, axis=-1, keepdims=True), q, 0.0)
-    s = grouped_matmul(q, xp.matrix_transpose(k)) * p.scale
-    add("scores", f"s = scale q . k, scale {_scale(p)}", s)
-    for mod in _parts(p.score_mod):
-        if allowed is not None:
-            s = xp.where(allowed, s, 0.0)
-        s = _apply(mod, s, at)
-        add(_named(mod, found), "s = mod(s, b, h, q, kv)", s)
-    if bias is not None:
-        s = s + bias
-        add("biased", "s = s + bias", s)
-    if allowed is not None:
-        s = xp.where(allowed, s, -xp.inf)
-        add("masked", "s = -inf where hidden", s)
-    s = xp.broadcast_to(s, full)
-    keys = lift(s, v, dropout_at(p, at))
-    seen = keys if p.sinks is None else merge(keys, sink(p.sinks, keys))
-    add(
-        "row maximum",
-        "m_i = max_j s_ij" + ("" if p.sinks is None else " and the sink"),
-        seen.top[..., 0],
-        "BHL",
-    )
-    w = softmax.weights(s, seen)
-    add("weights", "w = exp(s - m) / sum" + ("" if p.sinks is None else ", the sink in the sum"), w)
-    keep = dropout_at(p, at)
-    if keep is not None:
-        add("dropped weights", f"w = w / (1 - {p.dropout_rate:g}) where kept, else 0", w * keep)
-    out = finish(seen)
-    add("output", "out = w v", out, "BHLE")
-    add("lse", "log sum_j exp(s_ij)", log_sum(keys), "BHL")
-    return found, out
+#: name of a stage -> its axes and equation
+_STAGES = {
+    "scores": ("BHLS", "s = scale q . k, scale "),
+    "modified": ("BHLS", "s = mod(s, b, h, q, kv)"),
+    "biased": ("BHLS", "s = s + bias"),
+    "masked": ("BHLS", "s = -inf where hidden"),
+    "row maximum": ("BHL", "m_i = max_j s_ij"),
+    "weights": ("BHLS", "w = exp(s - m) / sum"),
+    "dropped weights": ("BHLS", ""),
+    "output": ("BHLE", "out = w v"),
+    "lse": ("BHL", "log sum_j exp(s_ij)"),
+}
 
 
-def _scale(p: Problem) -> str:
-    return "per head" if is_array(p.scale) else f"{p.scale:.6g}"
-
-
-def _parts(mod: ScoreMod | None) -> tuple[ScoreMod, ...]:
-    return () if mod is None else mod.parts if isinstance(mod, Compose) else (mod,)
-
-
-def _apply(mod: ScoreMod, s: Array, at: Positions) -> Array:
-    return mod(s, at.b, at.h, at.q, at.kv)
-
-
-def _named(mod: ScoreMod, found: list[tuple[str, str, str, Array]]) -> str:
+def _named(mod: Any, names: list[str]) -> str:
     """after softcap, after alibi, ...; numbered where a name repeats."""
     kind = type(mod).__name__.lower() if isinstance(mod, Mod) else getattr(mod, "__name__", "function")
     name = f"after {'function' if kind == '<lambda>' else kind}"
-    taken = sum(stage[0] == name or stage[0].startswith(f"{name} (") for stage in found)
+    taken = sum(taken == name or taken.startswith(f"{name} (") for taken in names)
     return f"{name} ({taken + 1})" if taken else name

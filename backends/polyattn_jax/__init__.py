@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -11,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from polyattn._attention import AttentionAux
-from polyattn.arrays import Array, Backend, Schedule
-from polyattn.implementations.choice import Output
-from polyattn.masks import causal
+from polyattn.arrays import Array, Backend, TileSizes
+from polyattn.implementations import BLOCKWISE, REFERENCE, Implementation, Output
+from polyattn.implementations.blockwise import few_rows
 
 xp = array_api_compat.array_namespace(jnp.zeros(()))
 
@@ -22,7 +23,7 @@ class JaxBackend(Backend):
     def compute_dtype(self, dtype: Any) -> Any:
         if not jnp.issubdtype(dtype, jnp.floating) or jnp.dtype(dtype).itemsize < 2:
             return None
-        return jnp.promote_types(dtype, jnp.float32)
+        return dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.dtype(jnp.float32)
 
     def matmul(self, a: Array, b: Array) -> Array:
         # The default precision of an accelerator rounds float32 to TF32 or bfloat16.
@@ -46,51 +47,18 @@ class JaxBackend(Backend):
     def to_list(self, x: Array) -> Any:
         return x.tolist()
 
+    def symbol(self, size: Any) -> Any:
+        return jnp.asarray(size, jnp.int32)
+
     def device(self, x: Array) -> Any:
         return None  # uncommitted: JAX moves it to the other operand
 
-    def native(self, p: Any, needs_lse: bool, *, by_name: bool = False) -> Any:
-        if jax.default_backend() != "gpu":
-            return "there is no GPU, and on other devices jax.nn.dot_product_attention is no fused kernel"
-        reasons = {
-            "q, k and v are neither float16 nor bfloat16": p.q.dtype not in (jnp.float16, jnp.bfloat16),
-            "there is a score_mod, bias, sink or dropout": p.score_mod is not None
-            or p.bias is not None
-            or p.sinks is not None
-            or p.dropout_rate > 0.0,
-            "lse is wanted, which the kernel gives without its gradient": needs_lse,
-            "scale is an array": not isinstance(p.scale, float),
-            "the widths differ or exceed 128": p.q.shape[3] != p.v.shape[3] or p.q.shape[3] > 128,
-            "the mask is not plain causal with L == S": p.mask is not None
-            and not (
-                p.mask == causal()
-                and p.frame.rows == p.frame.keys
-                and isinstance(p.offset, int)
-                and p.offset == 0
-            ),
-            "there is nothing to compute": 0 in (*p.scores_shape, p.q.shape[3]),
-        }
-        return next((reason for reason, holds in reasons.items() if holds), _cudnn)
-
-    def prefer(self, p: Any) -> tuple[str, str]:
-        if not isinstance(p.scores_bytes, int):  # as when Keras asks for the shape of a result
-            return "reference", "the sizes are symbols of jax.export"
-        if jax.default_backend() == "gpu":
-            return "native", "cuDNN is the fastest where it is exact"
-        return self.prefer_without_native(p)
-
-    def prefer_without_native(self, p: Any) -> tuple[str, str]:
-        rows = p.frame.rows * p.frame.heads // max(p.k.shape[1], 1)
-        if rows <= 64 and p.scores_bytes <= 2**28:
-            return "reference", "a few query rows: one product per kv head, K and V read once"
-        return super().prefer_without_native(p)
-
-    def schedule(self, p: Any) -> Schedule:
+    def tile_sizes(self, p: Any) -> TileSizes:
         group = max(p.frame.heads // max(p.k.shape[1], 1), 1)
         if jax.default_backend() != "cpu":
-            return Schedule(rows=256, keys=256, heads=0)
+            return TileSizes(rows=256, keys=256, kv_heads=None)
         # Two query heads at once, tiles of 512 x 512: measured 2026-11-21.
-        return Schedule(rows=512, keys=512, heads=max(2 // group, 1))
+        return TileSizes(rows=512, keys=512, kv_heads=max(2 // group, 1))
 
     def map(self, f: Callable[[Any], tuple[Array, ...]], n: int) -> tuple[Array, ...]:
         if n == 1:
@@ -183,14 +151,36 @@ def _vary(state: Any, axes: frozenset[str]) -> Any:
     return jax.tree.map(lambda x: jax.lax.pcast(x, tuple(sorted(axes - _axes([x]))), to="varying"), state)
 
 
-def _cudnn(p: Any) -> Output:
+def _why_not_cudnn(p: Any) -> str | None:
+    if jax.default_backend() != "gpu":
+        return "there is no GPU, and on other devices jax.nn.dot_product_attention is no fused kernel"
+    if p.q.dtype not in (jnp.float16, jnp.bfloat16):
+        return "q, k and v are neither float16 nor bfloat16"
+    if p.q.shape[3] != p.v.shape[3] or p.q.shape[3] > 128:
+        return "the widths differ or exceed 128"
+    return "there is nothing to compute" if 0 in (*p.scores_shape, p.q.shape[3]) else None
+
+
+def _cudnn(p: Any, settings: Any) -> Output:
     q, k, v = (
         jnp.swapaxes(jnp.broadcast_to(x, (p.frame.batch, *x.shape[1:])), 1, 2) for x in (p.q, p.k, p.v)
-    )
+    )  # (B, L, H, D)
     out = jax.nn.dot_product_attention(
         q, k, v, scale=p.scale, is_causal=p.mask is not None, implementation="cudnn"
     )
-    return Output(jnp.swapaxes(out, 1, 2), None)
+    return Output(jnp.swapaxes(out, 1, 2))
+
+
+CUDNN = Implementation(
+    name="native",
+    title="cuDNN through jax.nn.dot_product_attention",
+    accepts=frozenset({"causal"}),
+    run=_cudnn,
+    why_not=_why_not_cudnn,
+    why="cuDNN is the fastest where it is exact",
+    transforms=frozenset({"grad", "vmap", "compile"}),
+)
+JaxBackend.implementations = (CUDNN, replace(BLOCKWISE, passed_over=few_rows(64)), REFERENCE)
 
 
 @lru_cache(maxsize=256)

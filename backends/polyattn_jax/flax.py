@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from polyattn import AuxRequest, attention
-from polyattn._attention import Implementation
+from polyattn._attention import Wish
 from polyattn.arrays import Array, is_array
 from polyattn.mods import ScoreMod
 
@@ -42,7 +42,7 @@ def nnx_attention(
     score_mod: ScoreMod | None = None,
     scale: float | Array | None = None,
     sinks: float | Array | None = None,
-    implementation: Implementation = "auto",
+    implementation: Wish = "auto",
 ) -> Array:
     """`polyattn.attention` with the arguments of `flax.nnx.dot_product_attention`.
 

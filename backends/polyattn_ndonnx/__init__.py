@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import ndonnx as xp
 import spox.opset.ai.onnx.v23 as op
 
 from polyattn.arrays import Array, Backend
-from polyattn.implementations.choice import Output
+from polyattn.implementations import BLOCKWISE, REFERENCE, Implementation, Output
 from polyattn.implementations.reference import allowed_at, visible_keys
-from polyattn.masks import causal
 from polyattn.mods import Softcap
 
 
@@ -64,43 +64,32 @@ class OnnxBackend(Backend):
     def device(self, x: Array) -> Any:
         return None
 
-    def native(self, p: Any, needs_lse: bool, *, by_name: bool = False) -> Any:
-        reasons = {
-            "q, k and v are not float32, the one dtype that every runtime has": p.q.dtype != xp.float32,
-            "there are sinks or dropout, which the operator has not": p.sinks is not None
-            or p.dropout_rate > 0.0,
-            "lse is wanted, which the operator does not give": needs_lse,
-            "scale is an array": not isinstance(p.scale, float),
-            "scale is not above 0, or not in float32, which runtimes refuse": isinstance(p.scale, float)
-            and not 2.0**-126 <= p.scale < 2.0**127,
-            "there is a score_mod other than a soft cap, or one beside a bias or a mask, whose order the operator "
-            "changed between opsets": p.score_mod is not None
-            and not (
-                isinstance(p.score_mod, Softcap)
-                and isinstance(p.score_mod.cap, int | float)
-                and p.bias is None
-                and p.mask is None
-            ),
-            "the batches differ": len({x.shape[0] for x in (p.q, p.k, p.v)}) > 1,
-            "there is nothing to compute": 0 in (*p.scores_shape, p.q.shape[3], p.v.shape[3]),
-        }
-        return next((reason for reason, holds in reasons.items() if holds), _attention)
 
-    def prefer(self, p: Any) -> tuple[str, str]:
-        return "native", "the operator Attention is one node where it computes the contract"
-
-    def prefer_without_native(self, p: Any) -> tuple[str, str]:
-        return "reference", "the definition is the smallest graph"
+def _why_not_operator(p: Any) -> str | None:
+    reasons = {
+        "q, k and v are not float32, the one dtype that every runtime has": p.q.dtype != xp.float32,
+        "scale is not above 0, or not in float32, which runtimes refuse": not 2.0**-126 <= p.scale < 2.0**127,
+        "there is a score_mod other than a soft cap, or one beside a bias or a mask, whose order the operator "
+        "changed between opsets": p.score_mod is not None
+        and not (
+            isinstance(p.score_mod, Softcap)
+            and isinstance(p.score_mod.cap, int | float)
+            and p.bias is None
+            and p.mask is None
+        ),
+        "the batches differ": len({x.shape[0] for x in (p.q, p.k, p.v)}) > 1,
+        "there is nothing to compute": 0 in (*p.scores_shape, p.q.shape[3], p.v.shape[3]),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def _attention(p: Any) -> Output:
+def _attention(p: Any, settings: Any) -> Output:
     """The operator Attention of opset 23; what it leaves open (hidden NaN, rows that see nothing) is settled around it."""
     cap = 0.0 if p.score_mod is None else float(p.score_mod.cap)
-    at_zero = isinstance(p.offset, int) and p.offset == 0
-    square = p.bias is None and p.mask == causal() and at_zero and p.frame.rows == p.frame.keys
+    square = p.bias is None and p.is_causal_square
     q, k, v, mask, some = p.q, p.k, p.v, None, None
     if not square:
-        allowed = allowed_at(p, p.positions(), p.bias)
+        allowed = allowed_at(p.mask, p.positions(), p.bias)
         if allowed is not None:
             visible = visible_keys(allowed, k.shape[1], xp)
             k, v = xp.where(visible, k, 0.0), xp.where(visible, v, 0.0)
@@ -120,7 +109,20 @@ def _attention(p: Any) -> Output:
             softcap=cap,
         )
     result = xp.asarray(out)
-    return Output(result if some is None else xp.where(some, result, 0.0), None)
+    return Output(result if some is None else xp.where(some, result, 0.0))
 
 
+OPERATOR = Implementation(
+    name="native",
+    title="the operator Attention",
+    accepts=frozenset(
+        {"causal", "mask", "query_offset", "traced offset", "positions", "bias", "score_mod", "origin"}
+    ),
+    run=_attention,
+    why_not=_why_not_operator,
+    why="the operator Attention is one node where it computes the contract",
+    transforms=frozenset({"export"}),
+)
+BLOCKS = replace(BLOCKWISE, passed_over=lambda p: "the definition is the smallest graph")
+OnnxBackend.implementations = (OPERATOR, BLOCKS, REFERENCE)
 backend = OnnxBackend("ndonnx", xp)

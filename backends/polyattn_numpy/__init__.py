@@ -8,15 +8,21 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import array_api_compat.numpy as xp
+import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from polyattn.arrays import Array, Backend, Schedule
+from polyattn.arrays import Array, Backend, TileSizes
+from polyattn.implementations import BLOCKWISE, REFERENCE
+from polyattn.implementations.blockwise import few_rows
 
 
 class NumpyBackend(Backend):
+    implementations = (replace(BLOCKWISE, passed_over=few_rows(16)), REFERENCE)
+
     def compute_dtype(self, dtype: Any) -> Any:
         # By name, because ml_dtypes.bfloat16 is not a dtype of the array API namespace.
         if dtype.name in ("float16", "bfloat16", "float32"):
@@ -26,15 +32,16 @@ class NumpyBackend(Backend):
     def to_list(self, x: Array) -> Any:
         return x.tolist()
 
-    def prefer_without_native(self, p: Any) -> tuple[str, str]:
-        if p.frame.rows * p.frame.heads // max(p.k.shape[1], 1) <= 16 and p.scores_bytes <= 2**28:
-            return "reference", "a few query rows: one product per kv head, K and V read once"
-        return super().prefer_without_native(p)
+    def device(self, x: Array) -> Any:
+        return "cpu"
 
-    def schedule(self, p: Any) -> Schedule:
+    def arange(self, start: int, stop: int, like: Array) -> Array:
+        return np.arange(start, stop, dtype=np.int32)
+
+    def tile_sizes(self, p: Any) -> TileSizes:
         # One tile of scores is 1 MiB in float32 and stays in a core's cache (measured 2026-11-21).
         group = p.frame.heads // max(p.k.shape[1], 1)
-        return Schedule(rows=max(512 // max(group, 1), 16), keys=512, heads=1)
+        return TileSizes(rows=max(512 // max(group, 1), 16), keys=512, kv_heads=1)
 
     def map(self, f: Callable[[Any], tuple[Array, ...]], n: int) -> tuple[Array, ...]:
         if n == 1 or threading.current_thread().name.startswith(_WORKER):  # a worker never waits for another

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import array_api_compat.torch as xp
 import torch
 
-from polyattn import mods
-from polyattn.arrays import Array, Backend, Schedule
-from polyattn.dropout import threefry2x32
+from polyattn.arrays import Array, Backend, TileSizes
+from polyattn.arrays.random import threefry2x32
+from polyattn_torch.native import IMPLEMENTATIONS
+from polyattn_torch.state import can_read, precisely
 
 _OPAQUE: dict[Callable[..., Any], Callable[..., Any]] = {}
 
@@ -45,6 +45,7 @@ _COMPUTE = {
 
 class TorchBackend(Backend):
     array_types = (torch.Tensor, torch.nn.Parameter)
+    implementations = IMPLEMENTATIONS
 
     def compute_dtype(self, dtype: Any) -> Any:
         return _COMPUTE.get(dtype)
@@ -87,37 +88,9 @@ class TorchBackend(Backend):
             return torch.tensor(x.view("int16"), device=like.device).view(torch.bfloat16)
         return torch.tensor(x, device=like.device)
 
-    def native(self, p: Any, needs_lse: bool, *, by_name: bool = False) -> Any:
-        from polyattn_torch.native import choose_kernel
-
-        return choose_kernel(p, needs_lse, by_name=by_name)
-
-    def prefer(self, p: Any) -> tuple[str, str]:
-        if _derives_again(p.q):
-            return (
-                "reference",
-                "a transform of torch.func or forward mode looks on, which the kernels do not know",
-            )
-        return "native", "the library's own kernel is the fastest where it is exact"
-
-    def prefer_without_native(self, p: Any) -> tuple[str, str]:
-        if torch.compiler.is_compiling() and p.scores_bytes <= 2**30:
-            return "reference", "torch.compile fuses the definition"
-        return super().prefer_without_native(p)
-
-    def loses_gradient(self, p: Any) -> str | None:
-        functions = mods.functions(p.score_mod)
-        if not functions or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return None
-        zero = torch.zeros((1, 1, 1, 1), dtype=torch.int32, device=p.q.device)
-        score = torch.zeros((1, 1, 1, 1), dtype=p.compute_dtype, device=p.q.device)
-        if any(f(score, zero, zero, zero, zero).requires_grad for f in functions):
-            return "score_mod captures a tensor that requires a gradient, which the engine cannot see"
-        return None
-
-    def schedule(self, p: Any) -> Schedule:
+    def tile_sizes(self, p: Any) -> TileSizes:
         # All heads at once: every tile is one batched product (measured 2026-11-21).
-        return Schedule(rows=256, keys=256, heads=0)
+        return TileSizes(rows=256, keys=256, kv_heads=None)
 
     def tile(self, x: Array, start: Any, size: int, axis: int) -> Array:
         return x.narrow(axis, start, size)
@@ -139,7 +112,8 @@ class TorchBackend(Backend):
         return gradient
 
     def custom_vjp(self, forward: Any, backward: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
-        return _Rule.apply(forward, backward, *arrays)
+        rule = _CompiledRule if torch.compiler.is_compiling() else _Rule
+        return rule.apply(forward, backward, *arrays)
 
     def opaque(self, f: Callable[..., Any]) -> Callable[..., Any]:
         return _OPAQUE[f] if torch.compiler.is_compiling() else f
@@ -156,23 +130,9 @@ class TorchBackend(Backend):
         return x.device
 
 
-def precisely(x: Array) -> AbstractContextManager[Any]:
-    """Where torch.autocast is on, it takes products of float32 in half precision; inside, it does not."""
-    kind = x.device.type
-    if kind != "meta" and torch.is_autocast_enabled(kind):
-        return torch.autocast(kind, enabled=False)
-    return nullcontext()
-
-
-def can_read(x: Array) -> bool:
-    """Whether values can be read now, and no transform of `torch.func` looks on."""
-    return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x))
-
-
-def _derives_again(x: Array) -> bool:
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._functorch.is_functorch_wrapped_tensor(x) or torch.autograd.forward_ad._current_level >= 0
+def _backward(ctx: Any, *cotangents: Array) -> Any:
+    saved, rule = ctx.saved_tensors, ctx.rule  # Dynamo takes ctx.rule(...) for a method of the context
+    return None, None, *rule(saved[: ctx.inputs], saved[ctx.inputs :], cotangents)
 
 
 class _Rule(torch.autograd.Function):
@@ -188,11 +148,20 @@ class _Rule(torch.autograd.Function):
         ctx.inputs = len(arrays)
         ctx.save_for_backward(*arrays, *output)
 
+    backward = staticmethod(torch.autograd.function.once_differentiable(_backward))
+
+
+class _CompiledRule(torch.autograd.Function):
+    """The same in the one form that Dynamo traces; torch.func wants the other."""
+
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *cotangents: Array) -> Any:
-        saved = ctx.saved_tensors
-        return None, None, *ctx.rule(saved[: ctx.inputs], saved[ctx.inputs :], cotangents)
+    def forward(ctx: Any, forward: Any, backward: Any, *arrays: Array) -> tuple[Array, ...]:
+        outputs = forward(arrays)
+        ctx.rule, ctx.inputs = backward, len(arrays)
+        ctx.save_for_backward(*arrays, *outputs)
+        return outputs
+
+    backward = staticmethod(_backward)
 
 
 backend = TorchBackend("torch", xp)

@@ -18,10 +18,11 @@ from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from polyattn import masks
 from polyattn.arrays import Array, backend_of, is_array
-from polyattn.masks.algebra import Frame, Mask
-from polyattn.masks.builtin import Function
+from polyattn.masks.algebra import Mask
+from polyattn.masks.arbitrary import Function
 from polyattn.masks.tiles import EMPTY, FULL, UNSURE, Box, Tile
 from polyattn.mods import Mod
+from polyattn.places import Frame
 from polyattn_torch.program import Program, Ref
 
 WHO = "polyattn_torch.flex.from_flex"
@@ -146,7 +147,7 @@ class Blocks(Function):
     def arrays(self) -> Iterator[Array]:
         return iter(())
 
-    def fit(self, frame: Frame) -> Mask:
+    def fit(self, frame: Frame) -> Blocks:
         shape = (*self.states.shape[:2], *self.lengths)
         fits = frame.rows <= shape[2] and frame.keys <= shape[3]
         if not fits or shape[0] not in (1, frame.batch) or shape[1] not in (1, frame.heads):

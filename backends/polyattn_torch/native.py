@@ -3,71 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from polyattn import mods
 from polyattn.arrays import Array
-from polyattn.implementations.choice import Output
+from polyattn.implementations import BLOCKWISE, REFERENCE, Implementation, Output
+from polyattn.implementations.blockwise import small, symbols
 from polyattn.implementations.reference import visible_keys
-from polyattn.masks import causal
-from polyattn.masks.tiles import EMPTY, FULL
-from polyattn.places.positions import whole
-from polyattn.problem.problem import Problem
-from polyattn_torch import can_read, precisely
+from polyattn.masks.tiles import EMPTY, FULL, grid
+from polyattn.places import gather, positions
+from polyattn.problem import Problem
+from polyattn_torch.state import can_read, derives_again, precisely
 
-CAUSAL = causal()
 ROWS = 128  # query rows of one call for a sparse mask
-Kernel = Callable[[Problem], Output]
-
-
-def choose_kernel(p: Problem, needs_lse: bool, *, by_name: bool) -> Kernel | str:
-    """The function that runs a problem on a kernel of PyTorch, or why none computes it.
-
-    by_name: the caller insists, so that FlexAttention may take its tens of seconds to compile on the CPU.
-    """
-    if p.dropout_rate > 0.0:
-        return "there is dropout, which the kernels draw from another generator"
-    if not isinstance(p.scale, float):
-        return "scale is an array, which the kernels take as a constant"
-    if 0 in (*p.scores_shape, p.q.shape[3]):
-        return "there is nothing to compute"
-    causal_square = p.mask is None or _is_causal_square(p)
-    if p.score_mod is None and not needs_lse and (p.sinks is None or (causal_square and _flash_gives_lse(p))):
-        if p.sinks is not None:
-            return _sinks_on_flash
-        if p.bias is None and causal_square:
-            return _plain
-        return _by_key_ranges if p.bias is None and _can_skip(p) else _dense
-    if p.q.device.type == "cpu" and not by_name:
-        return "score_mod, sinks or lse need FlexAttention, which compiles for tens of seconds on the CPU"
-    return _flex_reason(p, needs_lse) or _flex
 
 
 def _sdpa(p: Problem, q: Array, k: Array, v: Array, **options: Any) -> Array:
     # K and V of different lengths would be read past their end here: `pose` has compared them.
     with precisely(q):
-        return scaled_dot_product_attention(
-            q, k, v, scale=p.scale, enable_gqa=q.shape[1] != k.shape[1], **options
-        )
+        return scaled_dot_product_attention(q, k, v, scale=p.scale, enable_gqa=_grouped(q, k), **options)
 
 
-def _is_causal_square(p: Problem) -> bool:
-    at_zero = isinstance(p.offset, int) and p.offset == 0
-    return at_zero and p.frame.rows == p.frame.keys and p.mask == CAUSAL
+def _grouped(q: Array, k: Array) -> bool:
+    if q.shape[1] == k.shape[1]:  # asked, not compared: with dynamic sizes a comparison is a symbol
+        return False
+    return True
 
 
-def _plain(p: Problem) -> Output:
-    return Output(_sdpa(p, p.q, p.k, p.v, is_causal=p.mask is not None), None)
+def _run_sdpa(p: Problem, settings: Any) -> Output:
+    if p.bias is None and (p.mask is None or p.is_causal_square):
+        return Output(_sdpa(p, p.q, p.k, p.v, is_causal=p.mask is not None))
+    return _by_key_ranges(p) if p.bias is None and _can_skip(p) else _dense(p)
 
 
 def _can_skip(p: Problem) -> bool:
     """Whether it is known which keys a range of queries may attend to, for all items alike."""
     mask = p.mask
-    known = mask is not None and mask.exact and isinstance(p.offset, int) and p.frame.rows > ROWS
-    return known and mask.head_count() == 1 and mask.batch_size() == 1 and can_read(p.q)  # type: ignore[union-attr]
+    if mask is None or not mask.exact or not p.places.fixed or not can_read(p.q) or p.frame.rows <= ROWS:
+        return False
+    return mask.head_count() == 1 and mask.batch_size() == 1
 
 
 def _by_key_ranges(p: Problem) -> Output:
@@ -77,7 +56,7 @@ def _by_key_ranges(p: Problem) -> Output:
     parts = []
     seen: dict[tuple[int, ...], tuple[Array, bool]] = {}  # tiles of a relative mask repeat along the diagonal
     for i, line in enumerate(
-        mask.tiles(frame.rows, frame.keys, (ROWS, ROWS), query_offset=p.offset, remember=True)
+        grid(mask, frame.rows, frame.keys, (ROWS, ROWS), places=p.places, remember=True)
     ):
         q = p.q[:, :, i * ROWS : (i + 1) * ROWS]
         met = [j for j, tile in enumerate(line) if tile is not EMPTY]
@@ -96,7 +75,7 @@ def _by_key_ranges(p: Problem) -> Output:
             if not all_visible:
                 k, v = _clean(options["attn_mask"], k, v)
         parts.append(_sdpa(p, q, k, v, **options).expand(frame.batch, -1, -1, -1))
-    return Output(torch.cat(parts, dim=2), None)
+    return Output(torch.cat(parts, dim=2))
 
 
 def _dense(p: Problem) -> Output:
@@ -113,19 +92,14 @@ def _dense(p: Problem) -> Output:
     assert allowed is not None
     assert mask is not None
     k, v = (p.k, p.v) if _sees_all(allowed, p.k.shape[1]) else _clean(allowed, p.k, p.v)
-    return Output(_sdpa(p, p.q, k, v, attn_mask=mask.expand(*mask.shape[:2], *shape)), None)
+    return Output(_sdpa(p, p.q, k, v, attn_mask=mask.expand(*mask.shape[:2], *shape)))
 
 
 def _allowed(p: Problem, start: int, rows: int, key: int, keys: int) -> Array:
     """The mask on a rectangle of the scores, (B|1, Hq|1, rows, keys)."""
-    at = whole(p.backend, p.q, p.frame.batch, p.frame.heads, rows, keys, p.offset)
-
-    def cut(x: Array) -> Array:
-        x = x if x.shape[2] == 1 else x[:, :, start : start + rows]
-        return x if x.shape[3] == 1 else x[:, :, :, key : key + keys]
-
+    at = positions(p.backend, p.q, (p.frame.batch, p.frame.heads, rows, keys), p.places, (0, 0, start, key))
     assert p.mask is not None
-    allowed = p.mask.allowed(at._replace(row=at.row + start, q=at.q + start, kv=at.kv + key, cut=cut))
+    allowed = p.mask.allowed(at)
     return allowed.expand(*allowed.shape[:2], rows, keys)
 
 
@@ -144,35 +118,36 @@ def _clean(allowed: Array, k: Array, v: Array) -> tuple[Array, Array]:
     return torch.where(visible, k, 0.0), torch.where(visible, v, 0.0)
 
 
-def _flash_gives_lse(p: Problem) -> bool:
-    """The fused CPU kernel tells its lse, but autograd cannot pass through it."""
+def _why_not_flash(p: Problem) -> str | None:
     given = (p.q, p.k, p.v, p.sinks)
-    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in given if x is not None)
-    same = p.q.shape[3] == p.v.shape[3] and p.q.shape[:2] == p.k.shape[:2] == p.v.shape[:2]
-    return p.q.device.type == "cpu" and not needs_grad and p.bias is None and same and can_read(p.q)
+    if p.q.device.type != "cpu" or not can_read(p.q):
+        return "the fused kernel that tells its lse is one of the CPU, called eagerly"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in given if x is not None):
+        return "autograd cannot pass through the fused kernel that tells its lse"
+    if p.q.shape[3] != p.v.shape[3] or not p.q.shape[:2] == p.k.shape[:2] == p.v.shape[:2]:
+        return "widths, heads or batches differ"
+    return _nothing(p)
 
 
-def _sinks_on_flash(p: Problem) -> Output:
+def _sinks_on_flash(p: Problem, settings: Any) -> Output:
     """A sink takes its share of every row: out * sigmoid(lse - sink)."""
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     out, lse = flash(p.q, p.k, p.v, 0.0, p.mask is not None, scale=p.scale)
     assert p.sinks is not None
-    return Output(out * torch.sigmoid(lse - p.sinks[..., 0])[..., None].to(out.dtype), None)
+    return Output(out * torch.sigmoid(lse - p.sinks[..., 0])[..., None].to(out.dtype))
 
 
-def _flex_reason(p: Problem, needs_lse: bool) -> str | None:
+def _flex_reason(p: Problem) -> str | None:
     """Why FlexAttention does not compute a problem."""
-    if not isinstance(p.offset, int):
-        return "query_offset is an array, which FlexAttention would have to compile in"
     if not can_read(p.q):
         return "the call is already being compiled or transformed"
     if p.q.dtype == torch.float64:
         return "FlexAttention has no float64 kernel"
     if p.q.device.type == "cpu" and torch.is_grad_enabled() and any(x.requires_grad for x in (p.q, p.k, p.v)):
         return "FlexAttention has no derivatives on the CPU"
-    if p.q.device.type == "cpu" and (needs_lse or p.sinks is not None):
+    if p.q.device.type == "cpu" and ("lse" in p.wanted or p.sinks is not None):
         return "FlexAttention gives no lse on the CPU, which sinks need too"
-    return None
+    return _nothing(p)
 
 
 @cache
@@ -183,8 +158,10 @@ def _compiled_flex() -> Callable[..., Any]:
     return torch.compile(flex_attention, dynamic=False)
 
 
-def _flex(p: Problem) -> Output:
-    frame, offset, mask, bias, mod = p.frame, p.offset, p.mask, p.bias, p.score_mod
+def _flex(p: Problem, settings: Any) -> Output:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    frame, offset, mask, bias, mod = p.frame, p.places.query, p.mask, p.bias, p.score_mod
     k, v, block_mask = p.k, p.v, None
     if mask is not None:
         hidden_from = [
@@ -193,10 +170,11 @@ def _flex(p: Problem) -> Output:
         ]
         visible = torch.stack(torch.broadcast_tensors(*hidden_from)).any(0)
         k, v = torch.where(visible, k, 0.0), torch.where(visible, v, 0.0)
-        block_mask = p.backend.block_mask(  # type: ignore[attr-defined]
-            lambda b, h, q, kv: mask(b, h, q + offset, kv), frame.batch, frame.heads, frame.rows, frame.keys,
+        block_mask = create_block_mask(
+            lambda b, h, q, kv: mask.allowed(gather(b, h, q, kv)._replace(q=q + offset)),
+            *p.scores_shape,
             device=str(p.q.device),
-        )  # fmt: skip
+        )
 
     def score_mod(score: Array, b: Array, h: Array, q: Array, kv: Array) -> Array:
         if mod is not None:
@@ -216,10 +194,84 @@ def _flex(p: Problem) -> Output:
             score_mod=None if mod is None and bias is None else score_mod,
             block_mask=block_mask,
             scale=p.scale,
-            enable_gqa=q.shape[1] != k.shape[1],
+            enable_gqa=_grouped(q, k),
             return_lse=not on_cpu,
         )
     out, lse = (result, None) if on_cpu else result
     if p.sinks is not None:
         out = out * torch.sigmoid(lse - p.sinks[..., 0])[..., None].to(out.dtype)
     return Output(out, lse)
+
+
+def _nothing(p: Problem) -> str | None:
+    return "there is nothing to compute" if 0 in (*p.scores_shape, p.q.shape[3]) else None
+
+
+def _derives_again(p: Problem) -> str | None:
+    if derives_again(p.q):
+        return "a transform of torch.func or forward mode looks on, which the kernels do not know"
+    return None
+
+
+def _passed_over_flex(p: Problem) -> str | None:
+    if p.q.device.type == "cpu":
+        return "it compiles for tens of seconds on the CPU"
+    return _derives_again(p)
+
+
+def _why_not_blockwise(p: Problem) -> str | None:
+    """Why the blockwise engine cannot run, or would lose a gradient, which it must not."""
+    if reason := symbols(p):
+        return reason
+    functions = mods.functions(p.score_mod)
+    if not functions or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    zero = torch.zeros((1, 1, 1, 1), dtype=torch.int32, device=p.q.device)
+    score = torch.zeros((1, 1, 1, 1), dtype=p.compute_dtype, device=p.q.device)
+    if any(f(score, zero, zero, zero, zero).requires_grad for f in functions):
+        return "score_mod captures a tensor that requires a gradient, which the engine cannot see"
+    return None
+
+
+def _passed_over_blockwise(p: Problem) -> str | None:
+    if torch.compiler.is_compiling() and p.scores_bytes <= 2**30:
+        return "torch.compile fuses the definition"
+    return _derives_again(p) or small(p)
+
+
+SDPA = Implementation(
+    name="native",
+    title="scaled_dot_product_attention",
+    accepts=frozenset({"causal", "mask", "query_offset", "traced offset", "positions", "bias", "origin"}),
+    run=_run_sdpa,
+    why_not=_nothing,
+    passed_over=_derives_again,
+    why="the library's own kernel is the fastest where it is exact",
+    transforms=frozenset({"grad", "vmap", "compile", "export"}),
+)
+FLASH = Implementation(
+    name="native",
+    title="the flash kernel of the CPU",
+    accepts=frozenset({"causal", "sinks"}),
+    run=_sinks_on_flash,
+    why_not=_why_not_flash,
+    passed_over=_derives_again,
+    why="a sink takes its share of what the library's own kernel gives",
+)
+FLEX = Implementation(
+    name="native",
+    title="FlexAttention",
+    accepts=frozenset({"causal", "mask", "query_offset", "bias", "score_mod", "sinks", "lse"}),
+    run=_flex,
+    why_not=lambda p: _flex_reason(p),
+    passed_over=_passed_over_flex,
+    why="FlexAttention compiles a kernel for it",
+    transforms=frozenset({"grad"}),
+)
+IMPLEMENTATIONS = (
+    SDPA,
+    FLASH,
+    FLEX,
+    replace(BLOCKWISE, why_not=_why_not_blockwise, passed_over=_passed_over_blockwise),
+    REFERENCE,
+)

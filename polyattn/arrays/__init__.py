@@ -1,25 +1,19 @@
 """What attention needs and the array API standard lacks, and how an array finds it."""
 
-from polyattn.arrays.backend import (
-    Array,
-    Backend,
-    Namespace,
-    Schedule,
-    backend_named,
-    backend_of,
-    eagerly,
-    is_array,
-    numpy_backend,
-)
+from polyattn.arrays.backend import Backend
+from polyattn.arrays.discovery import backend_named, backend_of, eagerly, is_array, numpy_backend, readable
+from polyattn.arrays.loops import TileSizes
+from polyattn.arrays.numbers import Array, Namespace
 
 __all__ = [
     "Array",
     "Backend",
     "Namespace",
-    "Schedule",
+    "TileSizes",
     "backend_named",
     "backend_of",
     "eagerly",
     "is_array",
     "numpy_backend",
+    "readable",
 ]

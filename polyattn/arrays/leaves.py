@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
-from polyattn.arrays.backend import Array, is_array
+from polyattn.arrays.discovery import is_array
+from polyattn.arrays.numbers import Array
 
 
 class Slot(NamedTuple):

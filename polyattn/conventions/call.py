@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from polyattn.arrays import backend_of, is_array
-from polyattn.masks.algebra import Mask
-from polyattn.masks.builtin import Function, Window
-from polyattn.masks.combine import And
+from polyattn.masks.algebra import And, Mask
+from polyattn.masks.arbitrary import Function
+from polyattn.masks.relative import Window
 from polyattn.mods import Compose, Softcap
 from polyattn.rotary import Rotary
 from polyattn.truth.spec import Floats

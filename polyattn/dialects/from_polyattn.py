@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -14,15 +13,12 @@ from polyattn.dialects.layout import pack
 from polyattn.dialects.questions import QUESTIONS
 from polyattn.dialects.record import Dialect
 from polyattn.dialects.to_polyattn import who
-from polyattn.masks.algebra import Mask
-from polyattn.masks.builtin import Window
-from polyattn.masks.combine import And
+from polyattn.masks.algebra import And, Mask
+from polyattn.masks.relative import Window
 from polyattn.mods import Compose, ScoreMod, Softcap
-from polyattn.problem import problem
+from polyattn.problem import NAMES, Problem, pose
 
-_OPTIONS = tuple(
-    p.name for p in inspect.signature(problem.pose).parameters.values() if p.kind is p.KEYWORD_ONLY
-)
+_OPTIONS = NAMES
 
 
 @dataclass
@@ -51,7 +47,7 @@ def say(d: Dialect, query: Array, key: Array, value: Array, repair: bool, option
             f"{who(d)}.from_polyattn: expected arguments of polyattn.attention that say what is computed "
             f"({', '.join(_OPTIONS)}), got {', '.join(unknown)}; leave them out"
         )
-    return spell(d, _Saying(d, problem.pose(query, key, value, **options)).words(repair))
+    return spell(d, _Saying(d, pose("polyattn.attention", query, key, value, **options)).words(repair))
 
 
 def spell(d: Dialect, words: Words) -> dict[str, Any]:
@@ -155,7 +151,7 @@ def _adding(
 class _Saying:
     """One call of polyattn, adapted to what a dialect can say."""
 
-    def __init__(self, d: Dialect, p: problem.Problem) -> None:
+    def __init__(self, d: Dialect, p: Problem) -> None:
         self.d, self.p = d, p
         self.backend: Backend = p.backend
         self.xp = p.backend.xp
@@ -244,7 +240,9 @@ class _Saying:
             else:
                 rest.append(part)
         last = d.chose("causal", "last rows") or d.chose("window", "neighbours, last rows")
-        here = not hasattr(p.offset, "ndim") and p.offset == (self.keys - self.rows if last else 0)
+        here = not hasattr(p.places.query, "ndim") and p.places.query == (
+            self.keys - self.rows if last else 0
+        )
         windowed = (
             window is not None
             and here
@@ -278,7 +276,7 @@ class _Saying:
             self.keys,
             batch=self.batch,
             heads=self.heads,
-            query_offset=self.p.offset,
+            query_offset=self.p.places.query,
             like=self.p.q,
         )
         self.allowed = dense if self.allowed is None else self.allowed & dense
@@ -301,7 +299,7 @@ class _Saying:
                 self.keys,
                 batch=self.batch,
                 heads=self.heads,
-                query_offset=self.p.offset,
+                query_offset=self.p.places.query,
                 like=self.p.q,
             )
         if self.allowed is not None:
@@ -423,12 +421,12 @@ class _Saying:
         d, allowed, bias = self.d, self.allowed, self.bias
         if d.of("score_mod") is not None:
             if self.score_mod is not None or bias is not None:
-                self.score_mod = _adding(bias, self.score_mod, self.p.offset, self.p.frame.keys)
+                self.score_mod = _adding(bias, self.score_mod, self.p.places.query, self.p.frame.keys)
             return allowed, None
         if allowed is not None and d.of("mask") is None:
             raise self.cannot(
                 "bool mask",
-                f"the mask {self.p.mask} with query_offset = {self.p.offset}",
+                f"the mask {self.p.mask} with query_offset = {self.p.places.query}",
                 "Only causality and windows can be said there.",
             )
         if bias is not None and d.chose("bias", "none"):

@@ -1,1 +1,19 @@
 """The ways to run a problem: the definition, the blockwise engine, kernels of the libraries."""
+
+from polyattn.implementations.blockwise import BLOCKWISE, Blockwise
+from polyattn.implementations.choice import Choice, choose, implementations_of
+from polyattn.implementations.implementation import TRANSFORMS, Implementation, Output
+from polyattn.implementations.reference import REFERENCE, Reference
+
+__all__ = [
+    "BLOCKWISE",
+    "REFERENCE",
+    "TRANSFORMS",
+    "Blockwise",
+    "Choice",
+    "Implementation",
+    "Output",
+    "Reference",
+    "choose",
+    "implementations_of",
+]

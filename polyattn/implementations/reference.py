@@ -8,33 +8,38 @@ Every other implementation is a theorem about this one.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
+from polyattn import mods
 from polyattn.arrays import Array, Namespace, backend_of, is_array
 from polyattn.dropout import keep_factors
+from polyattn.implementations.implementation import TRANSFORMS, Implementation, Output
+from polyattn.normalizers import softmax
 from polyattn.normalizers.softmax import Partial, finish, grouped_matmul, lift, log_sum, merge
-from polyattn.places.positions import Positions
-from polyattn.problem.problem import Problem
+from polyattn.places import Positions
+from polyattn.problem import FEATURES, Problem
+
+See = Callable[[str, Any, Array], None]  # name of a stage, what made it, value
 
 
-class Result(NamedTuple):
-    """What attention computes, in canonical axes and the compute dtype."""
-
-    out: Array  # (B, Hq, L, E)
-    lse: Array  # (B, Hq, L) over the keys alone
-    scores: Array  # (B, Hq, L, S), -inf where hidden
-    keys: Partial  # the average over the keys
-    seen: Partial  # the same, the sink included
+NOWHERE: Any = None  # positions that nobody asks for
 
 
-def reference(p: Problem) -> Result:
-    """Attention by its definition."""
-    backend, xp, frame = p.backend, p.backend.xp, p.frame
-    at = p.positions()
+def unseen(name: str, by: Any, value: Array) -> None:
+    """Nobody looks on."""
+
+
+def define(p: Problem, see: See = unseen) -> Output:
+    """Attention by its definition; `see` is shown every stage."""
+    backend, xp = p.backend, p.backend.xp
+    stands = p.mask is not None or p.score_mod is not None or p.dropout_rate > 0.0
+    at = p.positions() if stands else NOWHERE
     q, k, v = (backend.astype(x, p.compute_dtype) for x in (p.q, p.k, p.v))
     bias = None if p.bias is None else backend.astype(p.bias, p.compute_dtype)
 
-    allowed = allowed_at(p, at, bias)
+    allowed = allowed_at(p.mask, at, bias)
     if allowed is not None:
         # What nobody may see, and who sees nothing, is replaced before it is used: 0 * NaN is NaN, forward
         # and backward.
@@ -42,34 +47,61 @@ def reference(p: Problem) -> Result:
         k, v = xp.where(visible, k, 0.0), xp.where(visible, v, 0.0)
         q = xp.where(xp.any(allowed, axis=-1, keepdims=True), q, 0.0)
 
-    scores = scores_at(p, at, grouped_matmul(q, xp.matrix_transpose(k)) * p.scale, bias, allowed)
-    scores = xp.broadcast_to(scores, (frame.batch, frame.heads, frame.rows, frame.keys))
-    keys = lift(scores, v, dropout_at(p, at))
+    s = grouped_matmul(q, xp.matrix_transpose(k)) * p.scale  # (B, Hq, L, S)
+    see("scores", p.scale, s)
+    s = scores_at(p, at, s, bias, allowed, see)
+    s = xp.broadcast_to(s, p.scores_shape)
+    keep = dropout_at(p, at)
+    keys = lift(s, v, keep)
     seen = keys if p.sinks is None else merge(keys, sink(p.sinks, keys))
-    return Result(finish(seen), log_sum(keys), scores, keys, seen)
+    out = finish(seen)  # (B, Hq, L, E)
+
+    wanted = p.wanted if see is unseen else ("lse", "weights")
+    lse = log_sum(keys) if "lse" in wanted else None
+    weights = softmax.weights(s, seen) if "weights" in wanted else None
+    if see is not unseen:
+        see("row maximum", None, seen.top[..., 0])
+        see("weights", None, weights)
+        if keep is not None:
+            see("dropped weights", None, weights * keep)
+        see("output", None, out)
+        see("lse", None, lse)
+    return Output(
+        out,
+        lse,
+        weights,
+        s if "scores" in wanted else None,
+        keys.top[..., 0] if "max_scores" in wanted else None,
+    )
 
 
-def allowed_at(p: Problem, at: Positions, bias: Array | None) -> Array | None:
+def allowed_at(mask: Any, at: Positions, bias: Array | None) -> Array | None:
     """Mask and bias together: True where a query may attend; None where every query may attend to every key."""
-    allowed = None if p.mask is None else p.mask.allowed(at)
+    allowed: Array | None = None if mask is None else mask.allowed(at)
     if bias is not None:
-        reachable = bias != -p.backend.xp.inf
+        reachable = bias != -backend_of(bias).xp.inf
         allowed = reachable if allowed is None else allowed & reachable
     return allowed
 
 
-def scores_at(p: Problem, at: Positions, scores: Array, bias: Array | None, allowed: Array | None) -> Array:
+def scores_at(
+    p: Problem, at: Positions, s: Array, bias: Array | None, allowed: Array | None, see: See = unseen
+) -> Array:
     """From scale (q . k) to the scores of the softmax, on any tile: modified, biased, -inf where hidden."""
     xp = p.backend.xp
     if p.score_mod is not None:
         if allowed is not None:
-            scores = xp.where(allowed, scores, 0.0)  # a modification never meets a hidden score
-        scores = _modified(p, scores, at)
+            s = xp.where(allowed, s, 0.0)  # a modification never meets a hidden score
+        for mod in mods.parts(p.score_mod):
+            s = _modified(p, mod, s, at)
+            see("modified", mod, s)
     if bias is not None:
-        scores = scores + bias
+        s = s + bias
+        see("biased", bias, s)
     if allowed is not None:
-        scores = xp.where(allowed, scores, -xp.inf)
-    return scores
+        s = xp.where(allowed, s, -xp.inf)
+        see("masked", allowed, s)
+    return s
 
 
 def dropout_at(p: Problem, at: Positions) -> Array | None:
@@ -80,10 +112,10 @@ def dropout_at(p: Problem, at: Positions) -> Array | None:
 
 
 def sink(sinks: Array, like: Partial) -> Partial:
-    """A sink (H|1, 1, 1) is one more key, with the sink as its score and nothing as its value."""
+    """A sink (1, H|1, 1, 1) is one more key, with the sink as its score and nothing as its value."""
     backend = backend_of(sinks)
     width = like.acc.shape[-1]
-    return lift(sinks, backend.xp.zeros((1, 1, width), dtype=sinks.dtype, device=backend.device(sinks)))
+    return lift(sinks, backend.xp.zeros((1, 1, 1, width), dtype=sinks.dtype, device=backend.device(sinks)))
 
 
 def visible_keys(allowed: Array, kv_heads: int, xp: Namespace) -> Array:
@@ -91,22 +123,66 @@ def visible_keys(allowed: Array, kv_heads: int, xp: Namespace) -> Array:
     some = xp.any(allowed, axis=-2)  # (B|1, Hq|1, S|1)
     if some.shape[1] > 1 and kv_heads > 0:
         grouped = (some.shape[0], kv_heads, some.shape[1] // kv_heads, some.shape[2])
-        some = xp.any(xp.reshape(some, grouped), axis=2)
+        some = xp.any(xp.reshape(some, grouped), axis=2)  # (B|1, Hkv, S|1)
     return some[..., None]
 
 
-def _modified(p: Problem, scores: Array, at: Positions) -> Array:
-    assert p.score_mod is not None
-    modified = p.score_mod(scores, at.b, at.h, at.q, at.kv)
+def _modified(p: Problem, mod: mods.ScoreMod, s: Array, at: Positions) -> Array:
+    modified = mod(s, at.b, at.h, at.q, at.kv)
     if not is_array(modified) or p.backend.compute_dtype(modified.dtype) is None:
         raise TypeError(
-            "polyattn.attention: expected score_mod(score, b, h, q_idx, kv_idx) to return real floating scores, "
+            f"{p.who}: expected score_mod(score, b, h, q_idx, kv_idx) to return real floating scores, "
             f"got {getattr(modified, 'dtype', type(modified).__name__)}; return an array made from score"
         )
-    full = (p.frame.batch, *scores.shape[1:])
-    if tuple(modified.shape) not in (tuple(scores.shape), full):
+    full = (p.frame.batch, *s.shape[1:])
+    if tuple(modified.shape) not in (tuple(s.shape), full):
         raise ValueError(
-            "polyattn.attention: expected score_mod(score, b, h, q_idx, kv_idx) to return scores of the shape of "
-            f"score, {tuple(scores.shape)}, got {tuple(modified.shape)}; modify every score, or broadcast"
+            f"{p.who}: expected score_mod(score, b, h, q_idx, kv_idx) to return scores of the shape of "
+            f"score, {tuple(s.shape)}, got {tuple(modified.shape)}; modify every score, or broadcast"
         )
     return p.backend.astype(modified, p.compute_dtype)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The definition, which holds whole score matrices, with a limit on their bytes (default 4 GiB).
+
+    >>> import numpy as np
+    >>> from polyattn import Reference, attention
+    >>> x = np.zeros((100, 1))
+    >>> attention(x, x, x, implementation=Reference(max_bytes=1000))
+    Traceback (most recent call last):
+    ValueError: polyattn.attention: expected at most 1000 bytes of scores for the reference implementation, ...
+    """
+
+    max_bytes: int = 4 * 2**30
+
+    def __post_init__(self) -> None:
+        if isinstance(self.max_bytes, bool) or not isinstance(self.max_bytes, int) or self.max_bytes < 0:
+            raise ValueError(
+                f"polyattn.Reference: expected max_bytes to be an integer >= 0, got {self.max_bytes!r}; "
+                "it limits the memory of the score matrices"
+            )
+
+
+def _run(p: Problem, limit: Reference | None) -> Output:
+    most = (limit or Reference()).max_bytes
+    needed = 2 * p.scores_bytes
+    if isinstance(needed, int) and needed > most:  # exporters have sizes that are symbols
+        raise ValueError(
+            f"{p.who}: expected at most {most} bytes of scores for the reference "
+            f"implementation, got {needed} for two score matrices {p.scores_shape}; use "
+            "implementation='blockwise', which needs memory O(L + S), or Reference(max_bytes=...)"
+        )
+    return define(p)
+
+
+REFERENCE = Implementation(
+    name="reference",
+    title="the definition",
+    accepts=frozenset(FEATURES),
+    run=_run,
+    why="nothing else applies",
+    settings=Reference,
+    transforms=frozenset(TRANSFORMS),
+)

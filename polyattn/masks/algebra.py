@@ -1,32 +1,17 @@
-"""What every mask is: a predicate on (batch, head, query, key), combined with & | ~."""
+"""Masks joined by ``&``, ``|`` and ``~``: every mask is one, and every combination is a mask."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import fields
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
-from polyattn.arrays import Array, Backend, backend_named, backend_of, eagerly, is_array
-from polyattn.masks.tiles import Box, Tile, classify, grid
-from polyattn.places.positions import Positions, gather, whole
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from polyattn.arrays import Array
+from polyattn.masks.forms import Forms
+from polyattn.masks.tiles import Box, Tile
+from polyattn.places import Frame, Positions
 
 
-class Frame(NamedTuple):
-    """The score matrix that a mask is laid upon."""
-
-    batch: int
-    heads: int
-    rows: int
-    keys: int
-    lead: tuple[int, ...]  # the axes before the head axis as the caller wrote them; batch is their product
-    who: str = "polyattn.attention"  # the function that speaks in errors
-
-
-class Mask(ABC):
+class Mask(Forms):
     """A set of visible (batch, head, query, key) places. Immutable; composes with ``&``, ``|``, ``~``.
 
     Calling it is its `mask_mod`: ``mask(b, h, q_idx, kv_idx)`` on integer arrays (or on the scalars that
@@ -40,57 +25,26 @@ class Mask(ABC):
     . . # #
     """
 
-    #: Whether the mask compares query positions with key positions, so that it needs to know the offset.
-    compares_positions = False
-    #: Whether it depends on kv - q alone, so that tiles along a diagonal look the same.
-    relative = False
-    #: Whether `tile` is exact (False once an arbitrary function takes part).
-    exact = True
-
-    @abstractmethod
-    def allowed(self, at: Positions) -> Array:
-        """Bools broadcasting to the tile of scores at those positions."""
-
-    @abstractmethod
-    def box(self, box: Box) -> Tile:
-        """EMPTY, FULL or PARTIAL on a rectangle of the score matrix."""
-
-    @abstractmethod
-    def __str__(self) -> str: ...
-
-    def fit(self, frame: Frame) -> Mask:
-        """This mask with its arrays checked against a score matrix and brought to full rank."""
-        return self
+    __array_ufunc__ = None  # NumPy leaves `array & mask` to the mask
 
     def intersection(self, other: Mask) -> Mask | None:
         """Both masks as one of the same kind, where there is such a one."""
         return None
 
-    def arrays(self) -> Iterator[Array]:
-        """The arrays that the mask holds."""
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
-            if isinstance(value, Mask):
-                yield from value.arrays()
-            elif is_array(value):
-                yield value
-
-    def __repr__(self) -> str:
-        return f"<mask {self}>"
-
-    __array_ufunc__ = None  # NumPy leaves `array & mask` to the mask
-
     def __and__(self, other: Mask) -> Mask:
-        return combine.And(self, self._mask(other))
+        return And(self, self._mask(other))
 
     def __or__(self, other: Mask) -> Mask:
-        return combine.Or(self, self._mask(other))
+        return Or(self, self._mask(other))
 
     def __rand__(self, other: Any) -> Mask:
-        return combine.And(self._mask(other), self)
+        return And(self._mask(other), self)
 
     def __ror__(self, other: Any) -> Mask:
-        return combine.Or(self._mask(other), self)
+        return Or(self._mask(other), self)
+
+    def __invert__(self) -> Mask:
+        return Not(self)
 
     def _mask(self, other: Any) -> Mask:
         if not isinstance(other, Mask):
@@ -100,166 +54,94 @@ class Mask(ABC):
             )
         return other
 
-    def __invert__(self) -> Mask:
-        return combine.Not(self)
-
     def __bool__(self) -> bool:
         raise TypeError(
             f"polyattn.masks: the mask {self} has no truth value; combine masks with & | ~ (not and, or, not)"
         )
 
-    # forms
 
-    def __call__(self, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
-        return self.allowed(gather(b, h, q_idx, kv_idx))
+class Combination(Mask):
+    """A mask made of others, which are its fields."""
 
     @property
-    def mask_mod(self) -> Self:
-        """The mask as a function (b, h, q_idx, kv_idx) -> bool, as FlexAttention takes it."""
-        return self
+    def _parts(self) -> dict[str, Mask]:
+        return {name: part for name, part in vars(self).items() if isinstance(part, Mask)}
 
-    def dense(
-        self,
-        queries: int,
-        keys: int | None = None,
-        *,
-        batch: int | None = None,
-        heads: int | None = None,
-        query_offset: int | Array = 0,
-        like: Array | None = None,
-    ) -> Array:
-        """The mask as a bool array, True = may attend.
+    @property
+    def compares_positions(self) -> bool:  # type: ignore[override]
+        return any(part.compares_positions for part in self._parts.values())
 
-        Shape (queries, keys), or (batch, heads, queries, keys) as soon as `batch` or `heads` is
-        given; `keys` defaults to `queries`. The array is of the library of `like`, else of the
-        mask's own arrays, else NumPy.
+    @property
+    def relative(self) -> bool:  # type: ignore[override]
+        return all(part.relative for part in self._parts.values())
 
-        >>> from polyattn import masks
-        >>> masks.causal().dense(2)
-        array([[ True, False],
-               [ True,  True]])
-        """
-        keys = queries if keys is None else keys
-        for name, size in (("queries", queries), ("keys", keys), ("batch", batch), ("heads", heads)):
-            if size is not None and size < 0:
-                raise ValueError(
-                    f"polyattn.masks: expected {name} >= 0, got {size}; pass a number of rows or items"
-                )
-        backend, like = self._library(like)
-        batches = 1 if batch is None else batch
-        frame = Frame(batches, 1 if heads is None else heads, queries, keys, (batches,), "polyattn.masks")
-        at = whole(backend, like, frame.batch, frame.heads, queries, keys, query_offset)
-        shape = (frame.batch, frame.heads, queries, keys)
-        full = backend.xp.broadcast_to(self.fit(frame).allowed(at), shape)
-        return full if batch is not None or heads is not None else full[0, 0, ...]
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        return all(part.exact for part in self._parts.values())
 
-    def additive(self, queries: int, keys: int | None = None, *, dtype: Any = None, **where: Any) -> Array:
-        """The mask as a bias: 0 where a query may attend, -inf where not. Arguments as for `dense`.
+    def fit(self, frame: Frame) -> Mask:  # type: ignore[override]
+        return replace(self, **{name: part.fit(frame) for name, part in self._parts.items()})  # type: ignore[type-var]
 
-        >>> from polyattn import masks
-        >>> masks.causal().additive(2)
-        array([[  0., -inf],
-               [  0.,   0.]])
-        """
-        allowed = self.dense(queries, keys, **where)
-        backend = backend_of(allowed)
-        xp = backend.xp
-        if dtype is None:
-            dtype = xp.asarray(0.0).dtype
-        zero = backend.asarray(0.0, dtype, allowed)
-        return xp.where(allowed, zero, backend.asarray(-xp.inf, dtype, allowed))
-
-    def tile(
-        self,
-        queries: range,
-        keys: range,
-        *,
-        b: int | None = None,
-        h: int | None = None,
-        query_offset: int | Array = 0,
-    ) -> Tile:
-        """EMPTY, FULL or PARTIAL: what an engine need not compute, need not mask, or must mask.
-
-        `queries` and `keys` are ranges of row and key indices, `b` and `h` a batch item and a head
-        (None: all of them at once). Exact, except that an arbitrary function counts as PARTIAL.
-
-        >>> from polyattn import masks
-        >>> masks.causal().tile(range(0, 4), range(4, 8)).name
-        'EMPTY'
-        """
-        with eagerly(self.arrays()):
-            return classify(self, Box(queries, keys, b, h, query_offset))
-
-    def tiles(
-        self,
-        queries: int,
-        keys: int,
-        tile: tuple[int, int],
-        *,
-        b: int | None = None,
-        h: int | None = None,
-        query_offset: int | Array = 0,
-        remember: bool = False,
-    ) -> list[list[Tile]]:
-        """`tile` for every tile of a score matrix cut into `tile = (rows, keys)`, the last ones ragged.
-
-        remember: keep the answer for the next call with an equal mask, if it holds no arrays.
-        """
-        return grid(self, queries, keys, tile, b, h, query_offset, remember)
-
-    def to_block_mask(self, *, B: int | None, H: int | None, Q_LEN: int, KV_LEN: int, **options: Any) -> Any:
-        """The mask as a `torch.nn.attention.flex_attention.BlockMask` (options of `create_block_mask`)."""
-        torch = backend_named("torch")
-        if torch is None:
-            raise ImportError(
-                f"polyattn.masks: the mask {self} becomes a BlockMask in PyTorch only, which is not here; "
-                "pip install 'polyattn[torch]'"
-            )
-        batch = 1 if B is None else B
-        self.fit(Frame(batch, 1 if H is None else H, Q_LEN, KV_LEN, (batch,), "polyattn.masks.to_block_mask"))
-        return torch.block_mask(self, B, H, Q_LEN, KV_LEN, **options)  # type: ignore[attr-defined]
-
-    # pictures
-
-    def show(
-        self, queries: int, keys: int | None = None, *, query_offset: int = 0, b: int = 0, h: int = 0
-    ) -> str:
-        """The mask in text, a line per query: ``#`` may attend, ``.`` may not."""
-        from polyattn import draw
-
-        return draw.mask_text(self._picture(queries, keys, query_offset, b, h))
-
-    def figure(
-        self, queries: int, keys: int | None = None, *, query_offset: int = 0, b: int = 0, h: int = 0
-    ) -> Figure:
-        """The mask drawn with matplotlib."""
-        from polyattn import draw
-
-        return draw.mask_figure(self._picture(queries, keys, query_offset, b, h), title=str(self))
-
-    def _picture(self, queries: int, keys: int | None, query_offset: int, b: int, h: int) -> list[list[bool]]:
-        batch, heads = max(b + 1, self.batch_size()), max(h + 1, self.head_count())
-        full = self.dense(queries, keys, batch=batch, heads=heads, query_offset=query_offset)
-        values: list[list[bool]] = backend_of(full).to_list(full[b, h, ...])
-        return values
+    def read(self) -> Self:
+        return replace(self, **{name: part.read() for name, part in self._parts.items()})  # type: ignore[type-var]
 
     def batch_size(self) -> int:
-        """The batch axis of the mask's arrays, 1 if they have none."""
-        return 1
+        return max(part.batch_size() for part in self._parts.values())
 
     def head_count(self) -> int:
-        """The head axis of the mask's arrays, 1 if they have none."""
-        return 1
-
-    def _library(self, like: Array | None) -> tuple[Backend, Array]:
-        if like is None:
-            like = next(self.arrays(), None)
-        if like is not None:
-            return backend_of(like), like
-        numpy = backend_named("numpy")
-        if numpy is None:
-            raise ImportError("polyattn.masks: no array library to build the mask with; pass like=array")
-        return numpy, numpy.xp.zeros(())
+        return max(part.head_count() for part in self._parts.values())
 
 
-from polyattn.masks import combine  # noqa: E402  (combinations are masks, and masks make them)
+@dataclass(frozen=True, repr=False)
+class And(Combination):
+    """Places visible in both."""
+
+    left: Mask
+    right: Mask
+
+    def fit(self, frame: Frame) -> Mask:  # type: ignore[override]
+        left, right = self.left.fit(frame), self.right.fit(frame)
+        both = left.intersection(right)
+        return And(left, right) if both is None else both
+
+    def allowed(self, at: Positions) -> Array:
+        return self.left.allowed(at) & self.right.allowed(at)
+
+    def box(self, box: Box) -> Tile:
+        return self.left.box(box) & self.right.box(box)
+
+    def __str__(self) -> str:
+        return " & ".join(f"({m})" if isinstance(m, Or) else str(m) for m in (self.left, self.right))
+
+
+@dataclass(frozen=True, repr=False)
+class Or(Combination):
+    """Places visible in either."""
+
+    left: Mask
+    right: Mask
+
+    def allowed(self, at: Positions) -> Array:
+        return self.left.allowed(at) | self.right.allowed(at)
+
+    def box(self, box: Box) -> Tile:
+        return ~(~self.left.box(box) & ~self.right.box(box))
+
+    def __str__(self) -> str:
+        return f"{self.left} | {self.right}"
+
+
+@dataclass(frozen=True, repr=False)
+class Not(Combination):
+    """Places hidden in another mask."""
+
+    inner: Mask
+
+    def allowed(self, at: Positions) -> Array:
+        return ~self.inner.allowed(at)
+
+    def box(self, box: Box) -> Tile:
+        return ~self.inner.box(box)
+
+    def __str__(self) -> str:
+        return f"~({self.inner})" if isinstance(self.inner, (And, Or)) else f"~{self.inner}"

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from polyattn.arrays import Array, backend_of, is_array
-from polyattn.masks.algebra import Frame
-
-Lengths = int | tuple[int, ...] | Array
+from polyattn.arrays import Array, backend_of
+from polyattn.places import Frame
 
 
 def fit_array(array: Array, frame: Frame, name: str) -> Array:
@@ -68,21 +65,6 @@ def positive(value: Any, function: str, name: str, least: int = 1) -> int:
             + ("use None for an unbounded side" if function == "window" else "pass a larger number")
         )
     return int(value.__index__())
-
-
-def lengths(value: int | Sequence[int] | Array, function: str) -> Lengths:
-    """Lengths as a Python int, a tuple of ints, or an integer array."""
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(positive(n, function, "every length", 0) for n in value)
-    if is_array(value):
-        backend = backend_of(value)
-        if not backend.xp.isdtype(value.dtype, "integral"):
-            raise TypeError(
-                f"polyattn.masks.{function}: expected integer lengths, got an array of {value.dtype}; "
-                "a bool mask goes to masks.from_array"
-            )
-        return value
-    return positive(value, function, "the length", 0)
 
 
 def fill_rank(array: Array, rank: int) -> Array:

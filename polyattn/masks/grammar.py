@@ -4,22 +4,8 @@ from __future__ import annotations
 
 import ast
 
-from polyattn import masks
 from polyattn.masks.algebra import Mask
-
-MASKS = {
-    name: getattr(masks, name)
-    for name in (
-        "causal",
-        "window",
-        "sliding_window",
-        "prefix",
-        "chunked",
-        "dilated",
-        "key_lengths",
-        "query_lengths",
-    )
-}
+from polyattn.masks.words import WORDS
 
 
 def parse_mask(text: str) -> Mask:
@@ -64,10 +50,10 @@ def _number(node: ast.expr, text: str) -> int | None:
 
 
 def _call(name: str, args: list[int | None], text: str) -> Mask:
-    if name not in MASKS:
+    if name not in WORDS:
         raise _wrong(text, f"{name!r} is not the name of a mask")
     try:
-        mask: Mask = MASKS[name](*args)
+        mask: Mask = WORDS[name](*args)
     except TypeError as error:
         raise _wrong(text, str(error)) from None
     return mask
@@ -75,6 +61,6 @@ def _call(name: str, args: list[int | None], text: str) -> Mask:
 
 def _wrong(text: str, why: str) -> ValueError:
     return ValueError(
-        f"mask: expected {', '.join(MASKS)} with integers, joined by & | ~ and brackets, got {text[:80]!r}: {why}; "
+        f"mask: expected {', '.join(WORDS)} with integers, joined by & | ~ and brackets, got {text[:80]!r}: {why}; "
         "write for example: causal & window(2, 0)"
     )

@@ -3,20 +3,19 @@
 Every built-in mask answers exactly for any rectangle, by arithmetic on its corners. A combination of
 masks may be unsure (two masks that each cut a tile can still empty it together); then the rectangle is
 quartered until the answer is certain, which a single element always is, or evaluated where the mask
-holds arrays. So the answer is exact for every combination of built-in masks.
+holds arrays. So the answer is exact for every combination of built-in masks; where positions are listed
+it is exact or PARTIAL, which is never wrong.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterable, Iterator
 from enum import Enum
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from polyattn.arrays import Array, backend_of, eagerly
-from polyattn.places.positions import Positions
-
-if TYPE_CHECKING:
-    from polyattn.masks.algebra import Mask
+from polyattn.arrays import Array, backend_of, eagerly, readable
+from polyattn.places import Places, Positions, Sides, positions
 
 
 class Tile(Enum):
@@ -34,94 +33,149 @@ class Tile(Enum):
             return self
         return UNSURE
 
+    def __invert__(self) -> Tile:
+        """The tile of the opposite mask."""
+        return FULL if self is EMPTY else EMPTY if self is FULL else self
+
 
 EMPTY, FULL, PARTIAL, UNSURE = Tile
 
 
-def invert(tile: Tile) -> Tile:
-    """The tile of the opposite mask."""
-    return {EMPTY: FULL, FULL: EMPTY}.get(tile, tile)
+def decide(full: bool, empty: bool) -> Tile:
+    """FULL or EMPTY if one of them is sure, else PARTIAL."""
+    return FULL if full else EMPTY if empty else PARTIAL
 
 
 class Box(NamedTuple):
-    """A rectangle of the score matrix: rows x keys, of one batch item and head or of all (None)."""
+    """A rectangle of the score matrix: rows x keys, by index, of one batch item and head or of all (None)."""
 
     rows: range
     keys: range
     b: int | None
     h: int | None
-    offset: int | Array  # position of row 0; an array if it differs by batch item or is traced
+    places: Places
+    sides: Sides  # the same as Python numbers
+
+    @property
+    def key_span(self) -> tuple[int, int] | None:
+        """Least and largest key position; None while they are traced."""
+        return self.sides.key.span(self.keys, self.b or 0)
 
     @property
     def corners(self) -> tuple[int, int, int, int] | None:
-        """First and last query position, first and last key position; None while the offset is unknown."""
-        if not isinstance(self.offset, int):
-            return None
-        rows, keys = self.rows, self.keys
-        return rows[0] + self.offset, rows[-1] + self.offset, keys[0], keys[-1]
+        """Least and largest query position, then the key span; None while they are traced."""
+        q, kv = self.sides.query.span(self.rows, self.b or 0), self.key_span
+        return None if q is None or kv is None else (*q, *kv)
 
 
-def classify(mask: Mask, box: Box) -> Tile:
+class Divisible(Hashable, Protocol):
+    """What is asked of a mask here."""
+
+    relative: Any
+    exact: Any
+
+    def box(self, box: Box) -> Tile: ...
+    def allowed(self, at: Positions) -> Array: ...
+    def arrays(self) -> Iterator[Array]: ...
+    def read(self) -> Divisible: ...
+    def batch_size(self) -> int: ...
+    def head_count(self) -> int: ...
+
+
+Grid = tuple[tuple[Tile, ...], ...]  # a line per query tile
+
+
+def classify(mask: Divisible, box: Box) -> Tile:
     """EMPTY, FULL or PARTIAL."""
     if not box.rows or not box.keys:
         return EMPTY
-    if not isinstance(box.offset, int):
-        return _with_offsets(mask, box)
+    if box.b is None and box.sides.items > 1:
+        return _join(classify(mask, box._replace(b=b)) for b in range(box.sides.items))
     tile = mask.box(box)
     if tile is not UNSURE:
         return tile
     arrays = list(mask.arrays())
-    if not mask.exact or not all(backend_of(a).is_concrete(a) for a in arrays):
+    if box.corners is None or not mask.exact or not readable(*arrays):
         return PARTIAL
     if arrays:
         return _evaluate(mask, box, arrays[0])
+    if box.places.listed:
+        return PARTIAL
     if box.b is None and mask.batch_size() > 1:
         return _join(classify(mask, box._replace(b=b)) for b in range(mask.batch_size()))
     return _join(classify(mask, quarter) for quarter in _quarters(box))
 
 
 def grid(
-    mask: Mask,
+    mask: Divisible,
     rows: int,
     keys: int,
-    tile: tuple[int, int],
-    b: int | None,
-    h: int | None,
-    offset: int | Array,
-    remember: bool,
-) -> list[list[Tile]]:
-    """`classify` for every tile."""
-    if remember and isinstance(offset, int) and mask.exact and not any(True for _ in mask.arrays()):
-        return _known_grid(mask, rows, keys, tile, b, h, offset)
-    return _grid(mask, rows, keys, tile, b, h, offset)
+    size: tuple[int, int],
+    *,
+    b: int | None = None,
+    h: int | None = None,
+    places: Places,
+    remember: bool = False,
+) -> Grid:
+    """`classify` for every tile of that size, the last ones ragged.
+
+    remember: keep the answer for the next call with an equal mask, if it holds no arrays.
+    """
+    if remember and places.fixed and mask.exact and not any(True for _ in mask.arrays()):
+        return _known_grid(mask, rows, keys, size, b, h, places.query, places.key)
+    return _grid(mask, rows, keys, size, b, h, places)
 
 
 def _grid(
-    mask: Mask, rows: int, keys: int, tile: tuple[int, int], b: int | None, h: int | None, offset: int | Array
-) -> list[list[Tile]]:
-    down = [range(i, min(i + tile[0], rows)) for i in range(0, rows, tile[0])]
-    across = [range(j, min(j + tile[1], keys)) for j in range(0, keys, tile[1])]
-    with eagerly([*mask.arrays(), *(() if isinstance(offset, int) else (offset,))]):
-        return [[classify(mask, Box(i, j, b, h, offset)) for j in across] for i in down]
+    mask: Divisible,
+    rows: int,
+    keys: int,
+    size: tuple[int, int],
+    b: int | None,
+    h: int | None,
+    places: Places,
+) -> Grid:
+    down = [range(i, min(i + size[0], rows)) for i in range(0, rows, size[0])]
+    across = [range(j, min(j + size[1], keys)) for j in range(0, keys, size[1])]
+    with eagerly([*mask.arrays(), *places.arrays()]):
+        mask, sides = mask.read(), places.read()
+        diagonal: dict[tuple[int, ...], Tile] = {}  # tiles of a relative mask look the same along a diagonal
+
+        def tile(i: range, j: range) -> Tile:
+            box = Box(i, j, b, h, places, sides)
+            if not (mask.relative and places.fixed):
+                return classify(mask, box)
+            shape = (j.start - i.start, len(i), len(j))
+            if shape not in diagonal:
+                diagonal[shape] = classify(mask, box)
+            return diagonal[shape]
+
+        return tuple(tuple(tile(i, j) for j in across) for i in down)
 
 
-_known_grid = lru_cache(maxsize=256)(_grid)
+@lru_cache(maxsize=256)
+def _known_grid(
+    mask: Divisible,
+    rows: int,
+    keys: int,
+    size: tuple[int, int],
+    b: int | None,
+    h: int | None,
+    query: int,
+    key: int,
+) -> Grid:
+    return _grid(mask, rows, keys, size, b, h, Places(query, key))
 
 
-def _with_offsets(mask: Mask, box: Box) -> Tile:
-    """The offset is an array: item by item where it can be read, PARTIAL where it is traced."""
-    backend = backend_of(box.offset)
-    if not mask.compares_positions and mask.exact:
-        return classify(mask, box._replace(offset=0))
-    if not backend.is_concrete(box.offset):
-        tile = mask.box(box)
-        return PARTIAL if tile is UNSURE else tile
-    values = backend.to_list(box.offset)
-    if isinstance(values, int):
-        return classify(mask, box._replace(offset=values))
-    if box.b is not None:
-        return classify(mask, box._replace(offset=values[box.b if len(values) > 1 else 0]))
-    return _join(classify(mask, box._replace(offset=value, b=b)) for b, value in enumerate(values))
+def coarser(fine: Grid, factor: int) -> Grid:
+    """The grid of tiles `factor` times as high and wide."""
+    return tuple(
+        tuple(
+            _join(tile for line in fine[i : i + factor] for tile in line[j : j + factor])
+            for j in range(0, len(fine[i]), factor)
+        )
+        for i in range(0, len(fine), factor)
+    )
 
 
 def _quarters(box: Box) -> list[Box]:
@@ -132,40 +186,35 @@ def _quarters(box: Box) -> list[Box]:
     return [box._replace(rows=rows, keys=keys) for rows in halves(box.rows) for keys in halves(box.keys)]
 
 
-def _join(parts: object) -> Tile:
+def _join(parts: Iterable[Tile]) -> Tile:
     """The tile made of disjoint parts, looking at no more of them than needed."""
     first: Tile | None = None
-    for part in parts:  # type: ignore[attr-defined]
+    for part in parts:
         if part is PARTIAL or (first is not None and part is not first):
             return PARTIAL
         first = part
     return EMPTY if first is None else first
 
 
-def _evaluate(mask: Mask, box: Box, like: Array) -> Tile:
+def _evaluate(mask: Divisible, box: Box, like: Array) -> Tile:
     """By looking at every element: for combinations of masks that hold arrays."""
     backend = backend_of(like)
-    xp = backend.xp
-    batches = range(mask.batch_size()) if box.b is None else range(box.b, box.b + 1)
+    items = range(mask.batch_size()) if box.b is None else range(box.b, box.b + 1)
     heads = range(mask.head_count()) if box.h is None else range(box.h, box.h + 1)
-
-    def positions(r: range, axis: int) -> Array:
-        return xp.reshape(backend.arange(r.start, r.stop, like), (-1,) + (1,) * (3 - axis))
-
-    def cut(array: Array) -> Array:
-        ranges = (batches, heads, box.rows, box.keys)
-        return array[
-            tuple(
-                slice(None) if n == 1 else slice(r.start, r.stop)
-                for r, n in zip(ranges, array.shape, strict=True)
-            )
-        ]
-
-    row = positions(box.rows, 2)
-    at = Positions(
-        positions(batches, 0), positions(heads, 1), row, row + box.offset, positions(box.keys, 3), cut
+    ranges = (items, heads, box.rows, box.keys)
+    at = positions(
+        backend,
+        like,
+        tuple(len(r) for r in ranges),  # type: ignore[arg-type]
+        box.places,
+        tuple(r.start for r in ranges),
     )
-    allowed = mask.allowed(at)
-    if not backend.to_list(xp.any(allowed)):
+    return look(mask.allowed(at))
+
+
+def look(allowed: Array) -> Tile:
+    """What a concrete bool array makes of its tile."""
+    backend = backend_of(allowed)
+    if not backend.to_list(backend.xp.any(allowed)):
         return EMPTY
-    return FULL if backend.to_list(xp.all(allowed)) else PARTIAL
+    return FULL if backend.to_list(backend.xp.all(allowed)) else PARTIAL

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from polyattn import masks, mods
-from polyattn.implementations.choice import choose
+from polyattn.implementations import choose
 from polyattn.parity.bench import BENCHES
-from polyattn.problem.problem import pose
+from polyattn.problem import pose
 
 __all__ = ["explain_plan", "parse_plan"]
 
@@ -70,7 +70,7 @@ def explain_plan(text: str) -> Iterator[str]:
             options["score_mod"] = mods.softcap(float(n["softcap"]))
         if n["sinks"]:
             options["sinks"] = bench.array(np.zeros(n["H"]), dtype)
-        p = pose(*(bench.array(np.zeros(shape, np.float32), dtype) for shape in shapes), **options)
-        choice = choose(p, needs_scores=False, needs_lse=bool(n["lse"]), wish="auto")
-        lines.append(f"{name}: {choice.name}, because {choice.why}")
+        arrays = (bench.array(np.zeros(shape, np.float32), dtype) for shape in shapes)
+        choice = choose(pose("polyattn info", *arrays, wanted=("lse",) if n["lse"] else (), **options), "auto")
+        lines.append(f"{name}: {choice.implementation.name}, because {choice.why}")
     return iter(lines)

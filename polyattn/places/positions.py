@@ -1,53 +1,84 @@
-"""Where a tile of the score matrix lies: the integer positions that masks and mods compare."""
+"""The index arrays of a tile of scores: what masks, modifications and dropout compare."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from polyattn.arrays import Array, Backend, backend_of
+from polyattn.arrays import Array, Backend, backend_of, is_array
+from polyattn.places.frame import ORIGIN, Places
 
 
 class Positions(NamedTuple):
-    """Broadcast index arrays of a tile of scores (B, H, L, S), and the way to cut arrays to it.
+    """Broadcast index arrays of a tile of scores (B, H, L, S), and the way to cut arrays to it."""
 
-    `q = row + query_offset`; the key at index j has position j.
-    """
-
-    b: Array  # (B, 1, 1, 1) batch
-    h: Array  # (1, H, 1, 1) query head
+    b: Array  # (B, 1, 1, 1) number of the batch item; on a shard that of the whole
+    h: Array  # (1, H, 1, 1) number of the query head, likewise
+    item: Array  # (B, 1, 1, 1) index of the batch item
     row: Array  # (1, 1, L, 1) index of the query row
+    column: Array  # (1, 1, 1, S) index of the key
     q: Array  # (1 or B, 1, L, 1) position of the query
-    kv: Array  # (1, 1, 1, S) position of the key
+    kv: Array  # (1 or B, 1, 1, S) position of the key; negative where a slot is empty
     cut: Callable[[Array], Array]  # the part of a (B|1, H|1, L|1, S|1) array in this tile
 
 
-def whole(
-    backend: Backend, like: Array, batch: int, heads: int, rows: int, keys: int, offset: int | Array = 0
+Sizes = tuple[int, int, int, int]
+
+
+def positions(
+    backend: Backend, like: Array, sizes: Sizes, places: Places = ORIGIN, start: Sequence[Any] = (0, 0, 0, 0)
 ) -> Positions:
-    """The positions of the whole score matrix."""
+    """The positions of the tile (B, H, L, S) of scores that begins at `start`, by index; start may be traced."""
     xp = backend.xp
-    row = xp.reshape(backend.arange(0, rows, like), (1, 1, rows, 1))
-    if not isinstance(offset, int) and offset.ndim:
-        offset = xp.reshape(offset, (-1, 1, 1, 1))
+
+    def index(axis: int) -> Array:
+        at = _plus(backend.arange(0, sizes[axis], like), start[axis])
+        return xp.reshape(at, (1,) * axis + (-1,) + (1,) * (3 - axis))
+
+    def cut(x: Array) -> Array:
+        for axis in range(4):
+            if x.shape[axis] != 1 and x.shape[axis] != sizes[axis]:
+                x = backend.tile(x, start[axis], sizes[axis], axis - 4)
+        return x
+
+    def stand(where: int | Array, along: Array, axis: int) -> Array:
+        if not is_array(where) or where.ndim == 0:
+            return _plus(along, where)
+        if where.shape[0] != 1 and where.shape[0] != sizes[0]:
+            where = backend.tile(where, start[0], sizes[0], -where.ndim)
+        if where.ndim == 1:
+            return along + xp.reshape(where, (-1, 1, 1, 1))
+        if where.shape[1] != sizes[axis]:
+            where = backend.tile(where, start[axis], sizes[axis], -1)
+        shape = [where.shape[0], 1, 1, 1]
+        shape[axis] = sizes[axis]
+        return xp.reshape(where, tuple(shape))
+
+    item, row, column = index(0), index(2), index(3)
     return Positions(
-        b=xp.reshape(backend.arange(0, batch, like), (batch, 1, 1, 1)),
-        h=xp.reshape(backend.arange(0, heads, like), (1, heads, 1, 1)),
+        b=_plus(item, places.batch),
+        h=_plus(index(1), places.head),
+        item=item,
         row=row,
-        q=row + offset,
-        kv=xp.reshape(backend.arange(0, keys, like), (1, 1, 1, keys)),
-        cut=lambda array: array,
+        column=column,
+        q=stand(places.query, row, 2),
+        kv=stand(places.key, column, 3),
+        cut=cut,
     )
 
 
+def _plus(x: Array, start: Any) -> Array:
+    return x if isinstance(start, int) and start == 0 else x + start
+
+
 def gather(b: Array, h: Array, q: Array, kv: Array) -> Positions:
-    """Positions from the four index arrays of a `mask_mod`, with row = q; arrays are cut by indexing."""
+    """Positions from the four index arrays of a `mask_mod`, index = position; arrays are cut by indexing."""
 
     def cut(array: Array) -> Array:
         index = (b, h, q, kv)
         return array[tuple(i if size > 1 else i * 0 for i, size in zip(index, array.shape, strict=True))]
 
-    return Positions(b, h, q, q, kv, cut)
+    return Positions(b, h, b, q, kv, q, kv, cut)
 
 
 def look_up(numbers: Sequence[float], index: Array, dtype: Any) -> Array:

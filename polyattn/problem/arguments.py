@@ -3,202 +3,212 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 from polyattn import masks, mods
-from polyattn.arrays import Array, Backend, backend_of, eagerly, is_array
-from polyattn.masks.algebra import Frame, Mask
+from polyattn.arrays import Array, backend_of, eagerly, is_array
+from polyattn.masks.algebra import Mask
+from polyattn.masks.arbitrary import Filled
+from polyattn.masks.fitting import fit_array
+from polyattn.masks.tiles import FULL, Box
+from polyattn.places import Places
+from polyattn.problem.call import Call
 
-_CAUSAL = masks.causal()
-
-
-def same_place(backend: Backend, query: Array, name: str, arrays: Any) -> None:
-    for array in arrays:
-        here = backend_of(array)
-        if here is not backend:
-            raise TypeError(
-                f"polyattn.attention: expected {name} to be an array of the library of query ({backend.name}), "
-                f"got one of {here.name}; convert it, or keep one library per call"
-            )
-        if backend.device(array) != backend.device(query):
-            raise ValueError(
-                f"polyattn.attention: expected {name} on the device of query ({backend.device(query)}), "
-                f"got {backend.device(array)}; move it"
-            )
+CAUSAL = masks.causal()
+_FILLED = Filled()
 
 
-def mask_argument(backend: Backend, query: Array, mask: Any, is_causal: bool, frame: Frame) -> Mask | None:
+def mask(call: Call) -> Mask | None:
+    """mask, is_causal, and the empty slots among key_positions, as one mask."""
+    is_causal, given = call.options.get("is_causal", False), call.get("mask")
     if not isinstance(is_causal, bool):
         raise TypeError(
-            f"polyattn.attention: expected is_causal to be True or False, got {is_causal!r}; "
-            "a mask goes to mask="
+            f"{call.who}: expected is_causal to be True or False, got {is_causal!r}; a mask goes to mask="
         )
-    if mask is not None and not isinstance(mask, Mask):
-        if callable(mask):
-            mask = masks.mask_mod(mask)
-        elif not is_array(mask):
-            raise TypeError(
-                "polyattn.attention: expected mask to be a bool array, a polyattn.masks mask or a function "
-                f"(b, h, q_idx, kv_idx) -> bool, got {type(mask).__name__}; "
-                + (
-                    "polyattn_torch.flex.from_flex makes a mask of it"
-                    if type(mask).__name__ == "BlockMask"
-                    else "make it an array of query's library"
-                )
-            )
-        else:
-            if not backend_of(mask).xp.isdtype(mask.dtype, "bool"):
-                raise TypeError(
-                    f"polyattn.attention: expected a bool mask (True = may attend), got dtype {mask.dtype}; "
-                    "compare it (mask != 0), or pass values to be added to the scores as bias="
-                )
-            mask = masks.from_array(mask)
-    if mask is None:
-        return _CAUSAL if is_causal else None
-    same_place(backend, query, "the arrays of mask", mask.arrays())
+    parts = [] if given is None else [_as_mask(call, given)]
     if is_causal:
-        mask = mask & _CAUSAL
-    with eagerly(mask.arrays()):
-        fitted: Mask = mask.fit(frame)
-        return fitted
+        parts.append(CAUSAL)
+    offset = call.get("key_offset")
+    if call.get("key_positions") is not None or (
+        offset is not None and not (isinstance(offset, int) and offset >= 0)
+    ):
+        parts.append(_FILLED)
+    if not parts:
+        return None
+    joined = parts[0]
+    for part in parts[1:]:
+        joined = joined & part
+    if joined is not CAUSAL:
+        with eagerly(joined.arrays()):
+            joined = joined.fit(call.frame)
+    return None if _hides_nothing(call, joined) else joined
 
 
-def mod_argument(backend: Backend, query: Array, score_mod: Any, frame: Frame) -> None:
-    if score_mod is None:
-        return
-    if not callable(score_mod):
+def _as_mask(call: Call, given: Any) -> Mask:
+    if isinstance(given, Mask):
+        call.here("the arrays of mask", given.arrays())
+        return given
+    if callable(given):
+        return masks.mask_mod(given)
+    if not is_array(given):
         raise TypeError(
-            "polyattn.attention: expected score_mod to be a function (score, b, h, q_idx, kv_idx) -> score, "
-            f"got {type(score_mod).__name__}; an array of additive values goes to bias="
+            f"{call.who}: expected mask to be a bool array, a polyattn.masks mask or a function "
+            f"(b, h, q_idx, kv_idx) -> bool, got {type(given).__name__}; "
+            + (
+                "polyattn_torch.flex.from_flex makes a mask of it"
+                if type(given).__name__ == "BlockMask"
+                else "make it an array of query's library"
+            )
         )
-    if isinstance(score_mod, mods.Mod):
-        same_place(backend, query, "the arrays of score_mod", score_mod.arrays())
-        for mod in score_mod.built_in():
-            if mod.heads not in (None, frame.heads):
+    if not backend_of(given).xp.isdtype(given.dtype, "bool"):
+        raise TypeError(
+            f"{call.who}: expected a bool mask (True = may attend), got dtype {given.dtype}; "
+            "compare it (mask != 0), or pass values to be added to the scores as bias="
+        )
+    call.here("the arrays of mask", [given])
+    return masks.from_array(given)
+
+
+def _hides_nothing(call: Call, fitted: Mask) -> bool:
+    """Whether a mask is known to be full, as a window wider than the sequence is."""
+    options, frame = call.options, call.frame
+    query, key = options.get("query_offset"), options.get("key_offset")
+    query, key = 0 if query is None else query, 0 if key is None else key
+    if isinstance(query, str) and isinstance(key, int):
+        query = key + frame.keys - frame.rows
+    fixed = call.backend.lengths_are_fixed and call.backend.may_remember()
+    if not (fixed and isinstance(query, int) and isinstance(key, int) and isinstance(frame.keys, int)):
+        return False
+    if call.get("query_positions") is not None or call.get("key_positions") is not None:
+        return False
+    return _covers(fitted, frame.rows, frame.keys, query, key) if fitted.exact else False
+
+
+@lru_cache(maxsize=256)
+def _covers(fitted: Mask, rows: int, keys: int, query: int, key: int) -> bool:
+    if not rows or not keys or any(True for _ in fitted.arrays()):
+        return False
+    places = Places(query, key)
+    return fitted.box(Box(range(rows), range(keys), None, None, places, places.read())) is FULL
+
+
+def score_mod(call: Call) -> mods.ScoreMod | None:
+    given = call.get("score_mod")
+    if given is None:
+        return None
+    if not callable(given):
+        raise TypeError(
+            f"{call.who}: expected score_mod to be a function (score, b, h, q_idx, kv_idx) -> score, "
+            f"got {type(given).__name__}; an array of additive values goes to bias="
+        )
+    if isinstance(given, mods.Mod):
+        call.here("the arrays of score_mod", given.arrays())
+        whole = call.origin.head == 0 if isinstance(call.origin.head, int) else False
+        for mod in given.built_in():
+            if mod.heads is not None and mod.heads != call.frame.heads and whole:
                 raise ValueError(
-                    f"polyattn.attention: expected score_mod to have parameters for {frame.heads} heads, got "
+                    f"{call.who}: expected score_mod to have parameters for {call.frame.heads} heads, got "
                     f"{mod.heads}; give one slope or column per head"
                 )
+    return given  # type: ignore[no-any-return]
 
 
-def offset_argument(
-    backend: Backend,
-    query: Array,
-    offset: int | str | Array | None,
-    mask: Mask | None,
-    score_mod: mods.ScoreMod | None,
-    frame: Frame,
-) -> int | Array:
-    if offset is None:
-        compares = (mask is not None and mask.compares_positions) or (
-            score_mod is not None and mods.compares_positions(score_mod)
-        )
-        if compares and frame.rows != frame.keys:
-            raise ValueError(
-                "polyattn.attention: expected query_offset, because the mask or score_mod compares positions "
-                f"and L = {frame.rows} differs from S = {frame.keys}; got None, which is ambiguous: "
-                "query_offset=0 aligns the first rows (PyTorch, JAX, Keras), query_offset='end' the last "
-                "(FlashAttention, MLX, decoding with a cache)"
-            )
-        return 0
-    if isinstance(offset, str):
-        if offset != "end":
-            raise ValueError(
-                f"polyattn.attention: expected query_offset to be an integer, an integer array or 'end', "
-                f"got {offset!r}; 'end' is S - L"
-            )
-        return frame.keys - frame.rows
-    if is_array(offset):
-        same_place(backend, query, "query_offset", [offset])
-        if not backend.xp.isdtype(offset.dtype, "integral"):
-            raise TypeError(
-                f"polyattn.attention: expected query_offset to be of an integer dtype, got {offset.dtype}; "
-                "positions are whole numbers"
-            )
-        shape = tuple(offset.shape)
-        if shape not in ((), (1,), (frame.batch,), frame.lead):
-            raise ValueError(
-                f"polyattn.attention: expected query_offset to be one integer or of shape ({frame.batch},), one "
-                f"per batch item, got shape {shape}; the batch is every axis before the head axis"
-            )
-        offset = backend.astype(offset, backend.xp.int32)
-        return backend.xp.reshape(offset, (-1,)) if len(shape) > 1 else offset
-    if isinstance(offset, bool) or not hasattr(offset, "__index__"):
+def bias(call: Call) -> Array | None:
+    given = call.get("bias")
+    if given is None:
+        return None
+    if not is_array(given):
         raise TypeError(
-            f"polyattn.attention: expected query_offset to be an integer, an integer array or 'end', "
-            f"got {offset!r}; it is the position of query row 0"
+            f"{call.who}: expected bias to be an array of an array API library (NumPy, JAX, PyTorch, "
+            f"...), got {type(given).__name__}; convert it, for example with numpy.asarray"
         )
-    return int(offset.__index__())
+    call.here("bias", [given])
+    if call.backend.compute_dtype(given.dtype) is None:
+        raise TypeError(
+            f"{call.who}: expected a real floating bias, got {given.dtype}; "
+            "a bool mask goes to mask= (True = may attend), integers are cast by the caller"
+        )
+    return fit_array(given, call.frame, "bias")
 
 
-def per_head(
-    backend: Backend, query: Array, value: float | Array, name: str, heads: int, compute_dtype: Any
-) -> float | Array:
-    """A number, or an array of shape (), (1,) or (Hq,) as (Hq|1, 1, 1) in the compute dtype."""
+def scale(call: Call, width: int) -> float | Array:
+    given = call.get("scale")
+    if given is None:
+        return 1.0 / math.sqrt(width) if width else 1.0
+    return _per_head(call, given, "scale")
+
+
+def sinks(call: Call) -> Array | None:
+    given = call.get("sinks")
+    if given is None:
+        return None
+    made = _per_head(call, given, "sinks")
+    if isinstance(made, float):
+        made = call.backend.asarray(made, call.compute_dtype, call.query)
+        return call.backend.xp.reshape(made, (1, 1, 1, 1))
+    return made
+
+
+def _per_head(call: Call, value: Any, name: str) -> float | Array:
+    """A number, or an array of shape (), (1,) or (Hq,) as (1, Hq|1, 1, 1) in the compute dtype."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if not is_array(value):
         raise TypeError(
-            f"polyattn.attention: expected {name} to be a number or an array of query's library, got "
+            f"{call.who}: expected {name} to be a number or an array of query's library, got "
             f"{value!r}; make it a float, or an array of shape (Hq,)"
         )
-    same_place(backend, query, name, [value])
-    if backend.compute_dtype(value.dtype) is None:
-        raise TypeError(
-            f"polyattn.attention: expected {name} of a real floating dtype, got {value.dtype}; cast it"
-        )
-    shape = tuple(value.shape)
-    per_head = math.prod(shape) in (1, heads) and (len(shape) < 2 or shape[-3:] == (*shape[-3:-2], 1, 1))
-    if not per_head or len(shape) > 4:
+    call.here(name, [value])
+    if call.backend.compute_dtype(value.dtype) is None:
+        raise TypeError(f"{call.who}: expected {name} of a real floating dtype, got {value.dtype}; cast it")
+    shape, heads = tuple(value.shape), call.frame.heads
+    fits = math.prod(shape) in (1, heads) and (len(shape) < 2 or shape[-3:] == (*shape[-3:-2], 1, 1))
+    if not fits or len(shape) > 4:
         raise ValueError(
-            f"polyattn.attention: expected {name} to be a scalar or of shape ({heads},), one per query head, "
+            f"{call.who}: expected {name} to be a scalar or of shape ({heads},), one per query head, "
             f"got shape {shape}; pass one value per head"
         )
-    return backend.xp.reshape(backend.astype(value, compute_dtype), (-1, 1, 1))
+    return call.backend.xp.reshape(call.backend.astype(value, call.compute_dtype), (1, -1, 1, 1))
 
 
-def sinks_argument(
-    backend: Backend, query: Array, sinks: float | Array, heads: int, compute_dtype: Any
-) -> Array:
-    sinks = per_head(backend, query, sinks, "sinks", heads, compute_dtype)
-    if isinstance(sinks, float):
-        sinks = backend.xp.reshape(backend.asarray(sinks, compute_dtype, query), (1, 1, 1))
-    return sinks
-
-
-def dropout_argument(
-    backend: Backend, query: Array, rate: float, seed: int | Array | None
-) -> tuple[float, int | Array]:
+def dropout_rate(call: Call) -> float:
+    rate = call.options.get("dropout_rate", 0.0)
     if isinstance(rate, bool) or not isinstance(rate, (int, float)):
         raise TypeError(
-            f"polyattn.attention: expected dropout_rate to be a Python number, got {rate!r}; it is static"
+            f"{call.who}: expected dropout_rate to be a Python number, got {rate!r}; it is static"
         )
     if not 0.0 <= rate < 1.0:
         raise ValueError(
-            f"polyattn.attention: expected 0 <= dropout_rate < 1, got {rate!r}; it is the share of weights dropped"
+            f"{call.who}: expected 0 <= dropout_rate < 1, got {rate!r}; it is the share of weights dropped"
         )
+    if rate > 0.0 and call.get("dropout_seed") is None:
+        raise ValueError(
+            f"{call.who}: expected dropout_seed with dropout_rate = {rate!r}, got None; pass an "
+            "integer that changes from step to step, or dropout_rate=0.0 outside training"
+        )
+    return float(rate)
+
+
+def dropout_seed(call: Call) -> int | Array:
+    seed = call.get("dropout_seed")
     if seed is None:
-        if rate > 0.0:
-            raise ValueError(
-                f"polyattn.attention: expected dropout_seed with dropout_rate = {rate!r}, got None; pass an "
-                "integer that changes from step to step, or dropout_rate=0.0 outside training"
-            )
-        return float(rate), 0
+        return 0
     if is_array(seed):
-        same_place(backend, query, "dropout_seed", [seed])
-        if seed.ndim or not backend.xp.isdtype(seed.dtype, "integral"):
+        call.here("dropout_seed", [seed])
+        if seed.ndim or not call.backend.xp.isdtype(seed.dtype, "integral"):
             raise TypeError(
-                "polyattn.attention: expected dropout_seed to be an integer or a 0-d integer array, got "
+                f"{call.who}: expected dropout_seed to be an integer or a 0-d integer array, got "
                 f"{seed.dtype} of shape {tuple(seed.shape)}; one seed serves the whole call"
             )
-        return float(rate), seed
+        return seed
     if isinstance(seed, bool) or not hasattr(seed, "__index__"):
         raise TypeError(
-            f"polyattn.attention: expected dropout_seed to be an integer or a 0-d integer array, got {seed!r}; "
+            f"{call.who}: expected dropout_seed to be an integer or a 0-d integer array, got {seed!r}; "
             "pass a Python int"
         )
     if not 0 <= seed.__index__() < 2**64:
         raise ValueError(
-            f"polyattn.attention: expected 0 <= dropout_seed < 2**64, got {seed!r}; reduce it modulo 2**64"
+            f"{call.who}: expected 0 <= dropout_seed < 2**64, got {seed!r}; reduce it modulo 2**64"
         )
-    return float(rate), int(seed.__index__())
+    return int(seed.__index__())

@@ -94,9 +94,9 @@ def test_no_gradient_of_a_captured_tensor_is_lost() -> None:
     with pytest.raises(ValueError) as caught:
         attention(x, x, x, score_mod=mod, implementation="blockwise")
     assert str(caught.value) == (
-        "polyattn.attention: expected a problem whose derivatives the blockwise engine can form, got one where "
-        "score_mod captures a tensor that requires a gradient, which the engine cannot see; use "
-        "implementation='reference', or a modification of polyattn.mods"
+        "polyattn.attention: expected a problem that the blockwise engine computes exactly for "
+        "implementation='blockwise', got one where score_mod captures a tensor that requires a gradient, which the "
+        "engine cannot see; use 'auto'"
     )
     out, aux = attention(x, x, x, score_mod=mod, return_aux=AuxRequest())
     assert aux.implementation == "reference"
@@ -237,8 +237,8 @@ def test_nothing_of_the_score_matrix_is_shown_by_the_engine() -> None:
     with pytest.raises(ValueError) as caught:
         attention(x, x, x, implementation="blockwise", return_aux=AuxRequest(weights=True))
     assert str(caught.value) == (
-        "polyattn.attention: expected return_aux to ask 'blockwise' for lse alone, got weights, scores or max_scores, "
-        "which only implementation='reference' forms; use it, or ask for lse"
+        "polyattn.attention: expected a problem that the blockwise engine computes exactly for "
+        "implementation='blockwise', got one with a wish for weights, which it does not take; use 'auto'"
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from polyattn import AttentionAux, attention
 from polyattn.implementations.reference import allowed_at, dropout_at
-from polyattn.problem.problem import pose
+from polyattn.problem import pose
 from polyattn.testing import Disagreement, NumpyBench, check_backend
 
 
@@ -19,7 +19,7 @@ def naive(**bug: Any) -> Callable[..., Any]:
 
     def run(query: Any, key: Any, value: Any, *, return_aux: Any = None, **options: Any) -> Any:
         options = {**options, **bug.get("options", {})}
-        p = pose(query, key, value, **options)
+        p = pose("polyattn.attention", query, key, value, **options)
         at = p.positions()
         q, k, v = (np.broadcast_to(x, (p.frame.batch, *x.shape[1:])).astype(float) for x in (p.q, p.k, p.v))
         if not k.shape[1]:
@@ -27,7 +27,7 @@ def naive(**bug: Any) -> Callable[..., Any]:
         spread = bug.get("spread", lambda x, group: np.repeat(x, group, axis=1))
         group = q.shape[1] // k.shape[1]
         allowed = np.broadcast_to(
-            True if (found := allowed_at(p, at, p.bias)) is None else found, (*q.shape[:3], k.shape[2])
+            True if (found := allowed_at(p.mask, at, p.bias)) is None else found, (*q.shape[:3], k.shape[2])
         )
         allowed = bug.get("allowed", lambda allowed: allowed)(allowed)
         if not bug.get("poisoned"):
@@ -58,12 +58,14 @@ def naive(**bug: Any) -> Callable[..., Any]:
         out = w @ v
         counted = total if bug.get("lse_with_sink") else over_keys
         if "axis" in bug:  # no lse to speak of
-            return p.restore(out.astype(query.dtype), 1), AttentionAux(
-                lse=p.restore(np.zeros(q.shape[:3]), 0)
+            return p.axes.leave(out.astype(query.dtype), width=True), AttentionAux(
+                lse=p.axes.leave(np.zeros(q.shape[:3]), width=False)
             )
         lse = (bug.get("log", np.log)(np.where(counted == 0, 1, counted)) + top)[..., 0]
         lse = np.where(counted[..., 0] == 0, -np.inf, lse)
-        return p.restore(out.astype(query.dtype), 1), AttentionAux(lse=p.restore(lse, 0))
+        return p.axes.leave(out.astype(query.dtype), width=True), AttentionAux(
+            lse=p.axes.leave(lse, width=False)
+        )
 
     return run
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from math import gcd
+from typing import Any
 
-from polyattn.arrays import Schedule
-from polyattn.masks.tiles import EMPTY, FULL
-from polyattn.problem.problem import Problem
+from polyattn.arrays import TileSizes
+from polyattn.masks.tiles import EMPTY, FULL, Grid, coarser, grid
+from polyattn.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class Blockwise:
                 )
 
 
-class Visits(NamedTuple):
+@dataclass(frozen=True)
+class Visits:
     """Which tiles of the other axis every tile has to meet, per batch item (or one list for all).
 
     `full[b][i]` and `part[b][i]` are indices of tiles of whole size, padded to one length; `full_n` and
@@ -51,76 +53,109 @@ class Visits(NamedTuple):
     rest: Any
 
 
-class Plan(NamedTuple):
+@dataclass(frozen=True)
+class Plan:
     """A problem cut: sizes, and the visits of query tiles to key tiles and of key tiles to query tiles."""
 
-    schedule: Schedule
+    sizes: TileSizes
     by_query: Visits
     by_key: Visits
 
 
 def plan(p: Problem, wish: Blockwise) -> Plan:
     """The cut of a problem. Masks that cannot be read now (traced) leave every tile partial."""
-    schedule = _finer_where_sparse(p, p.backend.schedule(p))
-    rows = min(wish.rows or schedule.rows, max(p.frame.rows, 1))
-    keys = min(wish.keys or schedule.keys, max(p.frame.keys, 1))
-    heads = math.gcd(schedule.heads, p.k.shape[1])  # 0 means all
-    schedule = Schedule(rows, keys, heads if schedule.heads else 0)
-    n_rows, n_keys = -(-p.frame.rows // rows), -(-p.frame.keys // keys)
+    sizes = p.backend.tile_sizes(p)
+    if sizes.kv_heads is not None:
+        sizes = sizes._replace(kv_heads=gcd(sizes.kv_heads, p.k.shape[1]))
+    rows, keys = p.frame.rows, p.frame.keys
     if p.mask is None:
-        grids = [[[FULL] * n_keys for _ in range(n_rows)]]
+        sizes = _wished(sizes, wish, rows, keys)
+        grids: Sequence[Grid] = [((FULL,) * -(-keys // sizes.keys),) * -(-rows // sizes.rows)]
+    elif wish == Blockwise() and (fine := _finest(p, sizes)) is not None:
+        sizes, one = _cheapest(sizes, fine, _grid(p, fine))
+        sizes, grids = _wished(sizes, wish, rows, keys), [one]
     else:
-        shared = p.mask.batch_size() == 1 and (isinstance(p.offset, int) or math.prod(p.offset.shape) == 1)
-        items: Any = [None] if shared or schedule.heads == 0 else range(p.frame.batch)
-        sizes = (p.frame.rows, p.frame.keys, (rows, keys))
-        grids = [
-            p.mask.tiles(*sizes, b=b, query_offset=p.offset, remember=p.backend.may_remember()) for b in items
-        ]
-    ragged_rows, ragged_keys = bool(p.frame.rows % rows), bool(p.frame.keys % keys)
-    turned = [[list(column) for column in zip(*grid, strict=True)] for grid in grids]
-    if not n_rows:
-        turned = [[[] for _ in range(n_keys)] for _ in grids]
-    return Plan(schedule, _visits(p, grids, ragged_keys), _visits(p, turned, ragged_rows))
+        sizes = _wished(sizes, wish, rows, keys)
+        shared = sizes.kv_heads is None or (p.mask.batch_size() == 1 and not p.places.per_item)
+        grids = [_grid(p, sizes, b) for b in ((None,) if shared else range(p.frame.batch))]
+    turned = [tuple(zip(*one, strict=True)) for one in grids]
+    return Plan(
+        sizes,
+        by_query=_visits(p, grids, ragged=bool(keys % sizes.keys)),
+        by_key=_visits(p, turned, ragged=bool(rows % sizes.rows)),
+    )
 
 
-def _finer_where_sparse(p: Problem, schedule: Schedule) -> Schedule:
-    """Smaller tiles for a mask that cuts most of the tiles it meets, as narrow windows do.
+def _wished(sizes: TileSizes, wish: Blockwise, rows: int, keys: int) -> TileSizes:
+    return sizes._replace(rows=min(wish.rows or sizes.rows, rows), keys=min(wish.keys or sizes.keys, keys))
 
-    The cost of a visit is its area and a constant, the time of about 2^14 scores (measured 2026-11-21).
-    """
-    known = p.mask is not None and isinstance(p.offset, int) and not any(True for _ in p.mask.arrays())
-    if not known or not p.mask.exact:  # type: ignore[union-attr]
-        return schedule
 
-    def cost(choice: Schedule) -> int:
-        assert p.mask is not None
-        grid = p.mask.tiles(
-            p.frame.rows, p.frame.keys, choice[:2], query_offset=p.offset, remember=p.backend.may_remember()
+def _grid(p: Problem, sizes: TileSizes, b: int | None = None) -> Grid:
+    return grid(
+        p.mask,  # type: ignore[arg-type]
+        p.frame.rows,
+        p.frame.keys,
+        sizes[:2],
+        b=b,
+        places=p.places,
+        remember=p.backend.may_remember(),
+    )
+
+
+# Smaller tiles for a mask that cuts most of the tiles it meets, as narrow windows do: the mask is cut once, as finely
+# as is worth it, and the coarser cuts are joined from that one.
+
+
+def _finest(p: Problem, sizes: TileSizes) -> TileSizes | None:
+    """The smallest tiles that are tried; None for a mask whose cut is not the same for all items and calls."""
+    mask = p.mask
+    if mask is None or not p.places.fixed or not mask.exact or any(True for _ in mask.arrays()):
+        return None
+    if mask.batch_size() > 1 and sizes.kv_heads is not None:
+        return None
+    small = min(sizes.rows, sizes.keys) // 64
+    n = 4 if small >= 4 else 2 if small >= 2 else 1
+    return sizes._replace(rows=sizes.rows // n, keys=sizes.keys // n)
+
+
+def _cheapest(sizes: TileSizes, fine: TileSizes, cut: Grid) -> tuple[TileSizes, Grid]:
+    """The tiles whose visits cost least: their area and a constant, the time of about 2^14 scores (2026-11-21)."""
+
+    def cost(choice: tuple[TileSizes, Grid]) -> int:
+        visits = sum([tile is not EMPTY for line in choice[1] for tile in line])
+        return visits * (choice[0].rows * choice[0].keys + 2**14)
+
+    tried = []
+    n = sizes.rows // fine.rows
+    while n >= 1:
+        tried.append(
+            (sizes._replace(rows=fine.rows * n, keys=fine.keys * n), coarser(cut, n) if n > 1 else cut)
         )
-        return sum(tile is not EMPTY for line in grid for tile in line) * (choice.rows * choice.keys + 2**14)
+        n //= 2
+    best = tried[0]
+    for choice in tried[1:]:
+        best = choice if cost(choice) < cost(best) else best
+    return best
 
-    sizes = [(schedule.rows // n, schedule.keys // n) for n in (1, 2, 4) if min(schedule[:2]) // n >= 64]
-    return min((Schedule(*size, schedule.heads) for size in sizes or [schedule[:2]]), key=cost)
 
-
-def _visits(p: Problem, grids: Any, ragged: bool) -> Visits:
+def _visits(p: Problem, grids: Sequence[Any], *, ragged: bool) -> Visits:
     full: Any = []
     part: Any = []
     rest: Any = []
-    for grid in grids:
-        whole = [line[:-1] if ragged else line for line in grid]
+    for one in grids:
+        whole = [line[:-1] if ragged else line for line in one]
         full.append([[j for j, tile in enumerate(line) if tile is FULL] for line in whole])
         part.append([[j for j, t in enumerate(line) if t is not FULL and t is not EMPTY] for line in whole])
-        rest.append([int(ragged and line[-1] is not EMPTY) for line in grid])
+        rest.append([int(ragged and line[-1] is not EMPTY) for line in one])
     table = p.backend.table
 
     def padded(lists: Any) -> Any:
-        longest = max((len(line) for grid in lists for line in grid), default=0)
-        return longest and table(
-            [[line + [0] * (longest - len(line)) for line in grid] for grid in lists], p.q
-        )
+        longest = max([len(line) for one in lists for line in one])
+        if longest == 0:
+            return 0
+        return table([[line + [0] * (longest - len(line)) for line in one] for one in lists], p.q)
 
     def counts(lists: Any) -> Any:
-        return table([[len(line) for line in grid] for grid in lists], p.q)
+        return table([[len(line) for line in one] for one in lists], p.q)
 
     return Visits(padded(full), counts(full), padded(part), counts(part), table(rest, p.q))

@@ -1,36 +1,60 @@
-"""Blockwise attention as one differentiable step of the array library, and its pullback for libraries without."""
+"""The engine as one differentiable step of the array library, and its derivative for libraries without autodiff."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from polyattn import mods
-from polyattn.arrays import Array, Schedule, is_array
+from polyattn.arrays import Array, backend_of, is_array
 from polyattn.arrays.leaves import put_in, take_out
 from polyattn.implementations.blockwise.backward import Gradients, backward
-from polyattn.implementations.blockwise.forward import forward
-from polyattn.implementations.blockwise.plan import Blockwise, Plan, Visits, plan
-from polyattn.implementations.reference import reference
-from polyattn.problem.problem import Problem
+from polyattn.implementations.blockwise.forward import Averages, forward
+from polyattn.implementations.blockwise.plan import Blockwise, plan
+from polyattn.implementations.implementation import Implementation, Output
+from polyattn.implementations.reference import define
+from polyattn.problem import FEATURES, Problem
 
 
-def blockwise(p: Problem, wish: Blockwise) -> tuple[Array, Array]:
-    """(out, lse) in the compute dtype, differentiable once where the library has autodiff."""
+def run(p: Problem, wish: Blockwise | None) -> Output:
+    """The engine, differentiable once where the library has autodiff."""
+    if 0 in p.scores_shape:
+        return define(p)  # no tiles to speak of
     arrays: list[Array] = []
-    static = _take_apart(p, plan(p, wish), arrays)
-    out, lse = p.backend.compiled(_run, static, arrays)
-    return out, lse
+    # Compilers and derivatives see arrays; the rest of problem and plan is static. Those with derivatives come first,
+    # in the order of Gradients.
+    static = take_out((p, plan(p, wish or Blockwise())), arrays)
+    out, lse = p.backend.compiled(_differentiable, static, arrays)
+    return Output(out, lse)
 
 
-def blockwise_vjp(p: Problem, wish: Blockwise) -> tuple[Array, Array, Any]:
-    """(out, lse, pullback), where pullback(d_out, d_lse) gives `Gradients`."""
-    if 0 in p.scores_shape:  # nothing to cut
-        result = reference(p)
-        return result.out, result.lse, lambda d_out, d_lse: _nothing(p)
+def _differentiable(static: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
+    backend = backend_of(arrays[0])
+
+    def run_forward(arrays: Sequence[Array]) -> tuple[Array, ...]:
+        return forward(*put_in(static, arrays))
+
+    def run_backward(
+        arrays: Sequence[Array], outputs: Sequence[Array], cotangents: Sequence[Array]
+    ) -> Sequence[Array | None]:
+        p, cut = put_in(static, arrays)
+        found = backward(p, cut, Averages(*outputs), *cotangents)
+        gradients = [*(x for x in found[:-1] if x is not None), *found.mod]
+        cast = [backend.astype(x, like.dtype) for x, like in zip(gradients, arrays, strict=False)]
+        return [*cast, *(None for _ in arrays[len(cast) :])]
+
+    return backend.custom_vjp(run_forward, run_backward, arrays)
+
+
+def with_derivative(p: Problem, wish: Blockwise) -> tuple[Averages, Callable[[Array, Array], Gradients]]:
+    """The engine, and its derivative as a function (d_out, d_lse) -> Gradients."""
+    if 0 in p.scores_shape:
+        empty = define(replace(p, wanted=("lse",)))
+        return Averages(empty.out, empty.lse), lambda d_out, d_lse: _nothing(p)
     cut = plan(p, wish)
-    out, lse = forward(p, cut)
-    return out, lse, lambda d_out, d_lse: backward(p, cut, out, lse, d_out, d_lse)
+    found = forward(p, cut)
+    return found, lambda d_out, d_lse: backward(p, cut, found, d_out, d_lse)
 
 
 def _nothing(p: Problem) -> Gradients:
@@ -40,69 +64,41 @@ def _nothing(p: Problem) -> Gradients:
         return p.backend.xp.zeros_like(x) if is_array(x) else None
 
     mod = tuple(zero(x) for x in mods.parameters(p.score_mod))
-    return Gradients(zero(p.q), zero(p.k), zero(p.v), zero(p.bias), zero(p.sinks), zero(p.scale), mod)
+    return Gradients(zero(p.q), zero(p.k), zero(p.v), zero(p.scale), zero(p.bias), zero(p.sinks), mod)
 
 
-def _run(static: Any, arrays: Sequence[Array]) -> tuple[Array, Array]:
-    p, _ = _put_together(static, arrays)
-
-    def run_forward(arrays: Sequence[Array]) -> tuple[Array, Array]:
-        return forward(*_put_together(static, arrays))
-
-    def run_backward(
-        arrays: Sequence[Array], outputs: Sequence[Array], cotangents: Sequence[Array]
-    ) -> Sequence[Array | None]:
-        p, cut = _put_together(static, arrays)
-        gradients = _in_order(backward(p, cut, *outputs, *cotangents))
-        dtypes = [x.dtype for x in arrays]
-        cast = [p.backend.astype(g, dtype) for g, dtype in zip(gradients, dtypes, strict=False)]
-        return [*cast, *(None for _ in arrays[len(cast) :])]
-
-    out, lse = p.backend.custom_vjp(run_forward, run_backward, arrays)
-    return out, lse
+def symbols(p: Problem) -> str | None:
+    """Why the engine does not compute a problem of an exporter."""
+    if all(isinstance(n, int) for n in p.scores_shape):
+        return None
+    return "a length is a symbol, and the engine cuts lengths that are numbers"
 
 
-def _in_order(gradients: Gradients) -> list[Array]:
-    """The gradients that there are, in the order in which `_take_apart` takes the arrays."""
-    return [*(g for g in gradients[:-1] if g is not None), *gradients.mod]
+def small(p: Problem) -> str | None:
+    """Why "auto" leaves the engine for the definition."""
+    return None if p.scores_bytes > 2**20 else "the scores take at most 1 MiB"
 
 
-def _take_apart(p: Problem, cut: Plan, arrays: list[Array]) -> tuple[Any, ...]:
-    """Everything but the arrays, hashable; the arrays with derivatives come first."""
-    differentiable = take_out((p.q, p.k, p.v, p.bias, p.sinks, p.scale, p.score_mod), arrays)
-    visits = (tuple(cut.by_query), tuple(cut.by_key))
-    others = take_out((p.mask, p.offset, p.dropout_seed, visits), arrays)
-    return (differentiable, others, tuple(cut.schedule), p.backend, p.frame, p.compute_dtype, p.dropout_rate)
+def few_rows(most: int) -> Callable[[Problem], str | None]:
+    """The policy of a library whose products of few rows read K and V once, at the speed of memory."""
+
+    def passed_over(p: Problem) -> str | None:
+        rows = p.frame.rows * p.frame.heads // max(p.k.shape[1], 1)
+        if rows <= most and p.scores_bytes <= 2**28:
+            return "a few query rows: one product per kv head, K and V read once"
+        return small(p)
+
+    return passed_over
 
 
-def _put_together(static: tuple[Any, ...], arrays: Sequence[Array]) -> tuple[Problem, Plan]:
-    differentiable, others, schedule, backend, frame, compute_dtype, rate = static
-    q, k, v, bias, sinks, scale, score_mod = put_in(differentiable, arrays)
-    mask, offset, seed, (by_query, by_key) = put_in(others, arrays)
-    p = Problem(
-        backend=backend,
-        q=q,
-        k=k,
-        v=v,
-        mask=mask,
-        bias=bias,
-        score_mod=score_mod,
-        offset=offset,
-        scale=scale,
-        sinks=sinks,
-        dropout_rate=rate,
-        dropout_seed=seed,
-        frame=frame,
-        compute_dtype=compute_dtype,
-        layout="BHLD",
-        restore=_as_is,
-        admit=_as_is,
-    )
-    return p, Plan(Schedule(*schedule), Visits(*by_query), Visits(*by_key))
-
-
-def _as_is(x: Array, axes_after_length: int) -> Array:
-    return x
-
-
-__all__ = ["blockwise", "blockwise_vjp"]
+BLOCKWISE = Implementation(
+    name="blockwise",
+    title="the blockwise engine",
+    accepts=frozenset(FEATURES) - {"weights", "scores", "max_scores"},
+    run=run,
+    why_not=symbols,
+    passed_over=small,
+    why="the scores take more than 1 MiB",
+    settings=Blockwise,
+    transforms=frozenset({"grad", "vmap", "compile", "export"}),
+)

@@ -1,0 +1,62 @@
+"""What autodiff and compilers want to know, and what one wants to know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from polyattn.arrays.numbers import Array
+
+
+class Tracing:
+    """The part of a `Backend` that speaks with autodiff and compilers; here there is neither."""
+
+    name: str
+
+    #: Whether lengths are what they are when Python runs; False where a program is written that may see others.
+    lengths_are_fixed = True
+
+    def stop_gradient(self, x: Array) -> Array:
+        """`x`, taken as a constant by autodiff."""
+        return x
+
+    def is_concrete(self, x: Array) -> bool:
+        """Whether the values of `x` can be read now (False while a compiler or vmap traces)."""
+        return True
+
+    def eager(self) -> AbstractContextManager[Any]:
+        """Inside, operations on concrete arrays give concrete arrays, even while a compiler traces."""
+        return nullcontext()
+
+    def may_remember(self) -> bool:
+        """Whether Python runs as itself now, so that a cache may be looked into."""
+        return True
+
+    def symbol(self, size: Any) -> Any:
+        """A length that an exporter has as a symbol, as a number that index arrays can be added to."""
+        return size
+
+    def opaque(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """`f`, a function of integer arrays, as one indivisible step for the library's compiler."""
+        return f
+
+    def compiled(self, f: Callable[..., Any], static: Any, arrays: Sequence[Any]) -> Any:
+        """f(static, arrays), compiled if the library does that; `static` is hashable."""
+        return f(static, arrays)
+
+    def derivative(self, f: Callable[[Array], Array], x: Array, cotangent: Array) -> Array:
+        """The gradient of sum(f(x) * cotangent)."""
+        raise NotImplementedError(
+            f"polyattn: the derivative of a function as score_mod needs autodiff, which {self.name} has not; "
+            "use the modifications of polyattn.mods"
+        )
+
+    def custom_vjp(
+        self,
+        forward: Callable[[Sequence[Array]], tuple[Array, ...]],
+        backward: Callable[[Sequence[Array], Sequence[Array], Sequence[Array]], Sequence[Array | None]],
+        arrays: Sequence[Array],
+    ) -> tuple[Array, ...]:
+        """forward(arrays), a tuple of outputs, whose derivative is backward(arrays, outputs, cotangents)."""
+        return forward(arrays)

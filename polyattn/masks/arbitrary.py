@@ -1,0 +1,131 @@
+"""Masks that are arrays or functions, the slots of a cache that are empty, and nothing hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from polyattn.arrays import Array, backend_of, is_array
+from polyattn.masks.algebra import Mask
+from polyattn.masks.fitting import fill_rank, fit_array
+from polyattn.masks.tiles import UNSURE, Box, Tile, decide, look
+from polyattn.places import Frame, Positions
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class FromArray(Mask):
+    """A bool array laid on the scores row by row, whatever their positions."""
+
+    array: Array
+
+    def allowed(self, at: Positions) -> Array:
+        return at.cut(self._rank4)
+
+    @property
+    def _rank4(self) -> Array:
+        return fill_rank(self.array, 4)
+
+    def box(self, box: Box) -> Tile:
+        array = self._rank4
+        if not backend_of(array).is_concrete(array):
+            return UNSURE
+        ranges = (_one(box.b), _one(box.h), box.rows, box.keys)
+        return look(
+            array[
+                tuple(
+                    slice(None) if n == 1 or r is None else slice(r.start, r.stop)
+                    for n, r in zip(array.shape, ranges, strict=True)
+                )
+            ]
+        )
+
+    def batch_size(self) -> int:
+        return int(self._rank4.shape[0])
+
+    def head_count(self) -> int:
+        return int(self._rank4.shape[1])
+
+    def fit(self, frame: Frame) -> FromArray:
+        return FromArray(fit_array(self.array, frame, "mask"))
+
+    def __str__(self) -> str:
+        return f"from_array({' x '.join(map(str, self.array.shape))})"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Function(Mask):
+    """An arbitrary mask_mod(b, h, q_idx, kv_idx) -> bool."""
+
+    function: Callable[[Array, Array, Array, Array], Array]
+    compares_positions = True  # it may: it is given both
+    exact = False
+
+    def allowed(self, at: Positions) -> Array:
+        allowed = self.function(at.b, at.h, at.q, at.kv)
+        if not is_array(allowed) or not backend_of(allowed).xp.isdtype(allowed.dtype, "bool"):
+            raise TypeError(
+                "polyattn.attention: expected mask_mod(b, h, q_idx, kv_idx) to return a bool array, got "
+                f"{getattr(allowed, 'dtype', type(allowed).__name__)}; return a comparison, True = may attend"
+            )
+        return fill_rank(allowed, at.kv.ndim)
+
+    def box(self, box: Box) -> Tile:
+        return UNSURE
+
+    def __str__(self) -> str:
+        return f"mask_mod({getattr(self.function, '__name__', 'function')})"
+
+
+@dataclass(frozen=True, repr=False)
+class Filled(Mask):
+    """Keys whose position is not negative: a cache marks its empty slots so."""
+
+    def allowed(self, at: Positions) -> Array:
+        return at.kv >= 0
+
+    def box(self, box: Box) -> Tile:
+        span = box.key_span
+        return UNSURE if span is None else decide(span[0] >= 0, span[1] < 0)
+
+    def __str__(self) -> str:
+        return "filled()"
+
+
+def from_array(allowed: Array) -> Mask:
+    """A bool array, True = may attend, broadcasting to (..., H, L, S); laid on the rows, not on positions.
+
+    >>> import numpy as np
+    >>> from polyattn import masks
+    >>> print((from_array(np.array([[True, False]])) | masks.causal()).show(2))
+    # .
+    # #
+    """
+    if not is_array(allowed) or not backend_of(allowed).xp.isdtype(allowed.dtype, "bool"):
+        raise TypeError(
+            "polyattn.masks.from_array: expected a bool array (True = may attend), got "
+            f"{getattr(allowed, 'dtype', type(allowed).__name__)}; "
+            "compare it (mask != 0), or pass additive values as bias="
+        )
+    return FromArray(allowed)
+
+
+def mask_mod(f: Callable[[Array, Array, Array, Array], Any]) -> Mask:
+    """An arbitrary function (b, h, q_idx, kv_idx) -> bool on broadcast integer arrays, as FlexAttention has it.
+
+    >>> print(mask_mod(lambda b, h, q, kv: (q + kv) % 2 == 0).show(2))
+    # .
+    . #
+    """
+    if isinstance(f, Mask):
+        return f
+    if not callable(f):
+        raise TypeError(
+            f"polyattn.masks.mask_mod: expected a function (b, h, q_idx, kv_idx) -> bool, got {f!r}; "
+            "a bool array goes to masks.from_array"
+        )
+    return Function(f)
+
+
+def _one(index: int | None) -> range | None:
+    return None if index is None else range(index, index + 1)

@@ -1,0 +1,164 @@
+"""Masks on the distance of query and key: causal, windows, chunks, dilation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from polyattn.arrays import Array
+from polyattn.masks.algebra import Mask
+from polyattn.masks.fitting import positive
+from polyattn.masks.tiles import UNSURE, Box, Tile, decide
+from polyattn.masks.words import word
+from polyattn.places import Positions
+
+
+@dataclass(frozen=True, repr=False)
+class Window(Mask):
+    """q - left <= kv <= q + right; None = unbounded. `causal()` is the window (None, 0)."""
+
+    left: int | None
+    right: int | None
+    compares_positions = True
+    relative = True
+
+    def allowed(self, at: Positions) -> Array:
+        distance = at.kv - at.q
+        if self.left is None and self.right is None:
+            return distance == distance
+        if self.left is None:
+            return distance <= self.right
+        if self.right is None:
+            return distance >= -self.left
+        return (distance >= -self.left) & (distance <= self.right)
+
+    def box(self, box: Box) -> Tile:
+        if box.corners is None:
+            return UNSURE
+        q0, q1, k0, k1 = box.corners
+        least, most = k0 - q1, k1 - q0
+        left = -self.left if self.left is not None else least
+        right = self.right if self.right is not None else most
+        return decide(left <= least and most <= right, most < left or right < least)
+
+    def intersection(self, other: Mask) -> Mask | None:
+        if not isinstance(other, Window):
+            return None
+
+        def nearer(a: int | None, b: int | None) -> int | None:
+            return b if a is None else a if b is None else min(a, b)
+
+        return Window(nearer(self.left, other.left), nearer(self.right, other.right))
+
+    def __str__(self) -> str:
+        return "causal()" if (self.left, self.right) == (None, 0) else f"window({self.left}, {self.right})"
+
+
+@dataclass(frozen=True, repr=False)
+class Chunked(Mask):
+    """Queries and keys in the same chunk of `size` positions."""
+
+    size: int
+    compares_positions = True
+
+    def allowed(self, at: Positions) -> Array:
+        return at.q // self.size == at.kv // self.size
+
+    def box(self, box: Box) -> Tile:
+        if box.corners is None:
+            return UNSURE
+        q0, q1, k0, k1 = (position // self.size for position in box.corners)
+        return decide(q0 == q1 == k0 == k1, q1 < k0 or k1 < q0)
+
+    def __str__(self) -> str:
+        return f"chunked({self.size})"
+
+
+@dataclass(frozen=True, repr=False)
+class Dilated(Mask):
+    """Keys at a distance that is a multiple of `step`."""
+
+    step: int
+    compares_positions = True
+    relative = True
+
+    def allowed(self, at: Positions) -> Array:
+        return (at.q - at.kv) % self.step == 0
+
+    def box(self, box: Box) -> Tile:
+        if box.corners is None:
+            return UNSURE
+        q0, q1, k0, k1 = box.corners
+        least, most = q0 - k1, q1 - k0
+        hit = most // self.step * self.step >= least  # a multiple lies between
+        return decide(hit and (self.step == 1 or least == most), not hit)
+
+    def __str__(self) -> str:
+        return f"dilated({self.step})"
+
+
+@word
+def causal() -> Mask:
+    """kv <= q: no query sees a later position.
+
+    >>> print(causal().show(3))
+    # . .
+    # # .
+    # # #
+    """
+    return Window(None, 0)
+
+
+@word
+def window(left: int | None, right: int | None) -> Mask:
+    """q - left <= kv <= q + right: neighbours on each side, the token itself not counted; None = unbounded.
+
+    (1, 0) is two keys, the token and the one before it. FlashAttention and ONNX count in the same way;
+    see `sliding_window` for the other convention of the field.
+
+    >>> print(window(1, 1).show(4))
+    # # . .
+    # # # .
+    . # # #
+    . . # #
+    """
+    return Window(
+        *(side if side is None else positive(side, "window", "both sides", 0) for side in (left, right))
+    )
+
+
+@word
+def sliding_window(size: int) -> Mask:
+    """window(size - 1, 0) & causal(): the last `size` keys, the token itself included (Hugging Face, cuDNN).
+
+    >>> print(sliding_window(2).show(3))
+    # . .
+    # # .
+    . # #
+    """
+    return window(positive(size, "sliding_window", "size") - 1, 0) & causal()
+
+
+@word
+def chunked(n: int) -> Mask:
+    """q // n == kv // n: attention within chunks of n positions.
+
+    >>> print(chunked(2).show(4))
+    # # . .
+    # # . .
+    . . # #
+    . . # #
+    """
+    return Chunked(positive(n, "chunked", "n"))
+
+
+@word
+def dilated(step: int) -> Mask:
+    """(q - kv) % step == 0: every step-th key.
+
+    >>> print(dilated(2).show(4))
+    # . # .
+    . # . #
+    # . # .
+    . # . #
+    """
+    return Dilated(positive(step, "dilated", "step"))

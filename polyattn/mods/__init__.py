@@ -1,0 +1,40 @@
+"""Score modifications: functions (score, b, h, q_idx, kv_idx) -> score, as FlexAttention has them.
+
+They act on scale * (q . k), before the bias and the mask. Those built in carry their parameters as
+arrays, so autodiff sees them.
+"""
+
+from polyattn.mods.biases import Alibi, alibi, alibi_slopes
+from polyattn.mods.cap import Softcap, softcap
+from polyattn.mods.mod import (
+    Compose,
+    Mod,
+    ScoreMod,
+    compares_positions,
+    compose,
+    derivative,
+    functions,
+    parameters,
+    parts,
+)
+from polyattn.mods.relative import RelativePositionBias, relative_bucket, relative_position_bias
+
+__all__ = [
+    "Alibi",
+    "Compose",
+    "Mod",
+    "RelativePositionBias",
+    "ScoreMod",
+    "Softcap",
+    "alibi",
+    "alibi_slopes",
+    "compares_positions",
+    "compose",
+    "derivative",
+    "functions",
+    "parameters",
+    "parts",
+    "relative_bucket",
+    "relative_position_bias",
+    "softcap",
+]

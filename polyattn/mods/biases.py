@@ -1,0 +1,74 @@
+"""Attention with linear biases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from polyattn.arrays import Array, backend_of, is_array
+from polyattn.mods.mod import Mod, to_heads
+from polyattn.places import Positions, look_up
+
+
+@dataclass(frozen=True, eq=False)
+class Alibi(Mod):
+    slopes: tuple[float, ...] | Array
+    compares_positions = True
+
+    @property
+    def heads(self) -> int:  # type: ignore[override]
+        return len(self.slopes) if isinstance(self.slopes, tuple) else int(self.slopes.shape[0])
+
+    def __call__(self, score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
+        backend = backend_of(score)
+        slopes = self.slopes
+        slope = look_up(slopes, h, score.dtype) if isinstance(slopes, tuple) else slopes[(h,)]
+        distance = backend.astype(abs(q_idx - kv_idx), score.dtype)
+        return score - backend.astype(slope, score.dtype) * distance
+
+    def derivative(self, score: Array, at: Positions, cotangent: Array) -> tuple[Array, tuple[Array, ...]]:
+        if not is_array(self.slopes):
+            return cotangent, ()
+        backend = backend_of(score)
+        distance = backend.astype(abs(at.q - at.kv), score.dtype)
+        per_head = backend.xp.sum(cotangent * distance, axis=(0, 2, 3))
+        return cotangent, (-to_heads(per_head[None, :], at.h, self.slopes.shape[0])[0, :],)
+
+
+def alibi(slopes: int | Sequence[float] | Array) -> Mod:
+    """s -> s - slope_h * |q - kv|: attention with linear biases (Press 2021, arXiv:2108.12409, section 3).
+
+    slopes: (Hq,) numbers, or an array that autodiff can see; an integer asks for the paper's slopes of
+    that many heads (`alibi_slopes`). Under a causal mask |q - kv| is the paper's q - kv.
+
+    >>> import numpy as np
+    >>> q, kv, h = np.arange(2)[:, None], np.arange(2), np.array(0)
+    >>> alibi([0.5])(np.zeros((2, 2)), None, h, q, kv)
+    array([[ 0. , -0.5],
+           [-0.5,  0. ]])
+    """
+    if isinstance(slopes, int):
+        slopes = alibi_slopes(slopes)
+    if is_array(slopes):
+        if slopes.ndim != 1:
+            raise ValueError(
+                f"polyattn.mods.alibi: expected slopes of shape (Hq,), got {tuple(slopes.shape)}; give one per head"
+            )
+        return Alibi(slopes)
+    return Alibi(tuple(float(slope) for slope in slopes))
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """The slopes of ALiBi: 2^(-8/n), 2^(-16/n), ... for a power of two n, else those of the power below
+    followed by every other one of the power above.
+
+    >>> alibi_slopes(4)
+    [0.25, 0.0625, 0.015625, 0.00390625]
+    """
+    if heads < 1:
+        raise ValueError(
+            f"polyattn.mods.alibi_slopes: expected heads >= 1, got {heads}; pass the number of heads"
+        )
+    below = 2 ** (heads.bit_length() - 1)
+    slopes = [2.0 ** (-8 * (i + 1) / below) for i in range(below)]
+    return slopes + [2.0 ** (-4 * (i + 1) / below) for i in range(0, 2 * (heads - below), 2)]

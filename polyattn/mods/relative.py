@@ -1,0 +1,95 @@
+"""The learned relative positions of T5."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from polyattn.arrays import Array, backend_of, is_array
+from polyattn.mods.mod import Mod, to_heads
+from polyattn.places import Positions
+
+
+@dataclass(frozen=True, eq=False)
+class RelativePositionBias(Mod):
+    table: Array
+    bidirectional: bool
+    max_distance: int
+    compares_positions = True
+
+    @property
+    def heads(self) -> int:  # type: ignore[override]
+        return int(self.table.shape[1])
+
+    def __call__(self, score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
+        backend = backend_of(score)
+        bucket = relative_bucket(
+            kv_idx - q_idx,
+            self.table.shape[0],
+            bidirectional=self.bidirectional,
+            max_distance=self.max_distance,
+        )
+        return score + backend.astype(self.table[bucket, h], score.dtype)
+
+    def derivative(self, score: Array, at: Positions, cotangent: Array) -> tuple[Array, tuple[Array, ...]]:
+        backend = backend_of(score)
+        xp, buckets = backend.xp, self.table.shape[0]
+        bucket = relative_bucket(
+            at.kv - at.q, buckets, bidirectional=self.bidirectional, max_distance=self.max_distance
+        )
+        per_bucket = [xp.sum(xp.where(bucket == n, cotangent, 0.0), axis=(0, 2, 3)) for n in range(buckets)]
+        return cotangent, (to_heads(xp.stack(per_bucket), at.h, self.table.shape[1]),)
+
+
+def relative_position_bias(table: Array, *, bidirectional: bool = True, max_distance: int = 128) -> Mod:
+    """s -> s + table[bucket(kv - q), h]: the learned buckets of T5 (Raffel 2019, arXiv:1910.10683, section 2.1).
+
+    table: (buckets, Hq), differentiable. bidirectional: keys after the query have buckets of their own
+    (encoders); otherwise they share bucket 0 (decoders). max_distance: all keys farther share one bucket.
+
+    >>> import numpy as np
+    >>> table = np.arange(8.0)[:, None]
+    >>> q, kv, h = np.arange(2)[:, None], np.arange(3), np.array(0)
+    >>> relative_position_bias(table)(np.zeros((2, 3)), None, h, q, kv)
+    array([[0., 5., 6.],
+           [1., 0., 5.]])
+    """
+    if not is_array(table) or table.ndim != 2:
+        raise ValueError(
+            "polyattn.mods.relative_position_bias: expected a table of shape (buckets, Hq), got "
+            f"{tuple(table.shape) if hasattr(table, 'dtype') else type(table).__name__}; give one column per head"
+        )
+    exact = table.shape[0] // (4 if bidirectional else 2)
+    if exact < 1 or max_distance <= exact:
+        raise ValueError(
+            f"polyattn.mods.relative_position_bias: expected at least {4 if bidirectional else 2} buckets and "
+            f"max_distance beyond the {exact} exact ones, got {table.shape[0]} and {max_distance}; "
+            "T5 has 32 buckets and 128"
+        )
+    return RelativePositionBias(table, bidirectional, max_distance)
+
+
+def relative_bucket(distance: Array, buckets: int, *, bidirectional: bool, max_distance: int) -> Array:
+    """The T5 bucket of kv - q: one each for small distances, logarithmic up to max_distance, then one.
+
+    >>> import numpy as np
+    >>> relative_bucket(np.array([-200, -8, -1, 0, 1]), 32, bidirectional=True, max_distance=128)
+    array([15,  8,  1,  0, 17], dtype=int32)
+    """
+    backend = backend_of(distance)
+    xp = backend.xp
+    distance = backend.astype(distance, xp.int32)
+    if bidirectional:
+        buckets //= 2
+        start = backend.astype(distance > 0, xp.int32) * buckets
+        distance = abs(distance)
+    else:
+        start = 0
+        distance = xp.where(distance > 0, 0, -distance)
+    exact = buckets // 2
+    # The logarithmic buckets begin where the integers say so: no logarithm of rounded numbers.
+    bucket = xp.where(distance < exact, distance, exact)
+    for step in range(1, buckets - exact):
+        begins = exact * (max_distance / exact) ** (step / (buckets - exact))
+        bucket = bucket + backend.astype(distance >= math.ceil(begins - 1e-9), xp.int32)
+    return bucket + start

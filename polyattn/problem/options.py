@@ -1,0 +1,60 @@
+"""The arguments of `attention`, declared once: their names, types and defaults."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, TypedDict
+
+from polyattn.arrays import Array
+from polyattn.masks.algebra import Mask
+from polyattn.mods import ScoreMod
+
+MaskMod = Callable[[Array, Array, Array, Array], Array]
+
+
+class AuxRequest(NamedTuple):
+    """Which intermediate values `attention` returns beside its result."""
+
+    lse: bool = False
+    weights: bool = False
+    scores: bool = False
+    max_scores: bool = False
+
+
+class Options(TypedDict, total=False):
+    """What a caller may say beside query, key and value; each is None where it is left out, but for `DEFAULTS`."""
+
+    mask: Mask | Array | MaskMod | None
+    bias: Array | None
+    score_mod: ScoreMod | None
+    is_causal: bool
+    query_offset: int | Literal["end"] | Array | None
+    key_offset: int | Array | None
+    query_positions: Array | None
+    key_positions: Array | None
+    scale: float | Array | None
+    sinks: float | Array | None
+    dropout_rate: float
+    dropout_seed: int | Array | None
+    layout: Literal["BHLD", "BLHD"]
+
+
+DEFAULTS: Mapping[str, Any] = MappingProxyType({"is_causal": False, "dropout_rate": 0.0, "layout": "BHLD"})
+NAMES = tuple(Options.__annotations__)
+
+
+def spelled_out(f: Callable[..., Any]) -> Callable[..., Any]:
+    """f with a signature that names every option, for whoever asks `help` or an editor."""
+    signature = inspect.signature(f)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name), annotation=annotation
+        )
+        for name, annotation in Options.__annotations__.items()
+    ]
+    first = [p for p in own if p.kind is not p.KEYWORD_ONLY]
+    f.__signature__ = signature.replace(parameters=[*first, *options, *own[len(first) :]])  # type: ignore[attr-defined]
+    return f

@@ -1,0 +1,134 @@
+"""The arguments that say where rows and keys stand: offsets, or a list of positions for a side."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from polyattn import mods
+from polyattn.arrays import Array, is_array
+from polyattn.masks.algebra import Mask
+from polyattn.places import ORIGIN, Places
+from polyattn.problem.call import Call
+
+#: The options that `places` reads: where things stand, and what compares that.
+READS = (
+    "query_offset",
+    "key_offset",
+    "query_positions",
+    "key_positions",
+    "mask",
+    "is_causal",
+    "score_mod",
+)
+
+
+def places(call: Call) -> Places:
+    """query_offset, key_offset, query_positions and key_positions: where rows and keys stand."""
+    frame = call.frame
+    listed = {side: call.get(f"{side}_positions") is not None for side in ("query", "key")}
+    for side, has_list in listed.items():
+        if has_list and call.get(f"{side}_offset") is not None:
+            raise ValueError(
+                f"{call.who}: expected {side}_positions or {side}_offset, got both; positions say where every "
+                f"{'row' if side == 'query' else 'key'} stands, an offset only where the first does"
+            )
+    if call.get("query_offset") is None and not listed["query"] and _compares(call):
+        if listed["key"]:
+            raise ValueError(
+                f"{call.who}: expected query_positions or query_offset beside key_positions, because the mask or "
+                "score_mod compares positions; got None, which leaves open where the queries stand: pass both"
+            )
+        if frame.rows != frame.keys:
+            raise ValueError(
+                f"{call.who}: expected query_offset, because the mask or score_mod compares positions "
+                f"and L = {frame.rows} differs from S = {frame.keys}; got None, which is ambiguous: "
+                "query_offset=0 aligns the first rows (PyTorch, JAX, Keras), query_offset='end' the last "
+                "(FlashAttention, MLX, decoding with a cache)"
+            )
+    key = _listed(call, "key", frame.keys) if listed["key"] else _offset(call, "key")
+    query = _listed(call, "query", frame.rows) if listed["query"] else _offset(call, "query")
+    if isinstance(query, str):
+        if listed["key"]:
+            raise ValueError(
+                f"{call.who}: expected query_offset to be a number beside key_positions, got 'end', which only "
+                "an offset of the keys defines; pass query_positions"
+            )
+        query = key + (frame.keys - frame.rows)
+    if isinstance(query, int) and isinstance(key, int) and call.origin is ORIGIN:
+        if query == 0 == key:
+            return call.origin  # the default of every call
+    elif not isinstance(query, int) and not is_array(query):
+        query = call.backend.symbol(query)
+    return Places(query, key, call.origin.batch, call.origin.head)
+
+
+def _compares(call: Call) -> bool:
+    """Whether something compares positions of queries with positions of keys."""
+    given, mod = call.get("mask"), call.get("score_mod")
+    by_mask = given.compares_positions if isinstance(given, Mask) else callable(given)
+    return bool(
+        call.options.get("is_causal", False)
+        or by_mask
+        or (mod is not None and callable(mod) and mods.compares_positions(mod))
+    )
+
+
+def _offset(call: Call, side: str) -> Any:
+    name, frame = f"{side}_offset", call.frame
+    offset = call.get(name)
+    if offset is None:
+        return 0
+    end = " or 'end'" if side == "query" else ""
+    if isinstance(offset, str):
+        if offset != "end" or not end:
+            raise ValueError(
+                f"{call.who}: expected {name} to be an integer, an integer array{end}, got {offset!r}; "
+                + ("'end' is S - L" if end else "it is the position of key 0")
+            )
+        return offset
+    if is_array(offset):
+        call.here(name, [offset])
+        if not call.backend.xp.isdtype(offset.dtype, "integral"):
+            raise TypeError(
+                f"{call.who}: expected {name} to be of an integer dtype, got {offset.dtype}; "
+                "positions are whole numbers"
+            )
+        shape = tuple(offset.shape)
+        if shape not in ((), (1,), (frame.batch,), frame.lead):
+            raise ValueError(
+                f"{call.who}: expected {name} to be one integer or of shape ({frame.batch},), one "
+                f"per batch item, got shape {shape}; the batch is every axis before the head axis"
+            )
+        offset = call.backend.astype(offset, call.backend.xp.int32)
+        return call.backend.xp.reshape(offset, (-1,)) if len(shape) > 1 else offset
+    if isinstance(offset, bool) or not hasattr(offset, "__index__"):
+        raise TypeError(
+            f"{call.who}: expected {name} to be an integer, an integer array{end}, "
+            f"got {offset!r}; it is the position of {'query row' if side == 'query' else 'key'} 0"
+        )
+    return int(offset.__index__())
+
+
+def _listed(call: Call, side: str, size: int) -> Array:
+    """query_positions or key_positions as (B|1, size) in int32."""
+    name, given, frame = f"{side}_positions", call.get(f"{side}_positions"), call.frame
+    letter = "L" if side == "query" else "S"
+    if not is_array(given):
+        raise TypeError(
+            f"{call.who}: expected {name} to be an integer array ({letter},) or (B, {letter}), got "
+            f"{type(given).__name__}; make it an array of query's library"
+        )
+    call.here(name, [given])
+    if not call.backend.xp.isdtype(given.dtype, "integral"):
+        raise TypeError(
+            f"{call.who}: expected {name} to be of an integer dtype, got {given.dtype}; positions are whole numbers"
+        )
+    shape = tuple(given.shape)
+    if shape not in ((size,), (1, size), (frame.batch, size), (*frame.lead, size)):
+        raise ValueError(
+            f"{call.who}: expected {name} of shape ({size},) or ({frame.batch}, {size}), got {shape}; give one "
+            f"position per {'query row' if side == 'query' else 'key'}, or one list per batch item"
+        )
+    given = call.backend.astype(given, call.backend.xp.int32)
+    return call.backend.xp.reshape(given, (math.prod(shape[:-1]), size))
