@@ -20,18 +20,16 @@ def allowed_keys(call: Call, settings: Settings, rows: Floats) -> Floats:
     both_sides = call.window is not None and settings.window == "symmetric" and settings.causal == "as stated"
     if call.is_causal and not both_sides:  # a window on both sides is what stands for causality
         end = row + keys - length
-        allowed = (
-            allowed
-            & {
-                "as stated": key <= at,
-                "top-left": key <= row,
-                "bottom-right": key <= end,
-                "dropped": key == key,
-                "diagonal hidden": key < at,
-                "one ahead": key <= at + 1,
-                "transposed": key >= at,
-            }[settings.causal]
-        )
+        causal = {
+            "as stated": key <= at,
+            "top-left": key <= row,
+            "bottom-right": key <= end,
+            "dropped": key == key,
+            "diagonal hidden": key < at,
+            "one ahead": key <= at + 1,
+            "transposed": key >= at,
+        }
+        allowed = allowed & causal[settings.causal]
     if call.window is not None:
         left, right = call.window
         more = {"one key more": 1, "one key less": -1}.get(settings.window, 0)

@@ -71,6 +71,7 @@ def explain_plan(text: str) -> Iterator[str]:
         if n["sinks"]:
             options["sinks"] = bench.array(np.zeros(n["H"]), dtype)
         arrays = (bench.array(np.zeros(shape, np.float32), dtype) for shape in shapes)
-        choice = choose(pose("polyattn info", *arrays, wanted=("lse",) if n["lse"] else (), **options), "auto")
+        problem = pose("polyattn info", *arrays, wanted=("lse",) if n["lse"] else (), **options)
+        choice = choose(problem, "auto")
         lines.append(f"{name}: {choice.implementation.name}, because {choice.why}")
     return iter(lines)

@@ -126,15 +126,9 @@ def _measure(
     arrays = {name: convert(x) for name, x in sample.arrays.items()}
 
     def f(given: Mapping[str, Array]) -> tuple[Array, Array]:
-        rest = {name: x for name, x in given.items() if name not in ("query", "key", "value")}
-        out, aux = attention(
-            given["query"],
-            given["key"],
-            given["value"],
-            **rest,
-            **fixed,
-            return_aux=polyattn.AuxRequest(lse=True),
-        )
+        rest = dict(given)
+        q, k, v = (rest.pop(name) for name in ("query", "key", "value"))
+        out, aux = attention(q, k, v, **rest, **fixed, return_aux=polyattn.AuxRequest(lse=True))
         return out, aux.lse
 
     out, lse, grads = bench.run(f, arrays, convert(sample.from_spec(cotangent)))

@@ -733,7 +733,10 @@ def test_wrong_usage_of_the_commands_is_status_2_and_a_sentence() -> None:
         (["dialects", "torch.sdpa", "jax.nn", "--call", "L=x"], "expected NAME=NUMBER"),
         (["dialects", "torch.sdpa", "jax.nn", "--call", "L=9000"], "explain a smaller call"),
         (["verify", "--peers", "--backend", "jax"], "expected --peers with --case, --seed and --json alone"),
-        (["verify", "--peers", "--case", "nobody"], "no case has 'nobody' in its name"),
+        (
+            ["verify", "--peers", "--case", "nobody"],
+            "polyattn verify: expected a part of the name of a case, got 'nobody'; there are golden",
+        ),
     ):
         result = run(*args)
         assert result.exit_code == 2
@@ -754,7 +757,7 @@ def test_verify_has_the_libraries_as_columns(monkeypatch: pytest.MonkeyPatch, tm
         str(tmp_path / "rows.json"),
     )
     assert result.exit_code == 0, result.output
-    assert re.search(r"^causal first rows +4 6 +\S+ ✓ +\S+ ✓", result.output, re.MULTILINE)
+    assert re.search(r"^causal first rows +4 +\S+ ✓ +\S+ ✓", result.output, re.MULTILINE)
     assert re.search(r"^no keys +14 +0.00 ✓ +-", result.output, re.MULTILINE)
     assert "onnx.23 'no keys': " in result.output
     assert "note: sdpa cudnn was not asked: " in result.output

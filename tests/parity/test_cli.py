@@ -155,16 +155,20 @@ def test_a_plan_says_what_auto_would_run_and_why() -> None:
     assert result.exit_code == 0
     assert result.output.splitlines() == [
         "numpy: blockwise, because the scores take more than 1 MiB",
-        "jax: blockwise, because the scores take more than 1 MiB",
+        "jax: blockwise, because not native: there is no GPU, and on other devices jax.nn.dot_product_attention is no "
+        "fused kernel",
         "onnx: native, because the operator Attention is one node where it computes the contract",
         "strict: blockwise, because the scores take more than 1 MiB",
         "torch: native, because the library's own kernel is the fastest where it is exact",
     ]
     small = run("info", "--plan", "L=64,H=2,softcap=30,sinks=1,window=4,dtype=float16").output
-    assert "numpy: reference, because the scores take at most 1 MiB" in small
+    assert "numpy: reference, because not blockwise: the scores take at most 1 MiB" in small
     assert "strict: has no float16" in small
     decode = run("info", "--plan", "B=8,L=1,S=4096,H=32,Hkv=8").output
-    assert "numpy: reference, because a few query rows: one product per kv head, K and V read once" in decode
+    assert (
+        "numpy: reference, because not blockwise: a few query rows: one product per kv head, K and V"
+        in decode
+    )
 
 
 @pytest.mark.parametrize(
