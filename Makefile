@@ -1,8 +1,8 @@
-# The two commands that matter: `make verify` and `make test`. Each sets up .venv by itself.
+# The commands that matter: `make verify` and `make test`, and while writing `make quick`. Each sets up .venv by itself.
 PYTHON ?= python3
 BIN := .venv/bin
 .DELETE_ON_ERROR:
-.PHONY: verify test lint docs bench chromium clean
+.PHONY: verify test quick lint docs bench chromium clean
 
 verify: .venv/ready
 	$(BIN)/polyattn verify
@@ -10,6 +10,11 @@ verify: .venv/ready
 test: lint chromium
 	$(BIN)/python benchmarks/run.py --smoke
 	$(BIN)/python -m pytest -n 2 -m "not gpu"
+
+# Under a minute: the mathematics on NumPy and on the strict array API.
+quick: .venv/ready
+	$(BIN)/python -m pytest -q --libraries numpy,strict -m "not slow and not gpu and not browser" \
+	  tests/contract tests/masks tests/implementations tests/layers
 
 # The browser test drives Debian's Chromium; without it (and without apt) run pytest -m "not gpu and not browser".
 chromium:
@@ -20,6 +25,7 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: .venv/ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'

@@ -6,8 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from polyattn._attention import attention
+from polyattn import _attention
 from polyattn.arrays import Array, Backend, backend_of, is_array
+from polyattn.problem import pose
+
+__all__ = ["additive_attention", "additive_scores"]
 
 TILE = 2**20  # the most numbers of one intermediate array
 
@@ -17,8 +20,8 @@ def additive_attention(query: Array, key: Array, value: Array, weight: Array, **
 
     Shapes: query (..., H, L, A), key (..., Hkv, S, A), value (..., Hkv, S, E), weight v (A,) ->
     (..., H, L, E). The projections W_q, W_k of the source are the caller's: see `layers.AdditiveAttention`.
-    options: mask, is_causal, bias, sinks, dropout_rate, return_aux, ... as `attention` takes them; this is
-    `attention` over the scores of `additive_scores`, unscaled. Memory O(L S), never O(L S A).
+    options: mask, is_causal, bias, sinks, dropout_rate, return_aux, ... as `attention` takes them, but for scale,
+    score_mod and layout; this is `attention` over the scores of `additive_scores`. Memory O(L S), never O(L S A).
 
     Source: Bahdanau 2014, arXiv:1409.0473, section A.1.2.
 
@@ -28,16 +31,24 @@ def additive_attention(query: Array, key: Array, value: Array, weight: Array, **
     array([[0.5, 0.5],
            [0.5, 0.5]])
     """
-    scores = additive_scores(query, key, weight)
-    if (bias := options.pop("bias", None)) is not None:
-        scores = scores + bias
-    for refused in ("scale", "layout"):
+    return attend("polyattn.additive.additive_attention", query, key, value, weight, **options)
+
+
+def attend(who: str, query: Array, key: Array, value: Array, weight: Array, **options: Any) -> Any:
+    """`additive_attention` for a layer: errors speak in the name of what the user called."""
+    bias = options.pop("bias", None)
+    for refused in ("scale", "score_mod", "layout"):
         if refused in options:
             raise ValueError(
-                f"polyattn.additive_attention: expected no {refused}, got {options[refused]!r}; the scores are not "
-                "products, and heads come before the length"
+                f"{who}: expected no {refused}, got {options[refused]!r}; the scores are not products, and heads come "
+                "before the length"
             )
-    return attention(query[..., :0], key[..., :0], value, bias=scores, scale=1.0, **options)
+    backend = _check(who, (query, key, value), weight, bias)
+    scores = _scores(backend, query, key, weight)
+    if bias is not None:
+        bias = backend.astype(bias, scores.dtype)
+        scores = backend.xp.where(bias == -backend.xp.inf, bias, scores + bias)  # it hides NaN too
+    return _attention.attend(who, query[..., :0], key[..., :0], value, bias=scores, scale=1.0, **options)
 
 
 def additive_scores(query: Array, key: Array, weight: Array) -> Array:
@@ -50,13 +61,25 @@ def additive_scores(query: Array, key: Array, weight: Array) -> Array:
     >>> additive_scores(np.zeros((1, 2)), np.array([[0.0, 0.0], [9.0, -9.0]]), np.array([1.0, 1.0]))
     array([[0., 0.]])
     """
-    backend = _check(query, key, weight)
+    backend = _check("polyattn.additive.additive_scores", (query, key, key), weight)
+    return _scores(backend, query, key, weight)
+
+
+def _scores(backend: Backend, query: Array, key: Array, weight: Array) -> Array:
     xp = backend.xp
     compute = backend.compute_dtype(query.dtype)
     q, k, v = (backend.astype(x, compute) for x in (query, key, weight))
     if q.ndim > 2 and q.shape[-3] != k.shape[-3]:
         k = xp.repeat(k, q.shape[-3] // k.shape[-3], axis=-3)
-    lead = _broadcast(q.shape[:-2], k.shape[:-2])
+    # NaN is computed as 0 and put back into the scores: a key that is hidden sends none into the gradients.
+    no_q, no_k = (xp.any(xp.isnan(x), axis=-1, keepdims=True) for x in (q, k))
+    q, k = (xp.where(xp.isnan(x), 0.0, x) for x in (q, k))
+    return xp.where(no_q | xp.matrix_transpose(no_k), xp.nan, _in_tiles(backend, q, k, v))
+
+
+def _in_tiles(backend: Backend, q: Array, k: Array, v: Array) -> Array:
+    xp = backend.xp
+    lead = tuple(n if m == 1 else m for n, m in zip(q.shape[:-2], k.shape[:-2], strict=True))
     length, keys, width = q.shape[-2], k.shape[-2], q.shape[-1]
     rows = max(TILE // max(math.prod(lead) * keys * width, 1), 1)
     if rows >= length or not backend.may_remember():  # torch.compile fuses the formula
@@ -108,30 +131,19 @@ def _tile_vjp(backend: Backend, q: Array, k: Array, v: Array, d_scores: Array) -
     return xp.sum(d_inner, axis=-2), xp.sum(d_inner, axis=-3), d_v
 
 
-def _check(query: Array, key: Array, weight: Array) -> Backend:
-    where = "polyattn.additive_attention"
-    for name, x in (("query", query), ("key", key), ("weight", weight)):
-        if not is_array(x) or backend_of(x) is not backend_of(query):
-            raise TypeError(
-                f"{where}: expected {name} to be an array of the library of query, got {type(x).__name__}; convert it"
-            )
-        if x.dtype != query.dtype or backend_of(x).compute_dtype(x.dtype) is None:
-            raise TypeError(
-                f"{where}: expected query, key and weight of one real floating dtype, got {name} of {x.dtype}; cast it"
-            )
-    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)} and weight {tuple(weight.shape)}"
-    if query.ndim < 2 or key.ndim != query.ndim or weight.ndim != 1:
-        raise ValueError(
-            f"{where}: expected query (..., H, L, A), key (..., Hkv, S, A) and weight (A,), got {shapes}"
+def _check(who: str, qkv: Sequence[Array], weight: Array, bias: Array | None = None) -> Backend:
+    """What `attention` says of query, key, value and bias, and what is to be said of weight."""
+    backend = pose(who, *qkv, bias=bias).backend
+    query, width = qkv[0], qkv[0].shape[-1]
+    if not is_array(weight) or backend_of(weight) is not backend or weight.dtype != query.dtype:
+        got = weight.dtype if is_array(weight) else "no array"
+        raise TypeError(
+            f"{who}: expected weight of the library and dtype of query, {backend.name} and {query.dtype}, got "
+            f"{type(weight).__name__} ({got}); convert it"
         )
-    if not query.shape[-1] == key.shape[-1] == weight.shape[0]:
+    if tuple(weight.shape) != (width,):
         raise ValueError(
-            f"{where}: expected one width A, got {shapes}; project query and key to that of weight"
+            f"{who}: expected weight of shape ({width},), as wide as query and key, got {tuple(weight.shape)}; project "
+            "query and key to its width"
         )
-    if query.ndim > 2 and (key.shape[-3] == 0 or query.shape[-3] % key.shape[-3]):
-        raise ValueError(f"{where}: expected the heads of key to divide those of query, got {shapes}")
-    return backend_of(query)
-
-
-def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(n if m == 1 else m for n, m in zip(a, b, strict=True))
+    return backend

@@ -120,8 +120,9 @@ def _progress() -> Progress:
 
 def _verify_peers(words: list[str], seed: int, json_file: Path | None) -> None:
     """What the libraries' own functions make of the cases."""
-    from polyattn.dialects import show
-    from polyattn.dialects.peers import PEERS, library_of, peer_table
+    from polyattn.dialects import listing
+    from polyattn.dialects.libraries import PEERS, library_of
+    from polyattn.dialects.peers import peer_table
 
     try:
         more, _ = real_input()
@@ -146,7 +147,7 @@ def _verify_peers(words: list[str], seed: int, json_file: Path | None) -> None:
                 outcomes.append(outcome)
                 progress.advance(task)
             del peer
-    console = print_whole(show.peers(outcomes))
+    console = print_whole(listing.peers(outcomes))
     for o in outcomes:
         if o.eta is None:
             console.print(escape(f"  {o.peer} {o.case!r}: {o.sentence}"), soft_wrap=True)
@@ -221,19 +222,16 @@ def dialects(
 ) -> None:
     """How libraries write attention: all of them, what one answers, or which traps lie between two."""
     from polyattn import dialects as known
-    from polyattn.dialects import show
-    from polyattn.dialects.explain import explain_words
+    from polyattn.dialects import listing
+    from polyattn.dialects.traps import explain_words
 
     try:
         if first is None:
-            print_whole(show.dialect_list())
+            print_whole(listing.dialect_list())
         elif second is None:
-            print_whole(show.answer_list(known.dialect(first)))
+            print_whole(listing.answer_list(known.dialect(first)))
         else:
-            found = explain_words(first, second, call, seed)
-            console = print_whole(show.explanation(found))
-            for line in found.results():
-                console.print(escape(line), soft_wrap=True, highlight=False)
+            typer.echo(explain_words(first, second, call, seed))
     except (ValueError, TypeError) as error:
         raise _stop(str(error), USAGE) from None
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from polyattn.arrays import backend_of
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+__all__ = ["draw_stages", "mask_figure", "mask_text"]
 
 
 def mask_text(rows: list[list[bool]]) -> str:
@@ -15,7 +19,7 @@ def mask_text(rows: list[list[bool]]) -> str:
 
 def mask_figure(rows: list[list[bool]], title: str) -> Figure:
     """The mask as an image: queries downwards, keys to the right, dark where a query may attend."""
-    figure = _figure("polyattn.masks: figure()")
+    figure = _figure("polyattn.masks.Mask.figure")
     axes = figure.subplots()
     axes.imshow(rows, cmap="Greys", vmin=0, vmax=1.25, interpolation="nearest")
     axes.set(title=title, xlabel="key", ylabel="query")
@@ -24,10 +28,8 @@ def mask_figure(rows: list[list[bool]], title: str) -> Figure:
 
 def draw_stages(trace: Any, batch: int, head: int) -> Figure:
     """The stages with a column for each key, side by side; hidden scores are left white."""
-    from polyattn.arrays import backend_of
-
     stages = [stage for stage in trace if stage.axes == "BHLS"]
-    figure = _figure("polyattn.trace: figure()", (3.2 * len(stages), 3.4))
+    figure = _figure("polyattn.Trace.figure", (3.2 * len(stages), 3.4))
     for axes, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
         values = backend_of(stage.value).to_numpy(stage.value)[batch, head]
         shown = [[x if abs(x) != float("inf") else float("nan") for x in row] for row in values.tolist()]
@@ -42,6 +44,8 @@ def draw_stages(trace: Any, batch: int, head: int) -> Figure:
 def _figure(who: str, size: tuple[float, float] | None = None) -> Figure:
     try:
         from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError(f"{who} draws with matplotlib, which is not here; pip install matplotlib") from None
+    except ImportError as error:
+        raise ImportError(
+            f"{who}: expected the package matplotlib, which draws, got: {error}; pip install matplotlib"
+        ) from None
     return Figure(figsize=size, layout="constrained")

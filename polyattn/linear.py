@@ -7,11 +7,12 @@ token at a time, and a decoder carries (D, E) numbers a head however long its te
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 from polyattn.arrays import Array, Backend, backend_of, is_array
 
-_WHO = "polyattn.linear.linear_attention"
+__all__ = ["linear_attention"]
 
 
 def linear_attention(
@@ -51,11 +52,18 @@ def linear_attention(
     (array([[[ 1.],
             [10.]]]), array([[[5.]]]))
     """
-    backend = _check(query, key, value, decay, beta, state, chunk_size)
+    arrays = {"query": query, "key": key, "value": value, "decay": decay, "beta": beta, "state": state}
+    return attend("polyattn.linear.linear_attention", arrays, scale, chunk_size)
+
+
+def attend(who: str, arrays: dict[str, Any], scale: float | None, chunk_size: int) -> tuple[Array, Array]:
+    """`linear_attention` for an adapter: errors speak in the name of the function that the user called."""
+    backend = _check(who, arrays, scale, chunk_size)
+    query, key, value, decay, beta, state = arrays.values()
     xp, compute = backend.xp, backend.compute_dtype(query.dtype)
     *lead, heads, tokens, width = query.shape
     kv_heads, value_width = key.shape[-3], value.shape[-1]
-    group = heads // kv_heads if kv_heads else 1
+    group = heads // kv_heads
     q, k, v = (backend.astype(x, compute) for x in (query, key, value))
     device = backend.device(q)
     if state is None:
@@ -90,7 +98,7 @@ def linear_attention(
     out = xp.permute_dims(out, (*range(1, n + 2), 0, *range(n + 2, n + 5)))
     out = xp.reshape(out, (*lead, kv_heads, steps * size, group, value_width))[..., :tokens, :, :]
     out = xp.permute_dims(out, (*range(n + 1), n + 2, n + 1, n + 3))
-    scale = 1.0 / math.sqrt(width) if scale is None and width else 1.0 if scale is None else scale
+    scale = float(scale) if scale is not None else 1.0 / math.sqrt(width) if width else 1.0
     return backend.astype(xp.reshape(out, (*lead, heads, tokens, value_width)) * scale, query.dtype), s
 
 
@@ -125,11 +133,6 @@ def _chunk(
         at = backend.arange(0, size, k)
         before = at[:, None] > at[None, :]
         one = xp.eye(size, dtype=k.dtype, device=backend.device(k))
-        if not hasattr(xp, "linalg"):
-            raise NotImplementedError(
-                f"{_WHO}: expected a library that solves linear systems for beta in chunks, got {backend.name}; pass "
-                "chunk_size=1, the recurrence itself"
-            )
         u = xp.linalg.solve(one + xp.where(before, b * overlap, 0.0), b * (v - matmul(since * k, s)))
     *_, size, group, width = q.shape
     flat = (*q.shape[:-3], size * group)
@@ -171,43 +174,45 @@ def _lengthen(backend: Backend, x: Array, axis: int, more: int) -> Array:
     return backend.xp.concat((x, zeros), axis=axis)
 
 
-def _check(
-    query: Array,
-    key: Array,
-    value: Array,
-    decay: Array | None,
-    beta: Array | None,
-    state: Array | None,
-    chunk_size: int,
-) -> Backend:
-    given = {"query": query, "key": key, "value": value, "decay": decay, "beta": beta, "state": state}
+def _check(who: str, given: dict[str, Any], scale: float | None, chunk_size: int) -> Backend:
+    query, key, value = given["query"], given["key"], given["value"]
     arrays = {name: x for name, x in given.items() if x is not None}
     for name, x in arrays.items():
         if not is_array(x) or backend_of(x) is not backend_of(query):
             raise TypeError(
-                f"{_WHO}: expected {name} to be an array of the library of query, got {type(x).__name__}; convert it"
+                f"{who}: expected {name} to be an array of the library of query, got {type(x).__name__}; convert it"
             )
         if backend_of(x).compute_dtype(x.dtype) is None:
-            raise TypeError(f"{_WHO}: expected {name} of a real floating dtype, got {x.dtype}; cast it")
+            raise TypeError(f"{who}: expected {name} of a real floating dtype, got {x.dtype}; cast it")
     if not query.dtype == key.dtype == value.dtype:
         raise TypeError(
-            f"{_WHO}: expected query, key and value of one dtype, got {query.dtype}, {key.dtype}, {value.dtype}; "
+            f"{who}: expected query, key and value of one dtype, got {query.dtype}, {key.dtype}, {value.dtype}; "
             "cast them to the dtype in which you want the result"
         )
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
         raise ValueError(
-            f"{_WHO}: expected chunk_size to be an integer of at least 1, got {chunk_size!r}; 1 is the recurrence"
+            f"{who}: expected chunk_size to be an integer of at least 1, got {chunk_size!r}; 1 is the recurrence"
         )
+    if scale is not None and (isinstance(scale, bool) or not isinstance(scale, Real)):
+        raise TypeError(
+            f"{who}: expected scale to be a number or None, got {scale!r}; multiply query by an array of scales"
+        )
+    try:
+        finite = scale is None or math.isfinite(scale)
+    except OverflowError:  # an integer beyond all floats
+        finite = False
+    if not finite:
+        raise ValueError(f"{who}: expected a finite scale, got {scale!r}; None is 1/sqrt(D)")
     if query.ndim < 3:
         raise ValueError(
-            f"{_WHO}: expected query of rank 3 or more (..., heads, tokens, width), got {tuple(query.shape)}; one "
+            f"{who}: expected query of rank 3 or more (..., heads, tokens, width), got {tuple(query.shape)}; one "
             "head is query[None]"
         )
     *lead, heads, tokens, width = query.shape
     kv_heads = key.shape[-3] if key.ndim > 2 else 0
     if kv_heads == 0 or heads % kv_heads:
         raise ValueError(
-            f"{_WHO}: expected a number of query heads that is a multiple of the number of key heads, got query "
+            f"{who}: expected a number of query heads that is a multiple of the number of key heads, got query "
             f"{tuple(query.shape)} and key {tuple(key.shape)}; the axes are (..., heads, tokens, width)"
         )
     each = (1, kv_heads)
@@ -230,7 +235,13 @@ def _check(
         ):
             wanted = ", ".join([*map(str, lead), *(" or ".join(map(str, allowed)) for allowed in sizes)])
             raise ValueError(
-                f"{_WHO}: expected {name} of shape ({wanted}), got {shape}; query is {tuple(query.shape)}, in axes "
+                f"{who}: expected {name} of shape ({wanted}), got {shape}; query is {tuple(query.shape)}, in axes "
                 "(..., heads, tokens, width)"
             )
-    return backend_of(query)
+    backend = backend_of(query)
+    if "beta" in arrays and min(chunk_size, tokens) > 1 and not hasattr(backend.xp, "linalg"):
+        raise NotImplementedError(
+            f"{who}: expected a library that solves linear systems for beta in chunks, got {backend.name}; pass "
+            "chunk_size=1, the recurrence itself"
+        )
+    return backend

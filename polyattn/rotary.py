@@ -8,6 +8,8 @@ from typing import Any
 
 from polyattn.arrays import Array, backend_of
 
+__all__ = ["Rotary", "angles", "rotate", "sinusoidal"]
+
 
 @dataclass(frozen=True)
 class Rotary:
@@ -39,8 +41,13 @@ class Rotary:
         width = x.shape[-1] if self.width is None else self.width
         if width % 2 or not 0 < width <= x.shape[-1]:
             raise ValueError(
-                f"polyattn.positions.Rotary: expected an even width of at most {x.shape[-1]}, the width of x, got "
+                f"polyattn.rotary.Rotary: expected an even width of at most {x.shape[-1]}, the width of x, got "
                 f"{width}; entries are turned in pairs"
+            )
+        if layout not in ("BHLD", "BLHD"):
+            raise ValueError(
+                f"polyattn.rotary.Rotary: expected layout 'BHLD' or 'BLHD', got {layout!r}; name the axes of x (batch, "
+                "heads, length, width)"
             )
         angle = angles(positions, width, self.base, backend.compute_dtype(x.dtype))  # (L|B L, width/2)
         if layout == "BLHD":
@@ -86,7 +93,7 @@ def sinusoidal(length: int, dim: int, like: Array, *, base: float = 10000.0) -> 
     """
     if dim < 2 or dim % 2:
         raise ValueError(
-            f"polyattn.positions.sinusoidal: expected an even dim, got {dim}; sines come with cosines"
+            f"polyattn.rotary.sinusoidal: expected an even dim of at least 2, got {dim}; sines come with cosines"
         )
     backend = backend_of(like)
     xp = backend.xp

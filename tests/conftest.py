@@ -3,29 +3,75 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 import array_api_strict
 import pytest
 
-from polyattn.testing import Bench, JaxBench, NumpyBench, StrictBench, TorchBench
+from polyattn.testing import Bench, StrictBench, load_bench
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: no test touches the network
 
 VARIANTS: dict[str, Callable[[], Bench]] = {
-    "numpy": NumpyBench,
+    "numpy": lambda: load_bench("numpy"),
     "strict": StrictBench,
     "strict-device1": lambda: StrictBench("device1", name="strict-device1"),
     "strict-no-float64": lambda: StrictBench("no_float64", float64=False, name="strict-no-float64"),
     "strict-no-x64": lambda: StrictBench("no_x64", float64=False, name="strict-no-x64"),
     "strict-flags": lambda: StrictBench(name="strict-flags"),
-    "jax-eager": lambda: JaxBench(jit=False),
-    "jax-jit": JaxBench,
-    "torch": TorchBench,
-    "torch-compile": lambda: TorchBench(compile="aot_eager"),
+    "jax-eager": lambda: load_bench("jax", jit=False),
+    "jax-jit": lambda: load_bench("jax"),
+    "torch": lambda: load_bench("torch"),
+    "torch-compile": lambda: load_bench("torch", compile="aot_eager"),
 }
+
+
+LIBRARIES = {
+    "numpy": "numpy",
+    "strict": "array_api_strict",
+    "jax": "jax",
+    "torch": "torch",
+}  # and their modules
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--libraries", help="only these of numpy, strict, jax and torch, joined by commas")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    asked = config.getoption("--libraries")
+    for library in asked.split(",") if asked is not None else ():
+        if library not in LIBRARIES:
+            raise pytest.UsageError(
+                f"--libraries: expected some of {', '.join(LIBRARIES)}, got {library!r}; check its spelling"
+            )
+        try:
+            import_module(LIBRARIES[library])
+        except ImportError as error:
+            raise pytest.UsageError(f"--libraries: {library} was asked for and is missing: {error}") from None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --libraries the tests of another library are left out."""
+    asked = config.getoption("--libraries")
+    if asked is not None:
+        others = {name for name in LIBRARIES if name not in asked.split(",")}
+        others |= {"jnp"} if "jax" in others else set()
+        left_out = [item for item in items if others & _words(item)]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not others & _words(item)]
+
+
+def _words(item: pytest.Item) -> set[str]:
+    """The words that may name a library: in the name of a test, in its parameters ("jax-jit", "torch"), in its code."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    spoken = [re.split(r"[-_ ]", x)[0] for x in parameters if isinstance(x, str)]
+    code = item.function.__code__.co_names if hasattr(item, "function") else ()
+    return {*item.name.partition("[")[0].split("_"), *spoken, *code}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -72,7 +118,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         called.append(options.get("layout", "BHLD"))
         return attention(*arguments, **options)
 
-    for module in (polyattn_jax.flax, polyattn):
-        monkeypatch.setattr(module, "attention", counting)
+    monkeypatch.setattr(polyattn, "attention", counting)
+    monkeypatch.setattr(polyattn_jax.flax, "attend", lambda who, *x, **options: counting(*x, **options))
     yield called
     assert called, "polyattn was not called"

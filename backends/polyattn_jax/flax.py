@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from polyattn import AuxRequest, attention
-from polyattn._attention import Wish
+from polyattn import AuxRequest
+from polyattn._attention import Wish, attend
 from polyattn.arrays import Array, is_array
 from polyattn.mods import ScoreMod
 
@@ -16,10 +16,16 @@ try:
     from flax import nnx
     from flax.nnx.nn.dtypes import promote_dtype as _promote_dtype
 except ImportError as error:
+    missing = isinstance(error, ModuleNotFoundError) and error.name == "flax"
+    advice = "install it, pip install flax" if missing else "mend that installation"
     raise ImportError(
-        "polyattn_jax.nnx_attention: expected the package flax, but it cannot be imported; "
-        "install it, pip install flax"
+        f"polyattn_jax.nnx_attention: expected the package flax, got: {error}; {advice}"
     ) from error
+
+__all__ = ["nnx_attention"]
+
+_WHO = "polyattn_jax.nnx_attention"
+_PRECISE = (None, jax.lax.Precision.HIGHEST, "highest", "float32")  # the last is another name for it
 
 
 def nnx_attention(
@@ -86,7 +92,8 @@ def nnx_attention(
             f"broadcast_dropout={broadcast_dropout!r} with dropout_rate={dropout_rate!r}",
             "polyattn drops the weights of each batch item and head independently; say so to nnx.MultiHeadAttention",
         )
-    out, aux = attention(
+    out, aux = attend(
+        _WHO,
         query,
         key,
         value,
@@ -108,9 +115,6 @@ def nnx_attention(
     return out
 
 
-_PRECISE = (None, jax.lax.Precision.HIGHEST, "highest", "float32")  # the last is another name for it
-
-
 def _seed(key: Any) -> Array:
     """32 random bits of a JAX key, under jit too."""
     try:
@@ -118,13 +122,10 @@ def _seed(key: Any) -> Array:
     except (TypeError, ValueError) as error:
         got = f"{key.dtype} of shape {key.shape}" if isinstance(key, jax.Array) else type(key).__name__
         raise TypeError(
-            f"polyattn_jax.nnx_attention: expected dropout_rng to be one key of JAX, got {got}; pass "
+            f"{_WHO}: expected dropout_rng to be one key of JAX, got {got}; pass "
             "jax.random.key(...), another one for each step, or deterministic=True outside training"
         ) from error
 
 
 def _refusal(expected: str, got: str, advice: str) -> ValueError:
-    return ValueError(f"polyattn_jax.nnx_attention: expected {expected}, got {got}; {advice}")
-
-
-__all__ = ["nnx_attention"]
+    return ValueError(f"{_WHO}: expected {expected}, got {got}; {advice}")

@@ -7,11 +7,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from polyattn.layers import Layer
+from polyattn.layers import Layer, LayerResult
 
 
 def nnx_module(layer: Layer, *, seed: int = 0, dtype: Any = jnp.float32) -> Any:
     """`layer` as a `flax.nnx.Module`: module(x, ...) = layer(params, x, ...), each array an `nnx.Param`.
+
+    module.run(x, ..., cache=..., return_aux=...) is that of the layer, a `LayerResult`.
 
     Dropout happens where the call has a dropout_seed. nnx.split, nnx.grad and nnx.Optimizer see the params by
     the names of the layer.
@@ -21,6 +23,8 @@ def nnx_module(layer: Layer, *, seed: int = 0, dtype: Any = jnp.float32) -> Any:
 
 def equinox_module(layer: Layer, *, seed: int = 0, dtype: Any = jnp.float32) -> Any:
     """`layer` as an `equinox.Module`: module(x, ...) = layer(module.params, x, ...); the layer is static.
+
+    module.run(x, ..., cache=..., return_aux=...) is that of the layer, a `LayerResult`.
 
     Like the params, the module takes unbatched arrays (L, E) and batched ones; `jax.vmap` works on both.
     """
@@ -44,8 +48,13 @@ def _nnx() -> Any:
                 setattr(self, name, nnx.data(_wrap(value)))
 
         def __call__(self, *inputs: Any, **options: Any) -> Any:
-            params = {name: _unwrap(getattr(self, name)) for name in self.layer.parameters()}
-            return self.layer(params, *inputs, **options)  # type: ignore[operator]
+            return self.layer(self._params(), *inputs, **options)
+
+        def run(self, *inputs: Any, **options: Any) -> LayerResult:
+            return self.layer.run(self._params(), *inputs, **options)
+
+        def _params(self) -> dict[str, Any]:
+            return {name: _unwrap(getattr(self, name)) for name in self.layer.parameters()}
 
     def _wrap(value: Any) -> Any:
         return (
@@ -73,7 +82,10 @@ def _equinox() -> Any:
         layer: Layer = eqx.field(static=True)
 
         def __call__(self, *inputs: Any, **options: Any) -> Any:
-            return self.layer(self.params, *inputs, **options)  # type: ignore[operator]
+            return self.layer(self.params, *inputs, **options)
+
+        def run(self, *inputs: Any, **options: Any) -> LayerResult:
+            return self.layer.run(self.params, *inputs, **options)
 
     return EquinoxModule
 
@@ -83,6 +95,3 @@ def __getattr__(name: str) -> Any:
     if name in ("NnxModule", "EquinoxModule"):
         return _nnx() if name == "NnxModule" else _equinox()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-__all__ = ["equinox_module", "nnx_module"]

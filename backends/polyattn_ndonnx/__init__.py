@@ -14,6 +14,8 @@ from polyattn.implementations import BLOCKWISE, REFERENCE, Implementation, Outpu
 from polyattn.implementations.reference import allowed_at, visible_keys
 from polyattn.mods import Softcap
 
+__all__ = ["OnnxBackend", "backend"]
+
 
 class OnnxBackend(Backend):
     lengths_are_fixed = False

@@ -16,6 +16,8 @@ import torch
 from polyattn.arrays import Array, Backend
 from polyattn.masks.fitting import fill_rank, reshape
 
+__all__ = ["OPERATIONS", "Arrays", "Operation", "Value"]
+
 
 class Value(NamedTuple):
     """An array whose last `rank` axes torch knows of."""

@@ -25,6 +25,8 @@ from polyattn.mods import Mod
 from polyattn.places import Frame
 from polyattn_torch.program import Program, Ref
 
+__all__ = ["from_flex"]
+
 WHO = "polyattn_torch.flex.from_flex"
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from polyattn.layers import Layer, Parameter
+from polyattn.layers import Layer, LayerResult, Parameter
+
+__all__ = ["Module"]
 
 
 class _Tree(torch.nn.Module):
@@ -30,7 +32,7 @@ class _Tree(torch.nn.Module):
 
 
 class Module(_Tree):
-    """`layer` with parameters of its own: module(x, ...) = layer(params, x, ...).
+    """`layer` with parameters of its own: module(x, ...) = layer(params, x, ...), an array; module.run likewise.
 
     state_dict has the names of the params, joined by dots. In training mode dropout draws its seed from
     PyTorch's generator; in eval mode there is no dropout, and a dropout_seed is refused. On the meta device
@@ -74,24 +76,30 @@ class Module(_Tree):
     def extra_repr(self) -> str:
         return f"{self.layer}"
 
-    def forward(self, *inputs: Any, dropout_seed: Any = None, **options: Any) -> Any:
-        if dropout_seed is not None and not self.training:
+    def forward(self, *inputs: Any, **options: Any) -> torch.Tensor:
+        found: torch.Tensor = self._call(self.layer, inputs, options)
+        return found
+
+    def run(self, *inputs: Any, **options: Any) -> LayerResult:
+        """The call with cache and return_aux: out, cache, aux = module.run(x, cache=cache)."""
+        found: LayerResult = self._call(self.layer.run, inputs, options)
+        return found
+
+    def _call(self, f: Callable[..., Any], inputs: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """f with the parameters, a seed in training mode, and no autocast."""
+        if options.get("dropout_seed") is not None and not self.training:
             raise ValueError(
                 "polyattn_torch.Module: expected no dropout_seed in eval mode, got one; call module.train() first"
             )
-        if self.training and self.layer.has_dropout:
+        if self.training and self.layer.has_dropout and options.get("dropout_seed") is None:
             tensors = (x for x in (*inputs, *options.values()) if isinstance(x, torch.Tensor))
-            device = getattr(
-                next(tensors, None), "device", None
-            )  # without a tensor the layer says what it wants
-            if dropout_seed is None:
-                dropout_seed = torch.randint(2**31 - 1, (), dtype=torch.int32, device=device)
-            options["dropout_seed"] = dropout_seed
+            device = getattr(next(tensors, None), "device", None)  # without one the layer says what it wants
+            options["dropout_seed"] = torch.randint(2**31 - 1, (), dtype=torch.int32, device=device)
         own = next(self.parameters(), None)
         if own is None or own.is_meta or not torch.is_autocast_enabled(own.device.type):
-            return self.layer(self.params(), *inputs, **options)  # type: ignore[operator]
+            return f(self.params(), *inputs, **options)
         with torch.autocast(own.device.type, enabled=False):
-            return self.layer(self.params(), *(_cast(x, own.dtype) for x in inputs), **options)  # type: ignore[operator]
+            return f(self.params(), *(_cast(x, own.dtype) for x in inputs), **options)
 
 
 def _cast(x: Any, dtype: torch.dtype) -> Any:

@@ -26,13 +26,12 @@ ROWS = 128  # query rows of one call for a sparse mask
 def _sdpa(p: Problem, q: Array, k: Array, v: Array, **options: Any) -> Array:
     # K and V of different lengths would be read past their end here: `pose` has compared them.
     with precisely(q):
-        return scaled_dot_product_attention(q, k, v, scale=p.scale, enable_gqa=_grouped(q, k), **options)
+        return scaled_dot_product_attention(q, k, v, scale=p.scale, **_grouped(q, k), **options)
 
 
-def _grouped(q: Array, k: Array) -> bool:
-    if q.shape[1] == k.shape[1]:  # asked, not compared: with dynamic sizes a comparison is a symbol
-        return False
-    return True
+def _grouped(q: Array, k: Array) -> dict[str, bool]:
+    # Asked rather than compared: with dynamic sizes a comparison is a symbol, which the kernels do not take.
+    return {"enable_gqa": True} if q.shape[1] != k.shape[1] else {}
 
 
 def _run_sdpa(p: Problem, settings: Any) -> Output:
@@ -194,7 +193,7 @@ def _flex(p: Problem, settings: Any) -> Output:
             score_mod=None if mod is None and bias is None else score_mod,
             block_mask=block_mask,
             scale=p.scale,
-            enable_gqa=_grouped(q, k),
+            **_grouped(q, k),
             return_lse=not on_cpu,
         )
     out, lse = (result, None) if on_cpu else result

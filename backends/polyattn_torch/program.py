@@ -18,6 +18,8 @@ from polyattn.arrays import backend_of, is_array, numpy_backend
 from polyattn.masks.fitting import fill_rank
 from polyattn_torch.aten import OPERATIONS, Arrays, Value
 
+__all__ = ["Program", "Ref"]
+
 
 @dataclass(frozen=True)
 class Ref:

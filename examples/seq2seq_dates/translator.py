@@ -20,6 +20,7 @@ from polyattn.layers import (
     EncoderBlock,
     Layer,
     LayerNorm,
+    LayerResult,
     Linear,
     MultiHeadCrossAttention,
     Normal,
@@ -79,7 +80,7 @@ class Translator(Layer):
         self, params: Params, src_tokens: Array, tgt_tokens: Array, src_mask: Mask, tgt_mask: Mask
     ) -> Array:
         context = self.encode(params, src_tokens, src_mask)
-        return self.decode(params, context, tgt_tokens, src_mask, tgt_mask)
+        return self.decode(params, context, tgt_tokens, src_mask, tgt_mask).out
 
     def encode(self, params: Params, src_tokens: Array, src_mask: Mask) -> Array:
         """What the decoder looks at: (B, S, width)."""
@@ -96,11 +97,11 @@ class Translator(Layer):
         *,
         cache: Caches | None = None,
         return_aux: AuxRequest | None = None,
-    ) -> Any:
-        """logits, then the longer cache if tgt_tokens continue one, then a `DecoderAux` of each block if asked for."""
+    ) -> LayerResult:
+        """logits, the longer cache if tgt_tokens continue one, a `DecoderAux` of each block if asked for."""
         before = 0 if cache is None else cache[0].length
         x = self._embed(params, tgt_tokens, before)
-        found = self.decoder(
+        found = self.decoder.run(
             params["decoder"],
             x,
             context,
@@ -110,9 +111,7 @@ class Translator(Layer):
             cache=cache,
             return_aux=return_aux,
         )
-        x, *rest = found if isinstance(found, tuple) else (found,)
-        logits = self.readout(params["readout"], x)
-        return (logits, *rest) if rest else logits
+        return found._replace(out=self.readout(params["readout"], found.out))
 
     def greedy(
         self, params: Params, src_tokens: Array, compiled: Callable[..., Any] = lambda step: step
@@ -137,7 +136,7 @@ class Translator(Layer):
     ) -> tuple[Array, Caches]:
         """The likeliest character after `token` (B, 1); the cache remembers those before it, and how many."""
         src_mask = source_mask(src_tokens)
-        logits, cache = self.decode(params, context, token, src_mask, masks.causal(), cache=cache)
+        logits, cache, _ = self.decode(params, context, token, src_mask, masks.causal(), cache=cache)
         backend = backend_of(logits)
         return backend.astype(backend.xp.argmax(logits, axis=-1), token.dtype), cache
 
@@ -145,9 +144,9 @@ class Translator(Layer):
         """Where the decoder looks before each character it writes, all heads: (B, H, L, S)."""
         src_mask = source_mask(src_tokens)
         context = self.encode(params, src_tokens, src_mask)
-        _, (aux,) = self.decode(
+        (aux,) = self.decode(
             params, context, tgt_tokens, src_mask, masks.causal(), return_aux=AuxRequest(weights=True)
-        )
+        ).aux
         return aux.cross_attention.weights
 
     def _embed(self, params: Params, tokens: Array, start: int | Array = 0) -> Array:

@@ -49,7 +49,7 @@ def step_of(model: LanguageModel, library: str) -> Step:
     """The model's step; compiled where the library is JAX, once for each number of tokens."""
 
     def step(params: Params, tokens: Array, caches: Caches) -> tuple[Array, Caches]:
-        logits, caches = model(params, tokens, cache=caches)
+        logits, caches, _ = model.run(params, tokens, cache=caches)
         return logits[0, -1, :], caches
 
     if library != "jax":

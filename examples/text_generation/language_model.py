@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from polyattn import AuxRequest, layers
 from polyattn.arrays import Array
 from polyattn.caches import KVCache
-from polyattn.layers import Layer, Params
+from polyattn.layers import AttentionLayer, Layer, LayerResult, Params
 from polyattn.masks import sliding_window
 from polyattn.rotary import Rotary
 
@@ -34,7 +33,7 @@ def decode(tokens: Sequence[int]) -> str:
 
 
 @dataclass(frozen=True)
-class LanguageModel(Layer):
+class LanguageModel(AttentionLayer):
     """Tokens (..., L), integers -> logits (..., L, size) of the character that follows each of them.
 
         x = embedding(token)
@@ -88,17 +87,15 @@ class LanguageModel(Layer):
         """A cache for each block, without tokens."""
         return self.trunk.empty_cache(batch, capacity, like=like)
 
-    def __call__(
+    def run(
         self,
         params: Params,
         tokens: Array,
         *,
         cache: Sequence[KVCache] | None = None,
         return_aux: AuxRequest | None = None,
-    ) -> Any:
-        """logits; with a cache (logits, caches); with return_aux what each attention saw, as the last of all."""
+    ) -> LayerResult:
+        """logits, the longer caches, and what each attention saw; a call gives the logits alone."""
         x = self.embedding(params["embedding"], tokens)
-        found = self.trunk(params["trunk"], x, cache=cache, return_aux=return_aux)
-        x, *rest = found if isinstance(found, tuple) else (found,)
-        logits = self.head(params["head"], x)
-        return (logits, *rest) if rest else logits
+        found = self.trunk.run(params["trunk"], x, cache=cache, return_aux=return_aux)
+        return found._replace(out=self.head(params["head"], found.out))

@@ -130,7 +130,7 @@ def picture(
     from matplotlib.figure import Figure
 
     model = LanguageModel()
-    _, aux = model(params, jnp.asarray([passage]), return_aux=AuxRequest(weights=True))
+    aux = model.run(params, jnp.asarray([passage]), return_aux=AuxRequest(weights=True)).aux
     figure = Figure(figsize=(11, 5.5), layout="constrained")
     axes: dict[Any, Any] = figure.subplot_mosaic([["curve", 0, 1], ["curve", 2, 3]], width_ratios=[2, 1, 1])
     smooth = np.convolve(curve.training, np.ones(50) / 50, "valid")

@@ -99,7 +99,8 @@ def draw(file: Path, data: Digits, path: Path) -> None:
     """The first image of every digit, and over it how much of each patch reaches the answer."""
     chosen = [int(np.argmax(data.labels == digit)) for digit in range(10)]
     images = data.images[chosen]
-    logits, aux = MODEL(weights.load(file, like=images), images, return_aux=AuxRequest(weights=True))
+    params = weights.load(file, like=images)
+    logits, _, aux = MODEL.run(params, images, return_aux=AuxRequest(weights=True))
     side = MODEL.size // MODEL.patch
     share = rollout(aux)[:, 0, 1:].reshape(-1, side, side)  # row 0: the class token, which is also column 0
     figure = Figure(figsize=(10, 2.6), layout="constrained")

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polyattn import AuxRequest, layers
-from polyattn._attention import AttentionAux
+from polyattn import AttentionAux, AuxRequest, layers
 from polyattn.arrays import Array, backend_of
-from polyattn.layers import Layer, Parameter, Params
+from polyattn.layers import AttentionLayer, LayerResult, Parameter, Params
 
 
 @dataclass(frozen=True)
-class VisionTransformer(Layer):
+class VisionTransformer(AttentionLayer):
     """Images (batch, size, size) -> logits (batch, classes).
 
         x = [class_token; patches W + b] + positions        (batch, 1 + (size / patch)^2, dim)
@@ -21,8 +20,8 @@ class VisionTransformer(Layer):
         logits = head(x of the class token)
 
     The class token is a question to all patches, the same for every image; its last state is the answer.
-    Attention does not know where a patch is: the table of positions tells it. With return_aux
-    (logits, aux), aux with an entry for each block.
+    Attention does not know where a patch is: the table of positions tells it. The aux of
+    `run` has an entry for each block.
 
     Source: Dosovitskiy 2020, arXiv:2010.11929, section 3.1.
     """
@@ -56,23 +55,21 @@ class VisionTransformer(Layer):
             "head": layers.Linear(self.dim, self.classes),
         }
 
-    def __call__(
+    def run(
         self,
         params: Params,
         images: Array,
         *,
         dropout_seed: int | Array | None = None,
         return_aux: AuxRequest | None = None,
-    ) -> Any:
+    ) -> LayerResult:
         xp = self.check(params, self.size, images=images).xp
         parts = self.parameters()
         x = parts["embedding"](params["embedding"], cut(images, self.patch))
         question = xp.broadcast_to(params["class_token"], (x.shape[0], 1, self.dim))
         x = xp.concat([question, x], axis=1) + params["positions"]
-        found = self.encoder(params["encoder"], x, dropout_seed=dropout_seed, return_aux=return_aux)
-        x, *aux = found if return_aux is not None else (found,)
-        logits = parts["head"](params["head"], x[:, 0, :])
-        return (logits, *aux) if aux else logits
+        found = self.encoder.run(params["encoder"], x, dropout_seed=dropout_seed, return_aux=return_aux)
+        return found._replace(out=parts["head"](params["head"], found.out[:, 0, :]))
 
 
 def cut(images: Array, patch: int) -> Array:

@@ -6,6 +6,7 @@ when the sources are on the path, those that travel with polyattn are found by t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
@@ -18,6 +19,8 @@ from polyattn.arrays.backend import Backend
 from polyattn.arrays.numbers import Array
 
 GROUP = "polyattn.backends"
+#: Libraries that polyattn has adapters for: without one there is something to say.
+CARRIED = ("numpy", "jax", "torch")
 
 _BY_TYPE: dict[type, Backend] = {}  # a plain dict: compilers can look through it
 _BY_NAME: dict[str, Backend] = {}
@@ -73,6 +76,12 @@ def _backend_of_namespace(array: Array) -> Backend:
     name = xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
     found = backend_named(name)
     if found is None:
+        if name in CARRIED:
+            warnings.warn(
+                f"polyattn: expected the adapter polyattn_{name}, which travels with polyattn, got none; {name} runs "
+                "in plain Python loops without derivatives of its own: install polyattn, or put backends/ on the path",
+                stacklevel=2,
+            )
         found = _BY_NAME[name] = Backend(name, xp)
     _BY_TYPE[type(array)] = found
     return found

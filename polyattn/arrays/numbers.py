@@ -6,6 +6,8 @@ from typing import Any
 
 import array_api_compat
 
+from polyattn.arrays.special import erf
+
 Array = Any
 Namespace = Any
 
@@ -50,9 +52,7 @@ class Numbers:
 
     def erf(self, x: Array) -> Array:
         """The error function, which the standard lacks."""
-        from polyattn.layers.activations import erf
-
-        return erf(x)
+        return erf(x, self.xp)
 
     # making arrays
 

@@ -1,5 +1,6 @@
-"""Keys and values of earlier tokens, kept for decoding."""
+"""Keys and values of earlier tokens, kept for decoding: a protocol, and a file for each cache."""
 
+from polyattn.caches.cache import Cache
 from polyattn.caches.linear import KVCache
 
-__all__ = ["KVCache"]
+__all__ = ["Cache", "KVCache"]

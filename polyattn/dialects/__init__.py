@@ -9,10 +9,11 @@
 `from_polyattn` translate a call in either direction; `explain` tells which traps bite for a call.
 """
 
-from polyattn.dialects.explain import Explanation, Trap, explain
 from polyattn.dialects.questions import QUESTIONS, Question
-from polyattn.dialects.record import Claim, Dialect
+from polyattn.dialects.record import Claim
 from polyattn.dialects.table import DIALECTS, dialect
+from polyattn.dialects.translate import Dialect
+from polyattn.dialects.traps import Explanation, Trap, explain
 
 __all__ = [
     "DIALECTS",

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from polyattn.dialects.page import update
+from polyattn.dialects.markdown import update
 from polyattn.dialects.peers import peer_table
 
 if __name__ == "__main__":

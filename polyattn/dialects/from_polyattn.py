@@ -3,251 +3,124 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from types import SimpleNamespace
+from collections.abc import Mapping
+from functools import reduce
+from operator import and_
 from typing import Any
 
 from polyattn import masks
-from polyattn.arrays import Array, Backend, backend_of
-from polyattn.dialects.layout import pack
+from polyattn.arrays import Array, Backend
+from polyattn.dialects.capabilities import CARRIED
 from polyattn.dialects.questions import QUESTIONS
-from polyattn.dialects.record import Dialect
-from polyattn.dialects.to_polyattn import who
+from polyattn.dialects.record import Record
+from polyattn.dialects.words import Words, adding, spell
 from polyattn.masks.algebra import And, Mask
 from polyattn.masks.relative import Window
 from polyattn.mods import Compose, ScoreMod, Softcap
-from polyattn.problem import NAMES, Problem, pose
+from polyattn.problem import Problem, pose, say
 
-_OPTIONS = NAMES
+__all__ = ["express", "from_polyattn"]
 
-
-@dataclass
-class Words:
-    """What a foreign call can say, part by part, in the axes of (B, H, L, S); `spell` writes it down."""
-
-    q: Array
-    k: Array
-    v: Array
-    causal: bool = False
-    window: tuple[int | None, int | None] | None = None
-    mask: Array | None = None  # bool, True = may attend; or numbers that are added
-    bias: Array | None = None
-    scale: float | None = None
-    softcap: float | None = None
-    sinks: Array | None = None
-    score_mod: ScoreMod | None = None
-    lse: bool = False
+Sides = tuple[int | None, int | None]
 
 
-def say(d: Dialect, query: Array, key: Array, value: Array, repair: bool, options: Any) -> dict[str, Any]:
+def from_polyattn(
+    d: Record, query: Array, key: Array, value: Array, repair: bool, options: Mapping[str, Any]
+) -> dict[str, Any]:
     """The keyword arguments of a foreign call."""
-    unknown = [name for name in options if name not in _OPTIONS]
-    if unknown:
-        raise TypeError(
-            f"{who(d)}.from_polyattn: expected arguments of polyattn.attention that say what is computed "
-            f"({', '.join(_OPTIONS)}), got {', '.join(unknown)}; leave them out"
-        )
-    return spell(d, _Saying(d, pose("polyattn.attention", query, key, value, **options)).words(repair))
+    return express(d, pose(d.who("from_polyattn"), query, key, value, **options), repair)
 
 
-def spell(d: Dialect, words: Words) -> dict[str, Any]:
-    """What is to be said, in the parameters of a dialect; nothing is adapted but the layout."""
-    layout = d.answers["layout"].choice
-    batch, heads, length, _ = words.q.shape
-    kv_heads, keys = words.k.shape[1:3]
-    operands = {"query": words.q, "key": words.k, "value": words.v}
-    said: dict[str, Any] = {role: pack(layout, x) for role, x in operands.items()}
-    if layout in ("LB(HD)", "B(L HD)"):
-        said["heads"] = heads
-    if words.mask is not None:
-        said["mask"] = _shaped(d, words.mask, (batch, heads, length, keys))
-    if words.bias is not None:
-        said["score_mod" if d.of("bias") is None else "bias"] = words.bias
-    if d.of("block_mask") is not None and words.mask is not None:
-        said["block_mask"] = _block_mask(said.pop("mask"), length, keys)
-    if words.score_mod is not None:
-        said["score_mod"] = words.score_mod
-    elif "score_mod" in said:
-        said["score_mod"] = _adding(words.bias)
-    if words.window is not None:
-        left, right = words.window
-        if d.of("left") is not None:
-            said |= {"left": -1 if left is None else left, "right": -1 if right is None else right}
-        else:
-            said["window"] = _sides(d, left, right, length + keys)
-    for role in ("scale", "softcap", "sinks"):
-        if getattr(words, role) is not None:
-            said[role] = getattr(words, role)
-    if words.softcap is not None and d.of("clamps") is not None:
-        said["clamps"] = True
-    flag = d.of("causal")
-    if words.causal or (flag is not None and flag.default is None):  # None: the module decides
-        said["causal"] = words.causal
-    if heads != kv_heads and d.of("gqa") is not None:
-        said["gqa"] = True
-    if d.of("module") is not None:
-        said["module"] = SimpleNamespace(
-            num_key_value_groups=heads // max(kv_heads, 1), is_causal=words.causal, training=False
-        )
-        said.setdefault("mask", None)
-    if words.lse:
-        said["lse"] = True
-    names = {p.role: p.name for p in d.parameters}
-    if missing := [role for role in said if role not in names]:
-        raise ValueError(
-            f"{who(d)}: expected a call without {', '.join(missing)}, which {d.what} does not take"
-        )
-    return {names[role]: value for role, value in said.items()}
+def express(d: Record, problem: Problem, repair: bool = True) -> dict[str, Any]:
+    """The keyword arguments of the foreign call that means a problem."""
+    return spell(d, _Adapting(d, problem).words(repair))
 
 
-def _shaped(d: Dialect, mask: Array, scores: tuple[int, int, int, int]) -> Array:
-    """A mask in the shape that the library wants."""
-    xp = backend_of(mask).xp
-    if d.answers["layout"].choice == "LB(HD)":
-        full = xp.broadcast_to(mask, scores)
-        return xp.reshape(full, (scores[0] * scores[1], *scores[2:]))
-    if d.answers["layout"].choice == "B(L HD)":
-        return xp.broadcast_to(mask, scores)
-    return mask
+class _Adapting:
+    """One problem, adapted to what a dialect can say."""
 
-
-def _sides(d: Dialect, left: int | None, right: int | None, most: int) -> tuple[int | None, int | None]:
-    parameter = d.of("window")
-    assert parameter is not None
-    default = parameter.default if isinstance(parameter.default, tuple) else (most, most)
-    return (default[0] if left is None else left, default[1] if right is None else right)
-
-
-def _block_mask(allowed: Array, length: int, keys: int) -> Any:
-    batch, heads = allowed.shape[:2]
-    return masks.from_array(allowed).to_block_mask(
-        B=batch if batch > 1 else None,
-        H=heads if heads > 1 else None,
-        Q_LEN=length,
-        KV_LEN=keys,
-        device=str(allowed.device),
-    )
-
-
-def _adding(
-    bias: Array | None, mod: ScoreMod | None = None, offset: Any = 0, keys: int | None = None
-) -> ScoreMod:
-    """A score_mod on row indices: a mod on positions for the first `keys` keys, then an array added."""
-
-    def score_mod(score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
-        if mod is not None:
-            xp = backend_of(score).xp
-            own = kv_idx if keys is None else xp.where(kv_idx < keys, kv_idx, 0)
-            modified = mod(score, b, h, q_idx + (offset[b] if hasattr(offset, "ndim") else offset), own)
-            score = modified if keys is None else xp.where(kv_idx < keys, modified, score)
-        if bias is not None:
-            index = (i if n > 1 else i * 0 for i, n in zip((b, h, q_idx, kv_idx), bias.shape, strict=True))
-            score = score + bias[tuple(index)]
-        return score
-
-    return score_mod
-
-
-class _Saying:
-    """One call of polyattn, adapted to what a dialect can say."""
-
-    def __init__(self, d: Dialect, p: Problem) -> None:
+    def __init__(self, d: Record, p: Problem) -> None:
         self.d, self.p = d, p
         self.backend: Backend = p.backend
         self.xp = p.backend.xp
-        f = p.frame
-        self.batch, self.heads, self.rows, self.keys = f.batch, f.heads, f.rows, f.keys
+        self.batch, self.heads, self.rows, self.keys = p.scores_shape
         self.q, self.k, self.v = (
-            x if x.shape[0] == f.batch else self.xp.broadcast_to(x, (f.batch, *x.shape[1:]))
+            x if x.shape[0] == self.batch else self.xp.broadcast_to(x, (self.batch, *x.shape[1:]))
             for x in (p.q, p.k, p.v)
         )
         self.bias: Array | None = None if p.bias is None else self.backend.astype(p.bias, p.q.dtype)
         self.allowed: Array | None = None  # what flags do not say: (B, H, L, S)
         self.score_mod: ScoreMod | None = None
 
-    def cannot(self, question: str, has: str, advice: str) -> ValueError:
-        says = self.d.choice(question).says
+    def cannot(self, feature: str, got: str) -> ValueError:
+        """The refusal of a feature, made from the table of what a dialect carries."""
+        d, carried = self.d, CARRIED.get(feature)
+        if carried is not None and carried.question:
+            words = f"{QUESTIONS[carried.question].asks}: {d.choice(carried.question).says}"
+        else:
+            words = f"it has them for {', '.join(sorted(d.carries))}"
+        instead = "leave it out, or call polyattn.attention" if carried is None else carried.instead
         return ValueError(
-            f"{who(self.d)}.from_polyattn: {QUESTIONS[question].asks}, in {self.d.name}: {says}; this call has {has}. "
-            f"{advice}"
+            f"{d.who('from_polyattn')}: expected what {d.name} has words for ({words}), got {got}; {instead}"
         )
+
+    def demand(self, feature: str, got: str) -> None:
+        if feature not in self.d.carries:
+            raise self.cannot(feature, got)
 
     def words(self, repair: bool) -> Words:
         d, p = self.d, self.p
-        if p.dropout_rate:
-            raise ValueError(
-                f"{who(d)}.from_polyattn: expected dropout_rate = 0, got {p.dropout_rate}; {d.name} draws other "
-                "weights to drop from any seed: ask it for its own dropout"
-            )
+        for feature in sorted(p.features):
+            self.demand(feature, say(frozenset({feature})))
         width, out_width = self.q.shape[3], self.v.shape[3]
-        if width != out_width and d.choice("value width").refuses:
-            raise self.cannot(
-                "value width", f"width {width} and {out_width}", "Pad the narrower one with zeros."
-            )
-        if repair and d.chose("float64", "float32", "refused") and str(p.q.dtype).endswith("float64"):
-            raise self.cannot(
-                "float64", "float64 arrays", "Cast them, or keep float64 with polyattn.attention."
-            )
-        if repair and d.chose("no keys", "refused") and not self.keys:
-            raise self.cannot("no keys", "no keys", "Return zeros without the call.")
+        if width != out_width:
+            self.demand("value width", f"width {width} and {out_width}")
+        if repair and str(p.q.dtype).endswith("float64"):
+            self.demand("float64", "float64 arrays")
+        if repair and not self.keys:
+            self.demand("no keys", "no keys")
         softcap = self.functions()
         causal, window = self.flags()
-        own_sinks = d.chose("sinks", "given")
-        if p.sinks is not None and not own_sinks and d.chose("bias", "none"):
-            raise self.cannot("sinks", "sinks", "Nothing else there can express them.")
-        sinks = None if own_sinks else p.sinks
+        own, sinks = (p.sinks, None) if d.chose("sinks", "given") else (None, p.sinks)
         if self.needs_a_key(causal, window, sinks, repair):
             # From here on everything is said by one mask.
-            self.hide(self.flag_masks(causal, window))
+            self.hide(_flag_masks(causal, window))
             causal, window = False, None
             self.append_key(sinks)
         if self.heads != self.k.shape[1] and d.chose("grouped heads", "none", "h % Hkv"):
-            own = self.backend.arange(0, self.heads, self.q) // max(self.heads // max(self.k.shape[1], 1), 1)
-            self.k, self.v = (self.xp.take(x, own, axis=1) for x in (self.k, self.v))
+            reads = self.backend.arange(0, self.heads, self.q) // max(
+                self.heads // max(self.k.shape[1], 1), 1
+            )
+            self.k, self.v = (self.xp.take(x, reads, axis=1) for x in (self.k, self.v))
         scale = self.scale()
         mask, bias = self.places()
-        return Words(
-            self.q,
-            self.k,
-            self.v,
-            causal,
-            window,
-            mask,
-            bias,
-            scale,
-            softcap,
-            None
-            if p.sinks is None or not own_sinks
-            else self.xp.broadcast_to(p.sinks[:, 0, 0], (self.heads,)),
-            self.score_mod,
-        )
+        own = None if own is None else self.xp.broadcast_to(self.xp.reshape(own, (-1,)), (self.heads,))
+        return Words(self.q, self.k, self.v, causal, window, mask, bias, scale, softcap, own, self.score_mod)
 
     # masks
 
-    def flags(self) -> tuple[bool, tuple[int | None, int | None] | None]:
+    def flags(self) -> tuple[bool, Sides | None]:
         """Causality and the window as flags, where the dialect's mean the same; the rest goes to one mask."""
         d, p = self.d, self.p
         causal, window, rest = False, None, list[Mask]()
         for part in _conjuncts(p.mask):
-            if isinstance(part, Window):
-                bounded = part.left is not None or part.right not in (None, 0)
-                if bounded and window is not None:
-                    rest.append(part)
-                    continue
-                causal = causal or part.right == 0
-                if bounded:
-                    window = (part.left, part.right)
-            else:
+            if not isinstance(part, Window):
                 rest.append(part)
-        last = d.chose("causal", "last rows") or d.chose("window", "neighbours, last rows")
-        here = not hasattr(p.places.query, "ndim") and p.places.query == (
-            self.keys - self.rows if last else 0
-        )
+                continue
+            bounded = part.left is not None or part.right not in (None, 0)
+            if bounded and window is not None:
+                rest.append(part)
+                continue
+            causal = causal or part.right == 0
+            if bounded:
+                window = (part.left, part.right)
+        start = self.keys - self.rows if d.aligns_last else 0
+        here = p.places.fixed and p.places.key == 0 and p.places.query == start
         windowed = (
             window is not None
             and here
             and d.chose("window", "neighbours", "neighbours, last rows")
-            and (d.of("window") is not None or d.of("left") is not None)
+            and (d.has("window") or d.has("left"))
         )
         if window is not None and not windowed:
             rest.append(masks.window(*window))
@@ -255,12 +128,12 @@ class _Saying:
         can = (
             causal
             and here
-            and d.of("causal") is not None
+            and d.has("causal")
             and not d.chose("causal", "hint")
             and not (d.chose("causal", "first rows unless alone") and self.rows == 1)
             and not (masked and d.chose("mask and causal", "kernel", "mask"))
             # Rows that see nothing are said better by a mask.
-            and not (last and self.rows > self.keys and d.of("mask") is not None)
+            and not (d.aligns_last and self.rows > self.keys and "dense mask" in d.carries)
         )
         if causal and not can and not (windowed and window is not None and window[1] == 0):
             rest.append(masks.causal())
@@ -268,81 +141,56 @@ class _Saying:
             self.hide(part)
         return can, window if windowed else None
 
+    def dense(self, mask: Mask) -> Array:
+        """A mask as (B, H, L, S)."""
+        return self.xp.broadcast_to(mask.allowed(self.p.positions()), self.p.scores_shape)
+
     def hide(self, mask: Mask | None) -> None:
-        if mask is None:
-            return
-        dense = mask.dense(
-            self.rows,
-            self.keys,
-            batch=self.batch,
-            heads=self.heads,
-            query_offset=self.p.places.query,
-            like=self.p.q,
-        )
-        self.allowed = dense if self.allowed is None else self.allowed & dense
+        if mask is not None:
+            dense = self.dense(mask)
+            self.allowed = dense if self.allowed is None else self.allowed & dense
 
-    def flag_masks(self, causal: bool, window: tuple[int | None, int | None] | None) -> Mask | None:
-        parts = [masks.causal()] * causal + ([] if window is None else [masks.window(*window)])
-        whole: Mask | None = None
-        for part in parts:
-            whole = part if whole is None else whole & part
-        return whole
-
-    def visible(self, causal: bool, window: tuple[int | None, int | None] | None) -> Array:
+    def visible(self, flags: Mask | None) -> Array:
         """What queries may attend to, everything together."""
-        scores = (self.batch, self.heads, self.rows, self.keys)
-        flags = self.flag_masks(causal, window)
+        scores = self.p.scores_shape
         everything: Array = self.xp.ones(scores, dtype=self.xp.bool, device=self.backend.device(self.p.q))
         if flags is not None:
-            everything = flags.dense(
-                self.rows,
-                self.keys,
-                batch=self.batch,
-                heads=self.heads,
-                query_offset=self.p.places.query,
-                like=self.p.q,
-            )
+            everything = self.dense(flags)
         if self.allowed is not None:
             everything = everything & self.allowed
         return everything if self.bias is None else everything & (self.bias != -self.xp.inf)
 
     # arrays that are changed
 
-    def needs_a_key(self, causal: bool, window: Any, sinks: Array | None, repair: bool) -> bool:
+    def needs_a_key(self, causal: bool, window: Sides | None, sinks: Array | None, repair: bool) -> bool:
         """Whether a key is to be appended; on the way, hidden keys that are not finite become zero."""
         d, any_, all_ = self.d, self.xp.any, self.xp.all
-        concrete = all(
-            self.backend.is_concrete(x)
-            for x in (self.q, self.k, self.v, self.allowed, self.bias)
-            if x is not None
-        )
-        if not (repair and concrete and self.keys):
+        looked_at = (x for x in (self.q, self.k, self.v, self.allowed, self.bias) if x is not None)
+        if not (repair and self.keys and all(map(self.backend.is_concrete, looked_at))):
             return sinks is not None
-        if not d.chose("poison", "cannot leak") and not bool(
-            all_(self.xp.isfinite(self.k)) & all_(self.xp.isfinite(self.v))
-        ):
-            seen = any_(self.visible(causal, window), axis=2)
+        flags = _flag_masks(causal, window)
+        finite = all_(self.xp.isfinite(self.k)) & all_(self.xp.isfinite(self.v))
+        if not d.chose("poison", "cannot leak") and not bool(finite):
+            seen = any_(self.visible(flags), axis=2)
             seen = any_(self.xp.reshape(seen, (self.batch, self.k.shape[1], -1, self.keys)), axis=2)
             self.k, self.v = (self.xp.where(seen[..., None], x, 0.0) for x in (self.k, self.v))
-        fates = [
-            question
+        zero = all(
+            d.chose(question, "0", "no bias", "0, causal mean")
             for question in ("empty row", "empty bias row")
-            if not d.chose(question, "0", "no bias", "0, causal mean")
-        ]
-        if sinks is not None or not fates or (window is self.allowed is self.bias is None):
+        )
+        if sinks is not None or zero or (window is self.allowed is self.bias is None):
             return sinks is not None  # causality alone leaves the first key
-        self.empty = ~any_(self.visible(causal, window), axis=-1, keepdims=True)
+        self.empty = ~any_(self.visible(flags), axis=-1, keepdims=True)
         if not bool(any_(self.empty)):
             return False
-        if d.of("mask") is None:
-            raise self.cannot(fates[0], "such rows", "Leave those rows out.")
+        self.demand("empty row", "such rows")
         return True
 
     def append_key(self, sinks: Array | None) -> None:
         """One more key and value of zeros: its score is 0, so that a bias makes it a sink, and a row that sees
         nothing else becomes 0."""
-        xp, (batch, heads) = self.xp, (self.batch, self.heads)
-        scores, column = (batch, heads, self.rows, self.keys), (batch, heads, self.rows, 1)
+        xp, scores = self.xp, self.p.scores_shape
+        column = (*scores[:3], 1)
         where = {"device": self.backend.device(self.p.q)}
 
         def one_more(x: Array) -> Array:
@@ -358,21 +206,16 @@ class _Saying:
             if sinks is not None:
                 added = added + self.backend.astype(sinks, self.q.dtype)
             self.bias = xp.concat([bias, added], axis=-1)
-        self.keys += 1
 
     # numbers
 
     def scale(self) -> float | None:
-        p, width = self.p, max(self.q.shape[3], 1)
-        default = 1.0 / math.sqrt(width)
-        if not hasattr(p.scale, "ndim"):
-            if p.scale == default or (self.d.of("scale") is not None):
-                return None if p.scale == default else float(p.scale)
-            self.q = self.q * (p.scale / default)
-            return None
-        takes = self.d.of("scale") is not None
-        factor = p.scale if takes else p.scale / default
-        self.q = self.backend.astype(self.q * factor, self.q.dtype)
+        """The scale as an argument; where there is none, and where each head has its own, multiplied into q."""
+        scale, default = self.p.scale, 1.0 / math.sqrt(max(self.q.shape[3], 1))
+        takes, per_head = self.d.has("scale"), hasattr(scale, "ndim")
+        if not per_head and (takes or scale == default):
+            return None if scale == default else float(scale)
+        self.q = self.backend.astype(self.q * (scale if takes else scale / default), self.q.dtype)
         return 1.0 if takes else None
 
     def functions(self) -> float | None:
@@ -380,16 +223,16 @@ class _Saying:
         d, mod = self.d, self.p.score_mod
         if mod is None:
             return None
-        if d.of("score_mod") is not None:
+        if d.has("score_mod"):
             self.score_mod = mod
             return None
         parts = list(mod.parts) if isinstance(mod, Compose) else [mod]
         cap: float | None = None
         if isinstance(parts[0], Softcap):
             adds = self.bias is not None or self.p.sinks is not None or len(parts) > 1
-            late = d.chose("softcap", "after the bias") and adds
-            if late or not d.chose("softcap", "before the bias", "after the bias"):
-                raise self.cannot("softcap", f"{parts[0]!r}", "No other argument there can express it.")
+            self.demand("softcap", f"{parts[0]!r}")
+            if adds and d.chose("softcap", "after the bias"):
+                raise self.cannot("softcap", f"{parts[0]!r} and something added")
             given = parts.pop(0)
             cap = float(given.cap)  # type: ignore[attr-defined]
         for part in parts:
@@ -398,19 +241,16 @@ class _Saying:
 
     def add(self, mod: ScoreMod) -> None:
         """The effect of a mod that adds to the scores, as a bias."""
-        if self.d.chose("bias", "none"):
-            raise self.cannot("bias", f"the score_mod {mod!r}", "Nothing else there can express it.")
-        xp = self.xp
-        scores = (self.batch, self.heads, self.rows, self.keys)
-        at = self.p.positions()
+        self.demand("bias", f"the score_mod {mod!r}")
+        xp, at = self.xp, self.p.positions()
         like = {"dtype": self.p.compute_dtype, "device": self.backend.device(self.p.q)}
-        zero, one, low = (mod(xp.full(scores, x, **like), at.b, at.h, at.q, at.kv) for x in (0.0, 1.0, -2.0))
+        zero, one, low = (
+            mod(xp.full(self.p.scores_shape, x, **like), at.b, at.h, at.q, at.kv) for x in (0.0, 1.0, -2.0)
+        )
         apart = xp.abs(one - zero - 1.0) + xp.abs(low - zero + 2.0)
         near = 8.0 * xp.finfo(zero.dtype).eps * (3.0 + xp.abs(zero))  # the roundings of these sums
         if not self.backend.is_concrete(zero) or not bool(xp.all(apart <= near)):
-            raise self.cannot(
-                "bias", f"the score_mod {mod!r}, which does not only add", "Nothing there can express it."
-            )
+            raise self.cannot("function", f"the score_mod {mod!r}, which does not only add")
         added = self.backend.astype(zero, self.q.dtype)
         self.bias = added if self.bias is None else self.bias + added
 
@@ -419,18 +259,12 @@ class _Saying:
     def places(self) -> tuple[Array | None, Array | None]:
         """The mask and the bias, where the dialect has a place for them."""
         d, allowed, bias = self.d, self.allowed, self.bias
-        if d.of("score_mod") is not None:
+        if d.has("score_mod"):
             if self.score_mod is not None or bias is not None:
-                self.score_mod = _adding(bias, self.score_mod, self.p.places.query, self.p.frame.keys)
+                self.score_mod = adding(bias, self.score_mod, self.p.positions(), self.keys)
             return allowed, None
-        if allowed is not None and d.of("mask") is None:
-            raise self.cannot(
-                "bool mask",
-                f"the mask {self.p.mask} with query_offset = {self.p.places.query}",
-                "Only causality and windows can be said there.",
-            )
-        if bias is not None and d.chose("bias", "none"):
-            raise self.cannot("bias", "a bias", "Nothing else there can express it.")
+        if allowed is not None:
+            self.demand("dense mask", f"the mask {self.p.mask} with query_offset = {self.p.places.query}")
         if bias is not None and d.chose("bias", "mask"):
             if allowed is not None:
                 bias = self.xp.where(allowed, bias, -self.xp.inf)
@@ -447,3 +281,8 @@ def _conjuncts(mask: Mask | None) -> list[Mask]:
     if mask is None:
         return []
     return [*_conjuncts(mask.left), *_conjuncts(mask.right)] if isinstance(mask, And) else [mask]
+
+
+def _flag_masks(causal: bool, window: Sides | None) -> Mask | None:
+    parts = [masks.causal()] * causal + ([] if window is None else [masks.window(*window)])
+    return reduce(and_, parts) if parts else None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from polyattn.arrays import Array, backend_of
 
+__all__ = ["pack", "unpack"]
+
 
 def pack(layout: str, x: Array) -> Array:
     """(B, H, L, D) in a layout."""

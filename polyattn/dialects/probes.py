@@ -7,7 +7,7 @@ what comes back is compared with what `conventions.answer` gives under the setti
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,14 +16,16 @@ import numpy as np
 from polyattn.conventions.answers import answer
 from polyattn.conventions.call import Call
 from polyattn.conventions.settings import Settings
-from polyattn.dialects.from_polyattn import Words, spell
-from polyattn.dialects.peers import PEERS, Library, heads_apart, library_of
-from polyattn.dialects.questions import QUESTIONS, Case, Choice
-from polyattn.dialects.record import Dialect
+from polyattn.dialects.libraries import PEERS, Library, heads_apart, library_of
+from polyattn.dialects.questions import QUESTIONS, Convention, WrittenCall
+from polyattn.dialects.record import Record
 from polyattn.dialects.table import DIALECTS
+from polyattn.dialects.words import Words, spell
 from polyattn.mods import softcap
 from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF
 from polyattn.truth.spec import Floats
+
+__all__ = ["ABSENT", "calls", "check", "fits", "plainly"]
 
 #: Where an answer is that there is no parameter of this role, the signature tells.
 ABSENT = {
@@ -61,7 +63,7 @@ def check(dialect: str, question: str) -> str | None:
     return f"{dialect}: {QUESTIONS[question].asks}: the table says {d.choice(question).says!r}; {found}"
 
 
-def fits(dialect: str, question: str, choice: Choice) -> bool:
+def fits(dialect: str, question: str, choice: Convention) -> bool:
     """Whether the library does what one choice of an answer says, on every call of the question."""
     d = DIALECTS[dialect]
     library = library_of(next(peer.name for peer in PEERS.values() if peer.dialect == dialect))
@@ -72,7 +74,7 @@ def fits(dialect: str, question: str, choice: Choice) -> bool:
     return all(_fits(d, library, question, case, choice) for case in calls(d, question))
 
 
-def calls(d: Dialect, question: str) -> Iterator[Case]:
+def calls(d: Record, question: str) -> Iterator[WrittenCall]:
     """Small calls whose result depends on the answer to a question."""
     rng = np.random.default_rng(7)
 
@@ -83,9 +85,8 @@ def calls(d: Dialect, question: str) -> Iterator[Case]:
         rows: int = 3, keys: int = 3, heads: int = 2, kv_heads: int = 2, width: int = 4, **more: Any
     ) -> Call:
         k = numbers(1, kv_heads, keys, 4)
-        return Call(
-            numbers(1, heads, rows, 4), k, numbers(1, kv_heads, keys, width), scale=0.5, embed_dim=8, **more
-        )
+        more = {"scale": 0.5, "embed_dim": 8} | more
+        return Call(numbers(1, heads, rows, 4), k, numbers(1, kv_heads, keys, width), **more)
 
     some = np.array([[[[1, 1, 0], [0, 1, 1], [1, 0, 1]]]], bool)
     gap = some.copy()
@@ -93,47 +94,40 @@ def calls(d: Dialect, question: str) -> Iterator[Case]:
     bias = numbers(1, 1, 3, 3)
     hollow = bias.copy()
     hollow[..., 1, :] = -np.inf
-    if question == "layout":
-        yield Case(call(heads=3, kv_heads=3))
-    elif question == "bool mask":
-        yield Case(call(mask=some))
-    elif question == "float mask":
-        yield Case(call(mask=some), numbers=True)
-    elif question == "empty row":
-        yield Case(call(mask=gap))
-    elif question == "bias":
-        yield Case(call(bias=bias))
-    elif question == "empty bias row":
-        yield Case(call(bias=hollow))
-    elif question == "causal":
-        yield Case(call(rows=2, keys=4, is_causal=True, offset=1))
-        yield Case(call(rows=1, keys=4, is_causal=True, offset=1))
-    elif question == "mask and causal":
-        yield Case(call(mask=some | (np.arange(3) == 0), is_causal=True))
-    elif question == "window":
-        yield Case(call(rows=4, keys=6, window=(1, 1), offset=1))
-    elif question == "scale":
-        yield Case(replace(call(), scale=0.3))
-    elif question == "grouped heads":
-        yield Case(call(heads=4))
-    elif question == "value width":
-        yield Case(call(width=3))
-    elif question == "softcap":
-        yield Case(call(softcap=0.7, bias=bias if d.of("score_mod") is None else None))
-    elif question == "sinks":
-        yield Case(call(sinks=numbers(2)))
-    elif question == "poison":
+
+    def poisoned() -> Iterator[WrittenCall]:
         for name in ("k", "v"):
-            poisoned = call(mask=some & (np.arange(3) < 2) | (np.arange(3) == 0))
-            getattr(poisoned, name)[0, :, 2] = np.nan  # in every head: heads that lie side by side mix it
-            yield Case(poisoned)
-    elif question == "float64":
-        yield Case(call(), dtype="float64")
-    elif question == "no keys":
-        yield Case(call(keys=0))
+            made = call(mask=some & (np.arange(3) < 2) | (np.arange(3) == 0))
+            getattr(made, name)[0, :, 2] = np.nan  # in every head: heads that lie side by side mix it
+            yield WrittenCall(made)
+
+    if question == "float mask":
+        return iter([WrittenCall(call(mask=some), numbers=True)])
+    if question == "float64":
+        return iter([WrittenCall(call(), dtype="float64")])
+    if question == "poison":
+        return poisoned()
+    if question == "causal":
+        return (WrittenCall(call(rows=rows, keys=4, is_causal=True, offset=1)) for rows in (2, 1))
+    asked: Mapping[str, dict[str, Any]] = {
+        "layout": {"heads": 3, "kv_heads": 3},
+        "bool mask": {"mask": some},
+        "empty row": {"mask": gap},
+        "bias": {"bias": bias},
+        "empty bias row": {"bias": hollow},
+        "mask and causal": {"mask": some | (np.arange(3) == 0), "is_causal": True},
+        "window": {"rows": 4, "keys": 6, "window": (1, 1), "offset": 1},
+        "scale": {"scale": 0.3},
+        "grouped heads": {"heads": 4},
+        "value width": {"width": 3},
+        "softcap": {"softcap": 0.7, "bias": bias if d.of("score_mod") is None else None},
+        "sinks": {"sinks": numbers(2)},
+        "no keys": {"keys": 0},
+    }
+    return iter([WrittenCall(call(**asked[question]))])
 
 
-def plainly(d: Dialect, library: Library, case: Case, turned: bool = True) -> Words:
+def plainly(d: Record, library: Library, case: WrittenCall, turned: bool = True) -> Words:
     """A call as somebody says it who knows the names of the parameters, and turned masks round if need be."""
     call = case.call
 
@@ -165,7 +159,7 @@ def plainly(d: Dialect, library: Library, case: Case, turned: bool = True) -> Wo
     )
 
 
-def _fits(d: Dialect, library: Library, question: str, case: Case, choice: Choice) -> bool:
+def _fits(d: Record, library: Library, question: str, case: WrittenCall, choice: Convention) -> bool:
     with library.scope():
         words = plainly(d, library, case, turned=question != "bool mask")
         try:
@@ -182,23 +176,16 @@ def _fits(d: Dialect, library: Library, question: str, case: Case, choice: Choic
     if choice.refuses:
         return False
     if question == "layout":
-        found, settings = _as_given(d, found), Settings(**choice.changes(case))
+        settings = Settings(**choice.changes(case))
+        if (d.result or d.answers["layout"].choice) == "BLHD" and d.chose("layout", "BLHD"):
+            found = found.swapaxes(1, 2)  # as the arrays were given, without regard to the layout
     else:
         attend = QUESTIONS["bool mask"].choices["attend"]
         settings = d.settings(case, **{"bool mask": attend, question: choice})
     return _matches(found, case, settings)
 
 
-def _as_given(d: Dialect, found: Floats) -> Floats:
-    """The result in the axes of arrays that were given without regard to the layout."""
-    return (
-        found.swapaxes(1, 2)
-        if (d.result or d.answers["layout"].choice) == "BLHD" and d.chose("layout", "BLHD")
-        else found
-    )
-
-
-def _matches(found: Floats, case: Case, settings: Settings) -> bool:
+def _matches(found: Floats, case: WrittenCall, settings: Settings) -> bool:
     with np.errstate(all="ignore"):
         expected = answer(case.call, settings)
         # A softmax in float32 is exact to float32 alone.
@@ -212,7 +199,7 @@ def _matches(found: Floats, case: Case, settings: Settings) -> bool:
     return bool(same.all())
 
 
-def _lse(d: Dialect, library: Library) -> str:
+def _lse(d: Record, library: Library) -> str:
     """What the log of the sum of exp(score) is, in the words of the table."""
     choices = QUESTIONS["lse"].choices
     if d.of("lse") is None:

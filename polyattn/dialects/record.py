@@ -1,17 +1,21 @@
-"""A dialect: how one library writes attention down, and what it answers."""
+"""A dialect as plain data: how one library writes attention down, and what it answers."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from polyattn.arrays import Array
 from polyattn.conventions.settings import Settings
-from polyattn.dialects.questions import QUESTIONS, Case, Choice
+from polyattn.dialects.capabilities import CARRIED, Way
+from polyattn.dialects.layout import unpack
+from polyattn.dialects.questions import QUESTIONS, Convention, WrittenCall
+
+__all__ = ["Claim", "ForeignParameter", "Record", "claims"]
 
 
 class Claim(NamedTuple):
@@ -22,17 +26,43 @@ class Claim(NamedTuple):
     note: str = ""
 
 
-class Parameter(NamedTuple):
+def claims(
+    base: Mapping[str, Claim] | None = None,
+    *,
+    tested: Mapping[str, str] | None = None,
+    read: Mapping[str, str] | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> Mapping[str, Claim]:
+    """A claim for every question, in their order: those of another dialect, and what differs.
+
+    tested: answers that the tests get from the library itself; read: those that were read in its source.
+    """
+    found = dict(base or {})
+    for answers, by_test in ((tested, True), (read, False)):
+        for name, choice in (answers or {}).items():
+            found[name] = Claim(choice, by_test, (notes or {}).get(name, ""))
+    known = {(name, choice) for name, question in QUESTIONS.items() for choice in question.choices}
+    given = {(name, claim.choice) for name, claim in found.items()}
+    if given - known or found.keys() != QUESTIONS.keys():
+        raise ValueError(
+            "polyattn.dialects.record.claims: expected one answer of its choices to each of QUESTIONS, got "
+            f"{sorted(given - known)} and none to {sorted(QUESTIONS.keys() - found.keys())}; take a choice that is "
+            "there, or add it to its question"
+        )
+    return {name: found[name] for name in QUESTIONS}
+
+
+class ForeignParameter(NamedTuple):
     """One parameter of a foreign function: the part that it plays, and its default."""
 
     name: str
     role: str
-    default: Any = inspect.Parameter.empty
-    keyword: bool = False
+    default: Any
+    keyword: bool
 
 
 @dataclass(frozen=True)
-class Dialect:
+class Record:
     """The calling convention of one library.
 
     `signature` names each parameter and, as its annotation, the role that it plays here; `module` has those
@@ -48,33 +78,37 @@ class Dialect:
     answers: Mapping[str, Claim]
     module: str = ""
     result: str = ""  # layout of the result, where it differs from that of query
-    returns: str = "out"  # or "(out, None)", "(out, weights)"
-    notes: tuple[str, ...] = field(default=())
+    returns: str = "out"  # the parts of what comes back: out, weights, lse, None
+    with_lse: str = "out, lse"  # those of a call that asks for lse
+    mask_axes: tuple[str, ...] = ()  # of masks that do not just broadcast to BHLS; "(BH)" is one axis of both
+    notes: tuple[str, ...] = ()
 
     @cached_property
-    def parameters(self) -> tuple[Parameter, ...]:
+    def parameters(self) -> tuple[ForeignParameter, ...]:
         """Those of the function, then those of the module."""
         found = []
         for text in (self.signature, f"*, {self.module}" if self.module else ""):
             made = ast.parse(f"def f({text}): ...").body[0]
             assert isinstance(made, ast.FunctionDef)
             args = made.args
-            empty = inspect.Parameter.empty
-            defaults = [empty] * (len(args.args) - len(args.defaults)) + [
-                ast.literal_eval(d) for d in args.defaults
+            required = [None] * (len(args.args) - len(args.defaults))
+            given = [
+                *(
+                    (arg, node, False)
+                    for arg, node in zip(args.args, [*required, *args.defaults], strict=True)
+                ),
+                *((arg, node, True) for arg, node in zip(args.kwonlyargs, args.kw_defaults, strict=True)),
             ]
-            for arg, default in zip(args.args, defaults, strict=True):
-                found.append(Parameter(arg.arg, ast.unparse(arg.annotation or arg), default))
-            for arg, node in zip(args.kwonlyargs, args.kw_defaults, strict=True):
-                value = empty if node is None else ast.literal_eval(node)
-                found.append(Parameter(arg.arg, ast.unparse(arg.annotation or arg), value, keyword=True))
+            for arg, node, keyword in given:
+                default = inspect.Parameter.empty if node is None else ast.literal_eval(node)
+                found.append(ForeignParameter(arg.arg, ast.unparse(arg.annotation or arg), default, keyword))
         return tuple(found)
 
-    def of(self, role: str) -> Parameter | None:
+    def of(self, role: str) -> ForeignParameter | None:
         """The parameter with a role."""
         return next((p for p in self.parameters if p.role == role), None)
 
-    def choice(self, question: str) -> Choice:
+    def choice(self, question: str) -> Convention:
         """Its answer to a question."""
         return QUESTIONS[question].choices[self.answers[question].choice]
 
@@ -82,62 +116,42 @@ class Dialect:
         """Whether its answer is one of these."""
         return self.answers[question].choice in choices
 
+    def has(self, way: Way) -> bool:
+        """Whether it has one way to say something: a parameter with a role, or one of the answers to a question."""
+        return self.of(way) is not None if isinstance(way, str) else self.chose(*way)
+
+    @cached_property
+    def carries(self) -> frozenset[str]:
+        """The features of a problem that it has words for."""
+        return frozenset(name for name, carried in CARRIED.items() if any(map(self.has, carried.ways)))
+
+    @property
+    def aligns_last(self) -> bool:
+        """Whether positions are counted so that the last query stands at the last key."""
+        return self.chose("causal", "last rows") or self.chose("window", "neighbours, last rows")
+
+    def who(self, method: str) -> str:
+        """One of its methods, as the user called it."""
+        return f"polyattn.dialects.DIALECTS[{self.name!r}].{method}"
+
     def __repr__(self) -> str:
         return f"<dialect {self.name}: {self.what}({', '.join(p.name for p in self.parameters)})>"
 
     # what it does
 
-    def refusals(self, case: Case) -> list[str]:
+    def refusals(self, call: WrittenCall) -> list[str]:
         """The questions of a call that are errors in this library."""
-        return [name for name, q in QUESTIONS.items() if q.raised(case) and self.choice(name).refuses]
+        return [name for name, q in QUESTIONS.items() if q.raised(call) and self.choice(name).refuses]
 
-    def settings(self, case: Case, **answers: Choice) -> Settings:
+    def settings(self, call: WrittenCall, **answers: Convention) -> Settings:
         """What the library does with a call whose arguments are passed on by name, as far as it differs from
         the contract; `answers` replace its own."""
         changes: dict[str, str] = {}
         for name, question in QUESTIONS.items():
-            if name != "layout" and question.raised(case):
-                changes.update(answers.get(name, self.choice(name)).changes(case))
+            if name != "layout" and question.raised(call):
+                changes.update(answers.get(name, self.choice(name)).changes(call))
         return Settings(**changes)
-
-    # translation
-
-    def to_polyattn(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The arguments of `polyattn.attention` that mean what a call in this dialect says.
-
-        query, key and value come in layout BHLD. ValueError, TypeError: what attention does not have, or what
-        the library itself would refuse or documents as an error.
-        """
-        from polyattn.dialects.to_polyattn import hear
-
-        return hear(self, args, kwargs).arguments
-
-    def from_polyattn(
-        self, query: Array, key: Array, value: Array, *, repair: bool = True, **options: Any
-    ) -> dict[str, Any]:
-        """The keyword arguments of this dialect that mean what arguments of `polyattn.attention` say.
-
-        What has no parameter is expressed by others: causality of another alignment by a mask, a scale by the
-        query, sinks by one more key. repair: where the library would still return something else for these
-        very arrays (rows that see nothing, NaN in hidden keys), they are changed so that it does not, or the
-        call is refused; False says the call plainly, whatever the library makes of it. Values are looked at
-        only where they are concrete.
-        """
-        from polyattn.dialects.from_polyattn import say
-
-        return say(self, query, key, value, repair, options)
-
-    def attention(self, *args: Any, **kwargs: Any) -> Any:
-        """This dialect's function, computed by `polyattn.attention` on arrays of any library.
-
-        The result has the foreign layout and form; its numbers are those of the contract.
-        """
-        from polyattn.dialects.to_polyattn import hear
-
-        return hear(self, args, kwargs).run()
 
     def result_of(self, out: Array, heads: int) -> Array:
         """What the foreign function returned, as (B, H, L, E)."""
-        from polyattn.dialects.layout import unpack
-
         return unpack(self.result or self.answers["layout"].choice, out, heads)

@@ -9,34 +9,30 @@
 """
 
 from polyattn.layers.alignment import AdditiveAttention, LuongAttention
-from polyattn.layers.blocks import (
-    PRESETS,
-    Decoder,
-    DecoderAux,
-    DecoderBlock,
-    Encoder,
-    EncoderBlock,
-    EncoderDecoderAttention,
-)
+from polyattn.layers.attending import AttentionLayer
+from polyattn.layers.blocks import DecoderAux, DecoderBlock, EncoderBlock, EncoderDecoderAttention
 from polyattn.layers.dense import MLP, Embedding, Linear
 from polyattn.layers.initializers import Constant, Distribution, Normal, Uniform
-from polyattn.layers.layer import Layer, Parameter, Params
-from polyattn.layers.multihead import (
+from polyattn.layers.layer import Layer, LayerResult, Parameter, Params
+from polyattn.layers.multihead import MultiHeadAttention
+from polyattn.layers.named import (
     CausalSelfAttention,
     CrossAttention,
     GroupedQueryAttention,
-    MultiHeadAttention,
     MultiHeadCrossAttention,
     MultiQueryAttention,
     ScaledDotProductAttention,
     SelfAttention,
 )
 from polyattn.layers.norm import LayerNorm, RMSNorm
+from polyattn.layers.presets import PRESETS
+from polyattn.layers.stacks import Decoder, Encoder
 
 __all__ = [
     "MLP",
     "PRESETS",
     "AdditiveAttention",
+    "AttentionLayer",
     "CausalSelfAttention",
     "Constant",
     "CrossAttention",
@@ -51,6 +47,7 @@ __all__ = [
     "GroupedQueryAttention",
     "Layer",
     "LayerNorm",
+    "LayerResult",
     "Linear",
     "LuongAttention",
     "MultiHeadAttention",

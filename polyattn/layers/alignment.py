@@ -6,30 +6,36 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
-from polyattn import attention as scaled_dot_product
 from polyattn._attention import AuxRequest
-from polyattn.additive import additive_attention
+from polyattn.additive import additive_scores
 from polyattn.arrays import Array
+from polyattn.layers.attending import OneAttention
 from polyattn.layers.initializers import Distribution, initializer
-from polyattn.layers.layer import Layer, Parameter, Params, linear, positive, share
+from polyattn.layers.layer import LayerResult, Parameter, Params, linear
+
+__all__ = ["AdditiveAttention", "LuongAttention"]
 
 
-class _Alignment(Layer):
+class _Alignment(OneAttention):
     """One head whose values are the context itself, (..., L, embed_dim), (..., S, context_dim) -> (..., L, context_dim)."""
 
-    embed_dim: int
-    context_dim: int | None
-    dropout_rate: float
+    initializer: str | Distribution
 
-    @property
-    def source_dim(self) -> int:
-        """The width of the context."""
-        return self.embed_dim if self.context_dim is None else self.context_dim
-
-    def _scored(self, params: Params, x: Array, context: Array, options: dict[str, Any]) -> Any:
+    def _sizes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shapes of the parameters."""
         raise NotImplementedError
 
-    def __call__(
+    def _operands(self, params: Params, x: Array, context: Array) -> tuple[Array, Array, Array | None]:
+        """Query, key and bias of one attention whose scores, unscaled, are those of the layer."""
+        raise NotImplementedError
+
+    def parameters(self) -> Mapping[str, Parameter]:
+        return {
+            name: Parameter(shape, initializer(self.name, self.initializer, shape[0], (*shape, 1)[1]))
+            for name, shape in self._sizes().items()
+        }
+
+    def run(
         self,
         params: Params,
         x: Array,
@@ -40,33 +46,29 @@ class _Alignment(Layer):
         query_offset: Any = None,
         dropout_seed: int | Array | None = None,
         return_aux: AuxRequest | None = None,
-    ) -> Any:
-        self.check(params, self.embed_dim, x=x, context=context)
-        context = x if context is None else context
-        if context.shape[-1] != self.source_dim:
-            raise ValueError(
-                f"{self.name}: expected context of shape (..., length, {self.source_dim}), got {tuple(context.shape)}; "
-                "context_dim declares its width"
-            )
-        options = {
-            "mask": mask,
-            "is_causal": is_causal,
-            "query_offset": query_offset,
-            "dropout_rate": 0.0 if dropout_seed is None else self.dropout_rate,
-            "dropout_seed": dropout_seed,
-            "return_aux": return_aux,
-        }
+    ) -> LayerResult:
+        source = self.source(params, x, context)
         # A head axis of size 1, so that masks mean the same as for other layers.
-        try:
-            found = self._scored(params, x[..., None, :, :], context[..., None, :, :], options)
-        except (ValueError, TypeError) as error:
-            if not str(error).startswith("polyattn.attention"):
-                raise
-            shapes = f"x {tuple(x.shape)} and context {tuple(context.shape)}"
-            raise type(error)(f"{self.name} with {shapes}: {error}") from error
-        if return_aux is None:
-            return found[..., 0, :, :]
-        return found[0][..., 0, :, :], found[1]
+        x, source = x[..., None, :, :], source[..., None, :, :]
+        query, key, bias = self._operands(params, x, source)
+        heads, aux = self.attend(
+            query,
+            key,
+            source,
+            mask=mask,
+            bias=bias,
+            is_causal=is_causal,
+            query_offset=query_offset,
+            scale=1.0,
+            dropout_seed=dropout_seed,
+            return_aux=return_aux,
+        )
+        return LayerResult(heads[..., 0, :, :], aux=aux)
+
+
+def _added(query: Array, key: Array, weight: Array) -> tuple[Array, Array, Array]:
+    """Scores that are no products come as the bias of products over no entries at all."""
+    return query[..., :0], key[..., :0], additive_scores(query, key, weight)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class AdditiveAttention(_Alignment):
     """sum_j softmax_j(v . tanh(x_i W_q + c_j W_k)) c_j: the values are the context itself (Bahdanau).
 
     Params: w_q (embed_dim, hidden_dim), w_k (context_dim, hidden_dim), v (hidden_dim,). The call is that of
-    `MultiHeadAttention` but for the cache. `keras.layers.AdditiveAttention` has neither W_q nor W_k.
+    `MultiHeadAttention` without bias and cache. `keras.layers.AdditiveAttention` has neither W_q nor W_k.
 
     Source: Bahdanau 2014, arXiv:1409.0473, section A.1.2.
 
@@ -92,28 +94,19 @@ class AdditiveAttention(_Alignment):
     initializer: str | Distribution = "glorot_uniform"
 
     def __post_init__(self) -> None:
-        positive(
-            "AdditiveAttention",
-            embed_dim=self.embed_dim,
-            hidden_dim=self.hidden_dim,
-            context_dim=self.context_dim,
-        )
-        share("AdditiveAttention", self.dropout_rate)
+        self.check_sizes(embed_dim=self.embed_dim, hidden_dim=self.hidden_dim, context_dim=self.context_dim)
+        self.check_rate(self.dropout_rate)
+        _ = self.parameters()  # refuses an unknown initializer
 
-    def parameters(self) -> Mapping[str, Parameter]:
-        def kernel(*shape: int) -> Parameter:
-            fan_out = shape[1] if len(shape) > 1 else 1
-            return Parameter(shape, initializer(self.initializer, shape[0], fan_out, "AdditiveAttention"))
-
+    def _sizes(self) -> Mapping[str, tuple[int, ...]]:
         return {
-            "w_q": kernel(self.embed_dim, self.hidden_dim),
-            "w_k": kernel(self.source_dim, self.hidden_dim),
-            "v": kernel(self.hidden_dim),
+            "w_q": (self.embed_dim, self.hidden_dim),
+            "w_k": (self.source_dim, self.hidden_dim),
+            "v": (self.hidden_dim,),
         }
 
-    def _scored(self, params: Params, x: Array, context: Array, options: dict[str, Any]) -> Any:
-        q, k = linear(x, params["w_q"]), linear(context, params["w_k"])
-        return additive_attention(q, k, context, params["v"], **options)
+    def _operands(self, params: Params, x: Array, context: Array) -> tuple[Array, Array, Array | None]:
+        return _added(linear(x, params["w_q"]), linear(context, params["w_k"]), params["v"])
 
 
 @dataclass(frozen=True)
@@ -124,7 +117,7 @@ class LuongAttention(_Alignment):
         "general":  x W c             w (embed_dim, context_dim)
         "concat":   v . tanh([x; c] W)   w (embed_dim + context_dim, hidden_dim), v (hidden_dim,)
 
-    The call is that of `MultiHeadAttention` but for the cache.
+    The call is that of `MultiHeadAttention` without bias and cache.
 
     Source: Luong 2015, arXiv:1508.04025, section 3.1 (W of "concat" transposed).
 
@@ -142,15 +135,12 @@ class LuongAttention(_Alignment):
     initializer: str | Distribution = "glorot_uniform"
 
     def __post_init__(self) -> None:
-        positive(
-            "LuongAttention",
-            embed_dim=self.embed_dim,
-            context_dim=self.context_dim,
-            hidden_dim=self.hidden_dim,
-        )
-        share("LuongAttention", self.dropout_rate)
+        self.check_sizes(embed_dim=self.embed_dim, context_dim=self.context_dim, hidden_dim=self.hidden_dim)
+        self.check_rate(self.dropout_rate)
         if self.score not in ("dot", "general", "concat"):
-            raise ValueError(f"{self.name}: expected score 'dot', 'general' or 'concat', got {self.score!r}")
+            raise ValueError(
+                f"{self.name}: expected score 'dot', 'general' or 'concat', got {self.score!r}; take one of these"
+            )
         if self.score == "dot" and self.source_dim != self.embed_dim:
             raise ValueError(
                 f"{self.name}: expected equal widths for score='dot', got embed_dim={self.embed_dim} and "
@@ -159,28 +149,19 @@ class LuongAttention(_Alignment):
         if (self.score == "concat") != (self.hidden_dim is not None):
             raise ValueError(
                 f"{self.name}: expected hidden_dim with score='concat' and only there, got score={self.score!r} and "
-                f"hidden_dim={self.hidden_dim!r}"
+                f"hidden_dim={self.hidden_dim!r}; it is the width of the layer inside 'concat'"
             )
 
-    def parameters(self) -> Mapping[str, Parameter]:
-        def kernel(*shape: int) -> Parameter:
-            fan_out = shape[1] if len(shape) > 1 else 1
-            return Parameter(shape, initializer(self.initializer, shape[0], fan_out, "LuongAttention"))
+        _ = self.parameters()  # refuses an unknown initializer
 
-        if self.score == "general":
-            return {"w": kernel(self.embed_dim, self.source_dim)}
-        if self.score == "concat":
-            assert self.hidden_dim is not None
-            return {
-                "w": kernel(self.embed_dim + self.source_dim, self.hidden_dim),
-                "v": kernel(self.hidden_dim),
-            }
-        return {}
+    def _sizes(self) -> Mapping[str, tuple[int, ...]]:
+        if self.hidden_dim is not None:
+            return {"w": (self.embed_dim + self.source_dim, self.hidden_dim), "v": (self.hidden_dim,)}
+        return {"w": (self.embed_dim, self.source_dim)} if self.score == "general" else {}
 
-    def _scored(self, params: Params, x: Array, context: Array, options: dict[str, Any]) -> Any:
+    def _operands(self, params: Params, x: Array, context: Array) -> tuple[Array, Array, Array | None]:
         if self.score == "concat":
             w = params["w"]
-            q, k = linear(x, w[: self.embed_dim, :]), linear(context, w[self.embed_dim :, :])
-            return additive_attention(q, k, context, params["v"], **options)
-        query = linear(x, params["w"]) if self.score == "general" else x
-        return scaled_dot_product(query, context, context, scale=1.0, **options)
+            of_x, of_context = linear(x, w[: self.embed_dim, :]), linear(context, w[self.embed_dim :, :])
+            return _added(of_x, of_context, params["v"])
+        return linear(x, params["w"]) if self.score == "general" else x, context, None

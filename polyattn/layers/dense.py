@@ -9,7 +9,9 @@ from polyattn.arrays import Array, backend_of, is_array
 from polyattn.dropout import drop
 from polyattn.layers.activations import ACTIVATIONS, silu
 from polyattn.layers.initializers import ZEROS, Distribution, Normal, initializer
-from polyattn.layers.layer import Layer, Parameter, Params, linear, positive, share
+from polyattn.layers.layer import Layer, Parameter, Params, linear
+
+__all__ = ["MLP", "Embedding", "Linear"]
 
 _SMALL = Normal(0.02)  # as GPT-2 and BERT begin
 
@@ -25,10 +27,10 @@ class Linear(Layer):
     initializer: str | Distribution = "glorot_uniform"
 
     def __post_init__(self) -> None:
-        positive("Linear", in_dim=self.in_dim, out_dim=self.out_dim)
+        self.check_sizes(in_dim=self.in_dim, out_dim=self.out_dim)
 
     def parameters(self) -> Mapping[str, Parameter]:
-        return _affine("w", "b", self.in_dim, self.out_dim, self.use_bias, self.initializer, "Linear")
+        return _affine(self, "w", "b", self.in_dim, self.out_dim)
 
     def __call__(self, params: Params, x: Array) -> Array:
         self.check(params, self.in_dim, x=x)
@@ -45,7 +47,7 @@ class Embedding(Layer):
     initializer: Distribution = _SMALL
 
     def __post_init__(self) -> None:
-        positive("Embedding", size=self.size, dim=self.dim)
+        self.check_sizes(size=self.size, dim=self.dim)
 
     def parameters(self) -> Mapping[str, Parameter]:
         return {"table": Parameter((self.size, self.dim), self.initializer)}
@@ -53,7 +55,8 @@ class Embedding(Layer):
     def __call__(self, params: Params, tokens: Array) -> Array:
         if not is_array(tokens) or not backend_of(tokens).xp.isdtype(tokens.dtype, "integral"):
             raise TypeError(
-                f"{self.name}: expected an array of integer tokens, got {getattr(tokens, 'dtype', tokens)!r}"
+                f"{self.name}: expected an array of integer tokens, got "
+                f"{getattr(tokens, 'dtype', tokens)!r}; convert them to integers"
             )
         backend = self.check_params(params, tokens)
         xp = backend.xp
@@ -95,18 +98,17 @@ class MLP(Layer):
     initializer: str | Distribution = "glorot_uniform"
 
     def __post_init__(self) -> None:
-        positive("MLP", embed_dim=self.embed_dim, hidden_dim=self.hidden_dim)
-        share("MLP", self.dropout_rate)
+        self.check_sizes(embed_dim=self.embed_dim, hidden_dim=self.hidden_dim)
+        self.check_rate(self.dropout_rate)
         if self.activation not in (*ACTIVATIONS, "swiglu"):
             raise ValueError(
-                f"polyattn.layers.MLP: expected activation among {', '.join((*ACTIVATIONS, 'swiglu'))}, "
-                f"got {self.activation!r}"
+                f"{self.name}: expected activation among {', '.join((*ACTIVATIONS, 'swiglu'))}, got "
+                f"{self.activation!r}; take the one that the model was trained with"
             )
 
     def parameters(self) -> Mapping[str, Parameter]:
         def affine(suffix: str, fan_in: int, fan_out: int) -> Mapping[str, Parameter]:
-            w, b = f"w_{suffix}", f"b_{suffix}"
-            return _affine(w, b, fan_in, fan_out, self.use_bias, self.initializer, "MLP")
+            return _affine(self, f"w_{suffix}", f"b_{suffix}", fan_in, fan_out)
 
         gate = affine("gate", self.embed_dim, self.hidden_dim) if self.activation == "swiglu" else {}
         return {
@@ -126,8 +128,7 @@ class MLP(Layer):
         return linear(hidden, params["w_out"], params.get("b_out"))
 
 
-def _affine(
-    w: str, b: str, fan_in: int, fan_out: int, use_bias: bool, how: str | Distribution, layer: str
-) -> dict[str, Parameter]:
-    found = {w: Parameter((fan_in, fan_out), initializer(how, fan_in, fan_out, layer))}
-    return found | {b: Parameter((fan_out,), ZEROS)} if use_bias else found
+def _affine(layer: Linear | MLP, w: str, b: str, fan_in: int, fan_out: int) -> dict[str, Parameter]:
+    drawn = initializer(layer.name, layer.initializer, fan_in, fan_out)
+    found = {w: Parameter((fan_in, fan_out), drawn)}
+    return found | {b: Parameter((fan_out,), ZEROS)} if layer.use_bias else found

@@ -14,6 +14,8 @@ from typing import Any
 from polyattn.arrays import Array, backend_of, numpy_backend
 from polyattn.dropout import key_of, threefry2x32
 
+__all__ = ["Constant", "Distribution", "Normal", "Uniform"]
+
 
 class Distribution:
     """What the entries of a parameter are drawn from, independently."""
@@ -89,7 +91,7 @@ INITIALIZERS: dict[str, Any] = {
 }
 
 
-def initializer(name: str | Distribution, fan_in: int, fan_out: int, layer: str) -> Distribution:
+def initializer(who: str, name: str | Distribution, fan_in: int, fan_out: int) -> Distribution:
     """The distribution of that name, or the one given.
 
     glorot_uniform: U(+-sqrt(6 / (fan_in + fan_out))), Glorot and Bengio 2010, equation 16 (Keras).
@@ -102,7 +104,8 @@ def initializer(name: str | Distribution, fan_in: int, fan_out: int, layer: str)
     if name not in INITIALIZERS:
         known = ", ".join((*INITIALIZERS, "xavier_packed (attention)"))
         raise ValueError(
-            f"polyattn.layers.{layer}: expected an initializer among {known}, or a Distribution, got {name!r}"
+            f"{who}: expected an initializer among {known}, or a Distribution, got {name!r}; take one of these, for "
+            "example layers.Normal(0.02)"
         )
     found: Distribution = INITIALIZERS[name](max(fan_in, 1), max(fan_out, 1))
     return found

@@ -1,4 +1,4 @@
-"""A layer is a value: a frozen configuration with two pure functions, `init` and the call."""
+"""A layer is a value: a frozen configuration and pure functions, `init` and the call."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from polyattn.arrays import Array, Backend, backend_of, is_array
 from polyattn.layers.initializers import Distribution
+
+__all__ = ["Layer", "LayerResult", "Parameter", "Params"]
 
 Params = Mapping[str, Any]  # nested: name -> array, or name -> Params of a part
 
@@ -19,15 +21,31 @@ class Parameter(NamedTuple):
     initial: Distribution
 
 
-class Layer:
-    """What every layer has. Subclasses are frozen dataclasses with `parameters` and `__call__`.
+class LayerResult(NamedTuple):
+    """All that a layer has to say; None where it was not asked, or has nothing."""
 
-        params = layer.init(seed, like=array)     # a nested dict of arrays, in array's library and dtype
-        out = layer(params, x, ...)               # pure: no state, no hidden randomness
+    out: Array
+    cache: Any = None  # what cache= became: a `KVCache`, of a stack a tuple of them
+    aux: Any = None  # an `AttentionAux`, of a decoder block a `DecoderAux`, of a stack a tuple of them
+
+
+class Layer:
+    """What every layer has. Subclasses are frozen dataclasses with `parameters` and `__call__` (or `run`).
+
+        params = layer.init(seed, like=array)          # a nested dict of arrays, in array's library and dtype
+        out = layer(params, x, ...)                    # an array; pure: no state, no hidden randomness
+        out, cache, aux = layer.run(params, x, ...)    # the same call, which may be asked for more
 
     The same seed gives the same numbers on every library. A layer is hashable, so that it may be a static
     argument of a compiled function; params are an ordinary pytree.
     """
+
+    def __call__(self, params: Params, *inputs: Any, **options: Any) -> Array:
+        raise NotImplementedError
+
+    def run(self, params: Params, *inputs: Any, **options: Any) -> LayerResult:
+        """The call, as a `LayerResult`."""
+        return LayerResult(self(params, *inputs, **options))
 
     def parameters(self) -> Mapping[str, Parameter | Layer]:
         """The arrays and the parts of this layer, by name."""
@@ -80,6 +98,22 @@ class Layer:
     def name(self) -> str:
         """For sentences: polyattn.layers.<class>."""
         return f"polyattn.layers.{type(self).__name__}"
+
+    def check_sizes(self, **sizes: int | None) -> None:
+        """A ValueError unless each is a positive int (or None)."""
+        for name, n in sizes.items():
+            if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+                raise ValueError(
+                    f"{self.name}: expected {name} to be a positive int, got {n!r}; give a size of at least 1"
+                )
+
+    def check_rate(self, dropout_rate: float) -> None:
+        """A ValueError unless a dropout rate is one."""
+        if not 0.0 <= dropout_rate < 1.0:
+            raise ValueError(
+                f"{self.name}: expected 0 <= dropout_rate < 1, got {dropout_rate!r}; it is the share of numbers "
+                "dropped"
+            )
 
     def check(self, params: Params, width: int, **inputs: Array | None) -> Backend:
         """The backend of the inputs, if they and the params are of one library and dtype and of the right shapes.
@@ -158,19 +192,3 @@ def linear(x: Array, w: Array, b: Array | None = None) -> Array:
     flat = backend.linear(xp.reshape(x, (rows, x.shape[-1])), xp.reshape(w, (w.shape[0], columns)))
     out = xp.reshape(flat, (*x.shape[:-1], *w.shape[1:]))
     return out if b is None else out + b
-
-
-def positive(layer: str, **numbers: int | None) -> None:
-    """A ValueError unless each number is a positive int (or None)."""
-    for name, n in numbers.items():
-        if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
-            raise ValueError(f"polyattn.layers.{layer}: expected {name} to be a positive int, got {n!r}")
-
-
-def share(layer: str, dropout_rate: float) -> None:
-    """A ValueError unless a dropout rate is one."""
-    if not 0.0 <= dropout_rate < 1.0:
-        raise ValueError(
-            f"polyattn.layers.{layer}: expected 0 <= dropout_rate < 1, got {dropout_rate!r}; it is the share of "
-            "numbers dropped"
-        )

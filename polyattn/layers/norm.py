@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 
-from polyattn.arrays import Array
+from polyattn.arrays import Array, Backend
 from polyattn.layers.initializers import ONES, ZEROS
-from polyattn.layers.layer import Layer, Parameter, Params, positive
+from polyattn.layers.layer import Layer, Parameter, Params
+
+__all__ = ["LayerNorm", "Norm", "RMSNorm"]
 
 
 @dataclass(frozen=True)
@@ -28,19 +30,14 @@ class LayerNorm(Layer):
     use_bias: bool = True
 
     def __post_init__(self) -> None:
-        positive("LayerNorm", dim=self.dim)
+        self.check_sizes(dim=self.dim)
 
     def parameters(self) -> Mapping[str, Parameter]:
         bias = {"bias": Parameter((self.dim,), ZEROS)} if self.use_bias else {}
         return {"scale": Parameter((self.dim,), ONES)} | bias
 
     def __call__(self, params: Params, x: Array) -> Array:
-        backend = self.check(params, self.dim, x=x)
-        xp, dtype = backend.xp, x.dtype
-        x = backend.astype(x, backend.compute_dtype(dtype))
-        x = x - xp.mean(x, axis=-1, keepdims=True)
-        x = x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
-        x = backend.astype(x, dtype) * params["scale"]
+        x = _scaled(self, self.check(params, self.dim, x=x), params, x, centred=True)
         return x + params["bias"] if self.use_bias else x
 
 
@@ -61,14 +58,23 @@ class RMSNorm(Layer):
     epsilon: float
 
     def __post_init__(self) -> None:
-        positive("RMSNorm", dim=self.dim)
+        self.check_sizes(dim=self.dim)
 
     def parameters(self) -> Mapping[str, Parameter]:
         return {"scale": Parameter((self.dim,), ONES)}
 
     def __call__(self, params: Params, x: Array) -> Array:
-        backend = self.check(params, self.dim, x=x)
-        xp, dtype = backend.xp, x.dtype
-        x = backend.astype(x, backend.compute_dtype(dtype))
-        x = x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
-        return backend.astype(x, dtype) * params["scale"]
+        return _scaled(self, self.check(params, self.dim, x=x), params, x, centred=False)
+
+
+Norm = LayerNorm | RMSNorm
+
+
+def _scaled(norm: Norm, backend: Backend, params: Params, x: Array, *, centred: bool) -> Array:
+    """x / sqrt(mean(x^2) + epsilon) * scale in the compute dtype, of x or of x - mean(x)."""
+    xp, dtype = backend.xp, x.dtype
+    x = backend.astype(x, backend.compute_dtype(dtype))
+    if centred:
+        x = x - xp.mean(x, axis=-1, keepdims=True)
+    x = x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + norm.epsilon)
+    return backend.astype(x, dtype) * params["scale"]

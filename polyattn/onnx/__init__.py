@@ -10,7 +10,7 @@ names and defaults of ONNX; `opset` chooses the version, as the opset of a model
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from polyattn.onnx.attention import AttentionOutputs, attention
+from polyattn.onnx._attention import AttentionOutputs, attention
 from polyattn.onnx.graph import export
 from polyattn.onnx.linear import LinearAttentionOutputs, linear_attention
 from polyattn.onnx.rotary import rotary_embedding

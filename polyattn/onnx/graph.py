@@ -10,6 +10,8 @@ from typing import Any
 from polyattn.arrays import Array, backend_of, is_array
 from polyattn.layers import Layer, Params
 
+__all__ = ["export"]
+
 
 def export(
     f: Callable[..., Any],
@@ -59,9 +61,11 @@ def _plain(name: str, x: Any) -> Any:
 def _ndonnx() -> Any:
     try:
         import ndonnx
-    except ImportError:
+        import onnx  # noqa: F401
+    except ImportError as error:
         raise ImportError(
-            "polyattn.onnx.export: expected the package ndonnx, which writes the graph; pip install 'polyattn[onnx]'"
+            f"polyattn.onnx.export: expected the packages onnx and ndonnx, which write the graph, got: {error}; "
+            "pip install 'polyattn[onnx]'"
         ) from None
     return ndonnx
 
@@ -76,13 +80,13 @@ def _bound(layer: Layer, params: Params) -> Callable[..., Any]:
         }
 
     made = constants(params)
-    return lambda *inputs: layer(made, *inputs)  # type: ignore[operator]
+    return lambda *inputs: layer(made, *inputs)
 
 
 def _build(f: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
+    xp = _ndonnx()
     import onnx
 
-    xp = _ndonnx()
     arguments = {}
     for name, x in inputs.items():
         if name.partition("_")[0] == "output":
@@ -112,7 +116,9 @@ def _build(f: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
                 f"{type(output).__name__}; a constant needs no model"
             )
     if not outputs:
-        raise TypeError("polyattn.onnx.export: expected the function to return an array, got none")
+        raise TypeError(
+            "polyattn.onnx.export: expected the function to return an array, got none; return what it computes"
+        )
     names = ["output"] if len(outputs) == 1 else [f"output_{i}" for i in range(len(outputs))]
     model = xp.build(arguments, dict(zip(names, outputs, strict=True)))
     onnx.checker.check_model(model)
@@ -137,6 +143,7 @@ def _for_every_length(
     f: Callable[..., Any], inputs: Mapping[str, Any], dynamic: Mapping[str, Mapping[int, str]]
 ) -> Any:
     """The model with names for axes instead of lengths, from traces at several lengths."""
+    _ndonnx()
     import numpy as np
     import onnx
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from polyattn.arrays import Array, Backend
 
+__all__ = ["join_heads", "split_heads"]
+
 
 def split_heads(who: str, name: str, backend: Backend, x: Array, heads: int | None) -> Array:
     """(batch, length, heads * width) as (batch, heads, length, width)."""

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
+__all__ = ["GROWTH", "Formula", "Lengths", "formula", "generalize", "lengths_to_trace"]
+
 Lengths = Mapping[str, int]  # of the named axes
 
 #: By how much lengths grow in the second, third and last trace, the k-th axis by the k-th number. No sum of lengths, each

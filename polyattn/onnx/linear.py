@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import NamedTuple, TypedDict, Unpack
 
 from polyattn.arrays import Array
-from polyattn.linear import linear_attention as attend
+from polyattn.linear import attend
 from polyattn.onnx.heads import join_heads, split_heads
 from polyattn.onnx.signatures import NEWEST, arguments
 
 _WHO = "polyattn.onnx.linear_attention"
 _RULES = ("linear", "gated", "delta", "gated_delta")
+
+
+__all__ = ["LinearAttentionAttributes", "LinearAttentionOutputs", "linear_attention"]
 
 
 class LinearAttentionAttributes(TypedDict, total=False):
@@ -66,7 +69,9 @@ def linear_attention(
     backend, a = arguments(_WHO, "LinearAttention", opset, given, attributes)
     xp, rule, heads = backend.xp, a["update_rule"], a["kv_num_heads"]
     if rule not in _RULES:
-        raise ValueError(f"{_WHO}: expected update_rule to be one of {', '.join(_RULES)}, got {rule!r}")
+        raise ValueError(
+            f"{_WHO}: expected update_rule to be one of {', '.join(_RULES)}, got {rule!r}; the operator has no other"
+        )
     for name, x, uses in (("decay", decay, "gated" in rule), ("beta", beta, "delta" in rule)):
         if uses != (x is not None):
             raise ValueError(
@@ -88,24 +93,17 @@ def linear_attention(
         if decay.shape[2] not in (heads, heads * k.shape[3]):
             raise ValueError(
                 f"{_WHO}: expected decay with {heads} in the last axis, one per head, or {heads * k.shape[3]}, one per "
-                f"entry of key, got {decay.shape[2]}"
+                f"entry of key, got {decay.shape[2]}; reshape it"
             )
         decay = split_heads(_WHO, "decay", backend, decay, heads)
     if beta is not None:
         if beta.shape[2] not in (heads, 1):
             raise ValueError(
-                f"{_WHO}: expected beta with {heads} in the last axis, one per head, or 1 for all, got {beta.shape[2]}"
+                f"{_WHO}: expected beta with {heads} in the last axis, one per head, or 1 for all, got "
+                f"{beta.shape[2]}; reshape it"
             )
         beta = xp.permute_dims(beta, (0, 2, 1))[..., None]
-    out, state = attend(
-        q,
-        k,
-        v,
-        decay=decay,
-        beta=beta,
-        state=past_state,
-        scale=a["scale"] or None,
-        chunk_size=a["chunk_size"],
-    )
+    arrays = {"query": q, "key": k, "value": v, "decay": decay, "beta": beta, "state": past_state}
+    out, state = attend(_WHO, arrays, a["scale"] or None, a["chunk_size"])
     state_dtype = query.dtype if past_state is None else past_state.dtype
     return LinearAttentionOutputs(join_heads(backend, out), backend.astype(state, state_dtype))

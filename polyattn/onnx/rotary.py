@@ -12,6 +12,9 @@ from polyattn.rotary import rotate
 _WHO = "polyattn.onnx.rotary_embedding"
 
 
+__all__ = ["RotaryEmbeddingAttributes", "rotary_embedding"]
+
+
 class RotaryEmbeddingAttributes(TypedDict, total=False):
     """The attributes of RotaryEmbedding."""
 
@@ -33,7 +36,7 @@ def rotary_embedding(
 
     X (B, H, L, D), or (B, L, H * D) with num_heads. With position_ids (B, L) the caches are tables
     (positions, width/2), without they are (B, L, width/2). The result has the shape and dtype of X.
-    `polyattn.positions.Rotary` computes the angles itself. Source: the definition of the operator, onnx 1.23.
+    `polyattn.rotary.Rotary` computes the angles itself. Source: the definition of the operator, onnx 1.23.
 
     >>> import numpy as np
     >>> quarter = np.array([[1.0], [0.0]]), np.array([[0.0], [1.0]])
@@ -49,7 +52,8 @@ def rotary_embedding(
         )
     if X.ndim == 4 and a["num_heads"] not in (None, 0, X.shape[1]):
         raise ValueError(
-            f"{_WHO}: expected no num_heads with X of rank 4, which has {X.shape[1]} heads, got {a['num_heads']}"
+            f"{_WHO}: expected no num_heads with X of rank 4, which has {X.shape[1]} heads, got {a['num_heads']}; "
+            "it says how to split X of rank 3"
         )
     x = X if X.ndim == 4 else split_heads(_WHO, "X", backend, X, a["num_heads"])
     batch, _, length, head = x.shape

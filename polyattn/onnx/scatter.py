@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import TypedDict, Unpack
 
 from polyattn.arrays import Array
+from polyattn.caches.scatter import scatter
 from polyattn.onnx.signatures import NEWEST, arguments
 
 _WHO = "polyattn.onnx.tensor_scatter"
+
+
+__all__ = ["TensorScatterAttributes", "tensor_scatter"]
 
 
 class TensorScatterAttributes(TypedDict, total=False):
@@ -51,7 +55,10 @@ def tensor_scatter(
             f"got {a['axis']}; it is the axis of tokens"
         )
     if a["mode"] not in ("linear", "circular"):
-        raise ValueError(f"{_WHO}: expected mode 'linear' or 'circular', got {a['mode']!r}")
+        raise ValueError(
+            f"{_WHO}: expected mode 'linear' or 'circular', got {a['mode']!r}; in the second one what lies beyond the "
+            "end begins again at 0"
+        )
     if update.dtype != past_cache.dtype:
         raise TypeError(
             f"{_WHO}: expected update of the dtype of past_cache, {past_cache.dtype}, got {update.dtype}; cast it"
@@ -62,10 +69,7 @@ def tensor_scatter(
             f"{_WHO}: expected update of the shape of past_cache, {shape}, with at most {room} at axis {axis}, got "
             f"{new}; it holds the new tokens alone"
         )
-    count = new[axis]
-    if count == 0:
-        return past_cache
-    batch = shape[0]
+    count, batch = new[axis], shape[0]
     circular = a["mode"] == "circular"
     start = xp.zeros(batch, dtype=xp.int32, device=backend.device(past_cache))
     if write_indices is not None:
@@ -81,11 +85,4 @@ def tensor_scatter(
                 f"{places}; make the cache longer, or use mode='circular'"
             )
         start = write_indices
-    # Every place of the cache asks which new token comes to it.
-    source = backend.arange(0, room, past_cache)[None, :] - start[:, None]
-    if circular:
-        source = source % room
-    along = (batch, *(room if i == axis else 1 for i in range(1, len(shape))))
-    arrives = xp.reshape((source >= 0) & (source < count), along)
-    index = xp.broadcast_to(xp.reshape(xp.clip(source, 0, count - 1), along), shape)
-    return xp.where(arrives, xp.take_along_axis(update, index, axis=axis), past_cache)
+    return scatter(past_cache, update, start, axis, circular=circular)

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from polyattn.arrays import Array, Backend, backend_of, is_array
 
+__all__ = ["NEWEST", "SIGNATURES", "Attribute", "Signature", "arguments"]
+
 #: The newest opset whose operators are known to be these.
 NEWEST = 28
 

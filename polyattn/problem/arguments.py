@@ -143,11 +143,11 @@ def sinks(call: Call) -> Array | None:
     given = call.get("sinks")
     if given is None:
         return None
-    made = _per_head(call, given, "sinks")
+    made, xp = _per_head(call, given, "sinks"), call.backend.xp
     if isinstance(made, float):
-        made = call.backend.asarray(made, call.compute_dtype, call.query)
-        return call.backend.xp.reshape(made, (1, 1, 1, 1))
-    return made
+        made = xp.reshape(call.backend.asarray(made, call.compute_dtype, call.query), (1, 1, 1, 1))
+    # The largest number takes all of a row, as infinity does, and can be subtracted from itself.
+    return xp.where(made == xp.inf, xp.finfo(call.compute_dtype).max, made)
 
 
 def _per_head(call: Call, value: Any, name: str) -> float | Array:

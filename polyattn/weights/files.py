@@ -7,12 +7,28 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from polyattn.arrays import Array, backend_of
 from polyattn.layers import Layer, Params
 from polyattn.weights.tree import check_params, convert, flatten, unflatten
+
+__all__ = ["load", "save"]
+
+
+#: What NumPy, zipfile and zlib raise where bytes are not what they should be.
+_DAMAGED = (
+    ValueError,
+    TypeError,
+    OSError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def save(params: Params, path: str | os.PathLike[str], *, metadata: Mapping[str, str] | None = None) -> None:
@@ -44,11 +60,9 @@ def save(params: Params, path: str | os.PathLike[str], *, metadata: Mapping[str,
                     with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                         np.lib.format.write_array(file, x, allow_pickle=False)
         elif path.suffix == ".safetensors":
-            from safetensors.numpy import save as to_bytes
-
-            part.write_bytes(
-                to_bytes(arrays, metadata=None if metadata is None else dict(metadata))
-            )  # with the permissions of any new file
+            to_bytes = _package("save").numpy.save
+            whole = to_bytes(arrays, metadata=None if metadata is None else dict(metadata))
+            part.write_bytes(whole)  # with the permissions of any new file
         else:
             raise _unknown("save", path)
         part.replace(path)
@@ -83,23 +97,33 @@ def _complete(params: Params, shapes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
+    package = _package("load")
     with suppress(ImportError):
         import ml_dtypes  # noqa: F401  # from then on NumPy knows bfloat16 by name
     try:
-        return dict(load_file(path))
+        return dict(package.numpy.load_file(path))
     except (AttributeError, TypeError) as error:
         raise ValueError(
             f"polyattn.weights.load: expected dtypes that NumPy has, or bfloat16 beside the package ml_dtypes, got "
             f"{path.name!r}, of which NumPy says: {error}; store it in another dtype"
         ) from error
-    except SafetensorError as error:
+    except package.SafetensorError as error:
         raise ValueError(
             f"polyattn.weights.load: expected a whole safetensors file, got {path.name!r}, of which the reader says: "
             f"{error}; was it cut short, or is it of another kind?"
         ) from error
+
+
+def _package(function: str) -> Any:
+    """safetensors, with its module for NumPy."""
+    try:
+        import_module("safetensors.numpy")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"polyattn.weights.{function}: expected the package safetensors for a .safetensors file, got none; "
+            "pip install safetensors, or name the file .npz"
+        ) from error
+    return import_module("safetensors")
 
 
 def _npz(path: Path) -> dict[str, Any]:
@@ -113,17 +137,7 @@ def _npz(path: Path) -> dict[str, Any]:
         return arrays
     except FileNotFoundError:
         raise
-    # What NumPy, zipfile and zlib raise where bytes are not what they should be.
-    except (
-        ValueError,
-        TypeError,
-        OSError,
-        EOFError,
-        MemoryError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except _DAMAGED as error:
         raise ValueError(
             f"polyattn.weights.load: expected a whole .npz file of plain arrays, got {path.name!r}, of which NumPy "
             f"says: {error}; was it cut short, or does it hold pickled objects?"

@@ -8,15 +8,19 @@ from typing import Any
 from polyattn.arrays import Array
 from polyattn.weights.tree import check_names, convert, flatten, unflatten
 
+__all__ = ["read", "write"]
+
 
 def read(module: Any) -> dict[str, Array]:
     """The parameters of a module of PyTorch, Flax nnx, Keras or Equinox, by the names that `from_format` knows.
 
-    Copies where arrays can be written to, so that neither side sees the other learn.
+    Copies, so that neither side sees the other learn.
 
     params = from_format(layer, read(torch.nn.MultiheadAttention(64, 4)), "torch")
     """
-    return {name: x.detach().clone() if hasattr(x, "detach") else x for name, x in _arrays(module).items()}
+    return {
+        name: x.detach().clone() if hasattr(x, "detach") else x.copy() for name, x in _arrays(module).items()
+    }
 
 
 def _arrays(module: Any) -> dict[str, Array]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from polyattn.arrays import Array, backend_of
 
+__all__ = ["grouped_to_tiled", "half_to_interleaved", "interleaved_to_half", "tiled_to_grouped"]
+
 
 def interleaved_to_half(w: Array, width: int | None = None) -> Array:
     """Query or key weights (..., D) for rotary pairs (0, 1), (2, 3), ... -> for pairs (i, i + width/2).
@@ -60,7 +62,8 @@ def _regroup(function: str, w: Array, kv_heads: int, axis: int, split: object) -
     heads = w.shape[axis]
     if kv_heads < 1 or heads % kv_heads:
         raise ValueError(
-            f"polyattn.weights.{function}: expected kv_heads to divide the {heads} heads of axis {axis}, got {kv_heads}"
+            f"polyattn.weights.{function}: expected kv_heads to divide the {heads} heads of axis {axis}, got {kv_heads}; "
+            "axis is that of the heads"
         )
     xp = backend_of(w).xp
     parts = xp.reshape(w, (*w.shape[:axis], *split(heads // kv_heads), *w.shape[axis + 1 :]))  # type: ignore[operator]

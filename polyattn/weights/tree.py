@@ -8,6 +8,8 @@ from typing import Any
 from polyattn.arrays import Array, backend_of
 from polyattn.layers import Layer, Params
 
+__all__ = ["check_names", "check_params", "convert", "flatten", "unflatten"]
+
 
 def flatten(params: Params, separator: str = ".") -> dict[str, Any]:
     """{"a": {"b": x}} -> {"a.b": x}.

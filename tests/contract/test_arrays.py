@@ -29,6 +29,7 @@ LOWER = np.tri(5, dtype=bool)[None, None]
 CAUSAL = truth(Spec(*(x.astype(float) for x in qkv()), allowed=LOWER))["out"]
 
 
+@pytest.mark.rule("rule-27")
 def test_any_number_of_leading_axes_is_a_batch(eager: Bench) -> None:
     q, k, v = qkv()
     for lead in [(6,), (2, 3), (1, 6, 1), (3, 1, 2)]:
@@ -38,6 +39,7 @@ def test_any_number_of_leading_axes_is_a_batch(eager: Bench) -> None:
         assert eta(out.reshape(6, 4, 5, 3), CAUSAL, "float32") <= ACCEPTANCE
 
 
+@pytest.mark.rule("rule-27")
 def test_ranks_two_and_three_just_work(eager: Bench) -> None:
     q, k, v = qkv()
     for b, h in [(0, 0), (3, 2)]:
@@ -49,6 +51,7 @@ def test_ranks_two_and_three_just_work(eager: Bench) -> None:
     assert eta(eager.numpy(attention(*three, is_causal=True)), part, "float32") <= ACCEPTANCE
 
 
+@pytest.mark.rule("rule-27")
 def test_leading_axes_broadcast_against_each_other(eager: Bench) -> None:
     q, k, v = draw(2, 1, 4, 5, 8, seed=1), draw(1, 3, 2, 5, 8, seed=2), draw(1, 1, 2, 5, 3, seed=3)
     out = eager.numpy(attention(*(eager.array(x, "float32") for x in (q, k, v))))
@@ -58,6 +61,7 @@ def test_leading_axes_broadcast_against_each_other(eager: Bench) -> None:
     assert eta(out.reshape(6, 4, 5, 3), judged, "float32") <= ACCEPTANCE
 
 
+@pytest.mark.rule("rule-27")
 def test_a_mask_of_rank_five_follows_the_leading_axes(eager: Bench) -> None:
     q, k, v = (x.reshape(2, 3, *x.shape[1:]) for x in qkv())
     allowed = np.random.default_rng(0).random((2, 1, 4, 5, 5)) < 0.6
@@ -93,6 +97,7 @@ STRIDES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+@pytest.mark.rule("rule-17")
 @pytest.mark.parametrize("how", STRIDES)
 def test_numpy_inputs_may_have_any_strides_and_are_only_read(how: str) -> None:
     views = [STRIDES[how](x) for x in qkv()]
@@ -104,6 +109,7 @@ def test_numpy_inputs_may_have_any_strides_and_are_only_read(how: str) -> None:
     assert all(np.array_equal(x, y) for x, y in zip(views, qkv(), strict=True))
 
 
+@pytest.mark.rule("rule-17")
 @pytest.mark.parametrize(
     "how", ["every other", "transposed", "heads and rows exchanged", "a slice of a whole"]
 )
@@ -117,6 +123,7 @@ def test_torch_inputs_may_have_any_strides_and_are_only_read(how: str) -> None:
     assert all(np.array_equal(x.numpy(), y) for x, y in zip(views, qkv(), strict=True))
 
 
+@pytest.mark.rule("rule-17")
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 def test_expanded_inputs_are_read_and_never_written(library: str) -> None:
     q, k, v = (x[:, :1, :1] for x in qkv())
@@ -132,6 +139,7 @@ def test_expanded_inputs_are_read_and_never_written(library: str) -> None:
     assert eta(out, truth(Spec(*whole, allowed=LOWER))["out"], "float32") <= ACCEPTANCE
 
 
+@pytest.mark.rule("rule-17")
 def test_inputs_are_never_written_to(eager: Bench) -> None:
     arrays = [eager.array(x, "float32") for x in qkv()]
     bias, sinks = eager.array(draw(1, 4, 5, 5), "float32"), eager.array(draw(4), "float32")
@@ -142,12 +150,14 @@ def test_inputs_are_never_written_to(eager: Bench) -> None:
         assert np.array_equal(eager.numpy(x), y)
 
 
+@pytest.mark.rule("rule-17")
 def test_the_result_is_no_view_of_an_input() -> None:
     v = draw(1, 1, 1, 3)
     out = attention(draw(1, 1, 1, 8), draw(1, 1, 1, 8), v)
     assert not np.shares_memory(out, v)
 
 
+@pytest.mark.rule("rule-16")
 def test_sixteen_threads_at_once_give_the_same_bits(eager: Bench) -> None:
     arrays = [eager.array(x, "float32") for x in qkv()]
     kinds: list[dict[str, Any]] = [
@@ -162,6 +172,7 @@ def test_sixteen_threads_at_once_give_the_same_bits(eager: Bench) -> None:
     assert all(np.array_equal(out, alone[i % 4]) for i, out in enumerate(together))
 
 
+@pytest.mark.rule("rule-9")
 def test_the_result_has_the_dtype_of_the_query_and_the_rest_the_compute_dtype(bench: Bench) -> None:
     for dtype in bench.dtypes:
         seen: dict[str, Any] = {}
@@ -180,6 +191,7 @@ def test_the_result_has_the_dtype_of_the_query_and_the_rest_the_compute_dtype(be
         assert {lse.dtype, *seen.values()} == {wide}
 
 
+@pytest.mark.rule("rule-10")
 @pytest.mark.parametrize("sinks", [False, True])
 def test_rows_of_the_weights_sum_to_one_minus_the_mass_of_the_sink(eager: Bench, sinks: bool) -> None:
     q, k, v = qkv()
@@ -196,6 +208,7 @@ def test_rows_of_the_weights_sum_to_one_minus_the_mass_of_the_sink(eager: Bench,
     assert eta(row_sums, truth(ones)["out"], "float32") <= ACCEPTANCE
 
 
+@pytest.mark.rule("rule-24")
 def test_a_sink_of_minus_infinity_is_no_sink(eager: Bench) -> None:
     given = [eager.array(x, "float32") for x in qkv()]
     sink = eager.array(np.full(4, -np.inf), "float32")
@@ -203,6 +216,7 @@ def test_a_sink_of_minus_infinity_is_no_sink(eager: Bench) -> None:
     assert eta(out, CAUSAL, "float32") <= ACCEPTANCE
 
 
+@pytest.mark.rule("rule-10", "rule-22")
 @pytest.mark.parametrize("cut", [0, 1, 3, 5])
 def test_two_halves_of_the_keys_merge_into_the_whole(eager: Bench, cut: int) -> None:
     given = [eager.array(x, "float32") for x in qkv()]

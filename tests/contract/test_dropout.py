@@ -18,6 +18,8 @@ from polyattn.parity import ACCEPTANCE, Spec, eta, round_to
 from polyattn.testing import Bench, NumpyBench
 from polyattn.truth import truth
 
+pytestmark = pytest.mark.rule("rule-11")
+
 # Salmon 2011, known-answer vectors of Threefry-2x32-20: key, counter, words.
 KNOWN = [
     ("00000000 00000000", "00000000 00000000", "6b200159 99ba4efe"),

@@ -11,6 +11,8 @@ import pytest
 from polyattn import attention, masks, mods
 from polyattn.testing import Bench
 
+pytestmark = pytest.mark.rule("rule-13")
+
 LIBRARY = {"numpy": "numpy", "strict": "array_api_strict", "jax": "jax", "torch": "torch"}
 
 SHAPES: dict[str, tuple[tuple[tuple[int, ...], ...], str]] = {

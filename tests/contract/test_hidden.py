@@ -59,6 +59,7 @@ def run(bench: Bench, arrays: dict[str, np.ndarray], **options: Any) -> dict[str
     return {name: bench.numpy(x) for name, x in {"out": out, "lse": lse, **(grads or {})}.items()}
 
 
+@pytest.mark.rule("rule-7")
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("how", HIDING)
 def test_hidden_keys_holding_poison_change_not_one_bit(eager: Bench, how: str, poison: float) -> None:
@@ -74,6 +75,7 @@ def test_hidden_keys_holding_poison_change_not_one_bit(eager: Bench, how: str, p
         assert not got["value"][:, :, 4:].any()
 
 
+@pytest.mark.rule("rule-7")
 def test_hidden_poison_changes_not_one_bit_on_any_bench(bench: Bench) -> None:
     clean = qkv()
     spoilt = {name: x.copy() for name, x in clean.items()}
@@ -85,6 +87,7 @@ def test_hidden_poison_changes_not_one_bit_on_any_bench(bench: Bench) -> None:
         assert np.array_equal(expected[name], got[name]), name
 
 
+@pytest.mark.rule("rule-7")
 def test_poison_hidden_from_one_kv_head_alone_changes_not_one_bit(eager: Bench) -> None:
     clean = qkv()
     spoilt = {name: x.copy() for name, x in clean.items()}
@@ -118,6 +121,7 @@ def test_scalar_and_vector_lengths_mean_the_same(eager: Bench) -> None:
             assert np.array_equal(number[name], listed[name])
 
 
+@pytest.mark.rule("rule-6")
 @pytest.mark.parametrize("sinks", [False, True])
 def test_a_row_that_sees_nothing_is_zero_with_zero_gradients(bench: Bench, sinks: bool) -> None:
     allowed = np.ones((2, 1, 4, 6), bool)
@@ -138,6 +142,7 @@ def test_a_row_that_sees_nothing_is_zero_with_zero_gradients(bench: Bench, sinks
         assert got["query"][~hidden].any()
 
 
+@pytest.mark.rule("rule-6")
 @pytest.mark.parametrize("how", ["array", "bias", "negative offset", "lengths", "query lengths", "function"])
 def test_rows_that_see_nothing_are_zero_however_they_are_hidden(eager: Bench, how: str) -> None:
     options: dict[str, Any] = {
@@ -156,6 +161,7 @@ def test_rows_that_see_nothing_are_zero_however_they_are_hidden(eager: Bench, ho
     assert not eager.numpy(aux.weights).any()
 
 
+@pytest.mark.rule("rule-2")
 def test_all_masks_at_once_hide_by_combination_and_never_by_sums(eager: Bench) -> None:
     arrays = qkv(rows=6)
     mask = masks.key_lengths([0, 3]) & masks.window(1, 0)
@@ -195,6 +201,7 @@ def test_hidden_queries_and_hidden_keys_are_different_things(eager: Bench) -> No
     assert not np.array_equal(rows[:, :, :2], keys[:, :, :2])
 
 
+@pytest.mark.rule("rule-7")
 def test_keys_beyond_the_window_have_gradients_of_exactly_zero(bench: Bench) -> None:
     arrays = qkv(rows=6)
     # only the last row is asked for, so only the last two keys are read
@@ -207,6 +214,7 @@ def test_keys_beyond_the_window_have_gradients_of_exactly_zero(bench: Bench) -> 
         assert got["value"][:, :, 4:].all()
 
 
+@pytest.mark.rule("rule-14")
 @pytest.mark.parametrize("empty", ["batch", "heads", "rows", "keys", "width", "out_width"])
 def test_an_axis_of_size_zero_gives_zeros_of_the_right_shape(bench: Bench, empty: str) -> None:
     size = {"batch": 2, "heads": 2, "rows": 3, "keys": 5, "width": 8, "out_width": 4} | {empty: 0}

@@ -69,12 +69,14 @@ def test_a_second_run_gives_the_same_bits(eager: Bench) -> None:
     assert np.array_equal(attend(eager, q, k, v), attend(eager, q, k, v))
 
 
+@pytest.mark.rule("rule-8")
 def test_grouped_heads_equal_repeated_heads(eager: Bench) -> None:
     q, k, v = qkv()
     repeated = truth(Spec(q, np.repeat(k, 2, axis=1), np.repeat(v, 2, axis=1)))
     assert eta(attend(eager, q, k, v), repeated["out"], "float32") <= ACCEPTANCE
 
 
+@pytest.mark.rule("rule-8")
 @pytest.mark.parametrize("layout", ["BHLD", "BLHD"])
 @pytest.mark.parametrize(("heads", "kv_heads"), HEAD_MAPS)
 def test_query_head_h_reads_kv_head_h_over_group(
@@ -137,6 +139,7 @@ def test_a_large_softcap_is_no_softcap_and_a_small_one_is_not(eager: Bench) -> N
     assert eta(attend(eager, q, k, v, score_mod=mods.softcap(2.0)), judged, "float32") > ACCEPTANCE
 
 
+@pytest.mark.rule("rule-1")
 def test_softcap_comes_before_the_mask_so_hidden_keys_weigh_exactly_nothing(eager: Bench) -> None:
     q, k, v = (eager.array(x, "float32") for x in qkv())
     hidden = np.arange(7) >= 4
@@ -147,6 +150,7 @@ def test_softcap_comes_before_the_mask_so_hidden_keys_weigh_exactly_nothing(eage
     assert weights[..., ~hidden].all()
 
 
+@pytest.mark.rule("rule-1")
 def test_softcap_comes_before_the_bias(eager: Bench) -> None:
     q, k, v = qkv()
     bias = draw(1, 1, 7, 7, amplitude=4)
@@ -154,6 +158,7 @@ def test_softcap_comes_before_the_bias(eager: Bench) -> None:
     assert eta(out, truth(Spec(q, k, v, softcap=2.0, bias=bias))["out"], "float32") <= ACCEPTANCE
 
 
+@pytest.mark.rule("rule-2")
 def test_a_bias_of_minus_infinity_is_a_mask_bit_for_bit(eager: Bench) -> None:
     q, k, v = qkv()
     mask = np.random.default_rng(0).random((2, 1, 7, 7)) < 0.5
@@ -186,6 +191,7 @@ def test_a_mask_broadcasts_along_every_axis(eager: Bench, axes: tuple[int, ...])
     assert eta(attend(eager, q, k, v, mask=mask), judged, "float32") <= ACCEPTANCE
 
 
+@pytest.mark.rule("rule-2")
 def test_an_explicit_mask_and_is_causal_both_hold(eager: Bench) -> None:
     q, k, v = qkv()
     mask = np.random.default_rng(4).random((7, 7)) < 0.6
@@ -196,6 +202,7 @@ def test_an_explicit_mask_and_is_causal_both_hold(eager: Bench) -> None:
     )
 
 
+@pytest.mark.rule("rule-4")
 @pytest.mark.parametrize("rows", [1, 3, 8])
 @pytest.mark.parametrize("keys", [1, 3, 8])
 @pytest.mark.parametrize("offset", [0, "end", 2, -1])
@@ -228,6 +235,7 @@ def test_any_scale_is_legal(eager: Bench, scale: float) -> None:
     assert eta(out, truth(Spec(q, k, v, scale=scale))["out"], "float32") <= ACCEPTANCE
 
 
+@pytest.mark.rule("rule-21")
 @pytest.mark.parametrize("number", [133120.0, 300.0])
 def test_large_half_precision_logits_stay_finite(eager: Bench, number: float) -> None:
     dtype = "bfloat16" if number > 60000 else "float16"
@@ -238,6 +246,7 @@ def test_large_half_precision_logits_stay_finite(eager: Bench, number: float) ->
     assert np.array_equal(attend(eager, x, x, x, dtype=dtype), x)
 
 
+@pytest.mark.rule("rule-10")
 def test_every_score_of_a_uniform_row_has_lse_log_of_the_number_of_keys(eager: Bench) -> None:
     q, k, v = qkv()
     _, aux = attention(

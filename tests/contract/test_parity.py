@@ -109,6 +109,7 @@ def test_eta_demands_exactness_where_nothing_may_be_rounded() -> None:
     assert eta(np.zeros((1, 1, 1, 2)), judged["out"], "float32") == math.inf
 
 
+@pytest.mark.rule("rule-21")
 def test_floor_ratio_finds_sums_in_half_precision() -> None:
     rng = np.random.default_rng(0)
     q, k, v = (round_to(x, "float16") for x in rng.normal(size=(3, 1, 1, 256, 64)))

@@ -13,6 +13,8 @@ import torch
 from polyattn import attention, masks, mods
 from polyattn.testing import Bench, StrictBench
 
+pytestmark = pytest.mark.rule("rule-13")
+
 Q, K, V = (np.ones(s, np.float32) for s in ((2, 4, 3, 8), (2, 2, 5, 8), (2, 2, 5, 6)))
 CAST = "; cast them to the dtype in which you want the result"
 

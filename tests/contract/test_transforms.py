@@ -54,6 +54,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWar
 OPERANDS = list(product([True, False], repeat=4))[:-1]
 
 
+@pytest.mark.rule("rule-15")
 @pytest.mark.parametrize(
     "mapped", OPERANDS, ids=lambda m: "".join("qkvb"[i] if x else "-" for i, x in enumerate(m))
 )
@@ -90,6 +91,7 @@ def test_vmapped_lengths_equal_a_python_loop(library: str) -> None:
     assert close(out, Spec(q, k, v, allowed=allowed))
 
 
+@pytest.mark.rule("rule-15")
 def test_offset_lengths_scale_and_cap_may_be_traced_under_jit() -> None:
     q, k, v = qkv(rows=3)
 
@@ -114,6 +116,7 @@ def test_offsets_per_item_may_be_traced_under_jit() -> None:
     assert close(f(q, k, v, offset), Spec(q, k, v, allowed=allowed))
 
 
+@pytest.mark.rule("rule-15")
 @pytest.mark.parametrize("kind", MASKS)
 def test_jit_and_compile_keep_every_kind_of_mask(kind: str) -> None:
     (make, allowed), (q, k, v) = MASKS[kind], qkv()
@@ -164,6 +167,7 @@ def _agree(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
     return all(np.abs(x - y).max() <= 256 * 2.0**-53 * size for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.rule("rule-15", "rule-25")
 @pytest.mark.parametrize("what", ["grad", "jvp", "hessian", "jacrev of grad", "jacfwd"])
 def test_derivatives_of_every_order_agree_between_jax_and_torch(what: str) -> None:
     every = tuple(range(5))
@@ -248,6 +252,7 @@ def test_bias_may_be_all_that_requires_a_gradient(shape: tuple[int, ...]) -> Non
         assert close(grad, Spec(q, k, v, bias=bias), "float64", "dbias", cotangent)
 
 
+@pytest.mark.rule("rule-10")
 def test_the_gradient_of_lse_is_the_weighted_mean_of_the_keys_and_zero_where_nothing_is_seen() -> None:
     q, k, v = qkv(heads=2)
     mask = ~masks.query_lengths([2, 0])

@@ -152,7 +152,7 @@ def test_without_positions_the_order_of_patches_does_not_count(example: ModuleTy
 def test_rollout_counts_the_paths_of_a_token(example: ModuleType) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 8, 8))
-    _, aux = example.MODEL(drawn(example.MODEL), x, return_aux=AuxRequest(weights=True))
+    aux = example.MODEL.run(drawn(example.MODEL), x, return_aux=AuxRequest(weights=True)).aux
     assert len(aux) == example.MODEL.depth == 2
     shares = example.rollout(aux)
     assert shares.shape == (2, 17, 17)

@@ -26,6 +26,7 @@ SMALL = tuple(case for case in cases() if case.name != "many keys")
 LARGE = tuple(case for case in cases() if case.name == "many keys")
 
 
+@pytest.mark.rule("rule-20")
 @pytest.mark.slow
 @pytest.mark.parametrize("tile", [1, 3, 7, 16, 64, None])
 @pytest.mark.parametrize("name", BENCHES)
@@ -38,6 +39,7 @@ def test_blockwise_equals_the_definition_at_every_tile_size(name: str, tile: int
     assert len(outcomes) == len(only)
 
 
+@pytest.mark.rule("rule-20", "rule-21")
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", ["numpy", "torch"])
@@ -168,6 +170,7 @@ def test_a_modification_may_call_attention_itself() -> None:
     assert (out == attention(x, x, x, implementation=Blockwise(8, 8))).all()
 
 
+@pytest.mark.rule("rule-11")
 @pytest.mark.parametrize("name", BENCHES)
 def test_every_implementation_and_tile_size_drops_the_same_weights(name: str) -> None:
     bench = BENCHES[name]()
@@ -267,6 +270,7 @@ def test_the_reference_refuses_before_it_allocates() -> None:
     assert attention(small, small, small, implementation=Reference(max_bytes=144)).shape == (3, 2)
 
 
+@pytest.mark.rule("rule-13", "rule-20")
 def test_auto_says_what_ran() -> None:
     small, large = np.zeros((1, 1, 8, 4), np.float32), np.zeros((1, 1, 1024, 4), np.float32)
     request = AuxRequest(lse=True)

@@ -40,6 +40,7 @@ def without_flex(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polyattn_torch.native, "_flex_reason", lambda p: "FlexAttention is out of this test")
 
 
+@pytest.mark.rule("rule-20", "rule-21")
 @pytest.mark.usefixtures("without_flex")
 def test_kernels_of_torch_agree_on_every_case_and_dtype() -> None:
     check_backend(TorchBench(), attention=native_or_refused)
@@ -116,6 +117,7 @@ def test_sinks_rescale_the_kernel_by_its_lse() -> None:
     assert eta(out.numpy(), truth(spec)["out"], "float64") <= 4
 
 
+@pytest.mark.rule("rule-13", "rule-20")
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

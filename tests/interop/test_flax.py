@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -323,33 +324,33 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "the first alone would be seen; with decode=True the mask is causal already; otherwise pass query_offset, "
         "the position of the query",
     ),
-    # what polyattn.attention says
+    # what attention says, in the name of the function that Flax called
     "a rate that is no number": (
         DROPOUT | {"dropout_rate": np.float32(0.5)},
         TypeError,
-        "polyattn.attention: expected dropout_rate to be a Python number, got np.float32(0.5); it is static",
+        "polyattn_jax.nnx_attention: expected dropout_rate to be a Python number, got np.float32(0.5); it is static",
     ),
     "a negative rate": (
         {"dropout_rate": -0.5},
         ValueError,
-        "polyattn.attention: expected 0 <= dropout_rate < 1, got -0.5; it is the share of weights dropped",
+        "polyattn_jax.nnx_attention: expected 0 <= dropout_rate < 1, got -0.5; it is the share of weights dropped",
     ),
     "a bias of integers": (
         {"bias": np.zeros((L, S), np.int32)},
         TypeError,
-        "polyattn.attention: expected a real floating bias, got int32; a bool mask goes to mask= (True = may "
+        "polyattn_jax.nnx_attention: expected a real floating bias, got int32; a bool mask goes to mask= (True = may "
         "attend), integers are cast by the caller",
     ),
     "a mask that is a list": (
         {"mask": [[True]]},
         TypeError,
-        "polyattn.attention: expected mask to be a bool array, a polyattn.masks mask or a function (b, h, q_idx, "
+        "polyattn_jax.nnx_attention: expected mask to be a bool array, a polyattn.masks mask or a function (b, h, q_idx, "
         "kv_idx) -> bool, got list; make it an array of query's library",
     ),
     "lengths": (
         {"value": Q},
         ValueError,
-        "polyattn.attention: expected key and value of one length S, got query (2, 5, 4, 6), key (2, 7, 4, 6), "
+        "polyattn_jax.nnx_attention: expected key and value of one length S, got query (2, 5, 4, 6), key (2, 7, 4, 6), "
         "value (2, 5, 4, 6) in layout BLHD; every key needs its value",
     ),
 }
@@ -367,17 +368,29 @@ def test_an_argument_that_nobody_knows_is_refused() -> None:
         nnx_attention(Q, K, V, logits_soft_cap=20.0)
 
 
-def test_without_flax_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = spec_from_file_location("adapter_without_flax", str(adapter.__file__))
+def import_anew() -> None:
+    spec = spec_from_file_location("adapter_anew", str(adapter.__file__))
     assert spec is not None
     assert spec.loader is not None
+    spec.loader.exec_module(module_from_spec(spec))
+
+
+def test_without_flax_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flax", None)
     sentence = (
-        "polyattn_jax.nnx_attention: expected the package flax, but it cannot be imported; install it, "
-        "pip install flax"
+        "polyattn_jax.nnx_attention: expected the package flax, got: import of flax halted; None in sys.modules; "
+        "install it, pip install flax"
     )
     with pytest.raises(ImportError, match=f"^{re.escape(sentence)}$"):
-        spec.loader.exec_module(module_from_spec(spec))
+        import_anew()
+
+
+def test_with_a_flax_that_cannot_be_imported_it_is_said_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flax.nnx.nn.dtypes", ModuleType("flax.nnx.nn.dtypes"))
+    with pytest.raises(
+        ImportError, match=r"got: cannot import name 'promote_dtype' .*; mend that installation$"
+    ):
+        import_anew()
 
 
 def test_the_example_of_the_docstring_holds() -> None:

@@ -234,7 +234,8 @@ def test_the_weights_that_torch_returns_are_ours() -> None:
     params = weights.from_format(layer, weights.read(module), "torch")
 
     def ours(params: Any, x: Array) -> Array:
-        return layer(params, x, mask=masks.mask_mod(seen), return_aux=AuxRequest(weights=True))[1].weights
+        asked = AuxRequest(weights=True)
+        return layer.run(params, x, mask=masks.mask_mod(seen), return_aux=asked).aux.weights
 
     bound = 4 * noise(lambda f: ours(tree(lambda w: f(to_numpy(w)), params), f(X))) * 2.0**-29
     assert np.abs(to_numpy(theirs - ours(params, x))).max() <= bound
@@ -294,7 +295,35 @@ BERT_BLOCK = layers.EncoderBlock(
     norm_first=False,
 )
 
+
+def gpt_oss() -> Twin:
+    """The attention of GPT-OSS, on positions that are all 0: its sinks are what Llama's has not."""
+
+    def module() -> Any:
+        from transformers.models.gpt_oss import modeling_gpt_oss as theirs
+
+        config = theirs.GptOssConfig(
+            hidden_size=E,
+            num_attention_heads=H,
+            num_key_value_heads=2,
+            head_dim=6,
+            attention_bias=True,
+            layer_types=["full_attention"],
+            num_hidden_layers=1,
+            attn_implementation="eager",
+        )
+        return theirs.GptOssAttention(config, 0).eval()
+
+    def theirs(module: Any, x: Any) -> Any:
+        unturned = torch.ones(1, L, 3, dtype=x.dtype), torch.zeros(1, L, 3, dtype=x.dtype)
+        return module(x, unturned, torch.zeros(L, L, dtype=x.dtype).masked_fill(FUTURE, -torch.inf))[0]
+
+    layer = layers.GroupedQueryAttention(E, H, num_kv_heads=2, head_dim=6, sinks=True, is_causal=True)
+    return Twin(layer, "llama", module, theirs, wide=True)
+
+
 HUGGING_FACE: dict[str, Twin] = {
+    "the attention of GPT-OSS": gpt_oss(),
     "GPT2": hugging_face(
         "GPT2",
         {"n_embd": E, "n_head": H, "n_layer": 2, "n_inner": 40, "n_positions": L},

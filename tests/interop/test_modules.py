@@ -58,13 +58,14 @@ def test_a_module_takes_what_its_layer_takes() -> None:
     module = Module(layer)
     params = module.params()
     mask = masks.key_lengths(torch.tensor([5, 2]))
-    out, aux = module(
+    out, cache, aux = module.run(
         T, T[:, :3], mask=masks.key_lengths(torch.tensor([3, 2])), return_aux=AuxRequest(lse=True)
     )
-    assert (out.shape, aux.lse.shape) == ((2, 5, 8), (2, 2, 5))
+    assert (out.shape, cache, aux.lse.shape) == ((2, 5, 8), None, (2, 2, 5))
     assert torch.equal(module(x=T, mask=mask), layer(params, T, mask=mask))
-    out, cache = module(T, is_causal=True, cache=layer.empty_cache(2, 6, like=T))
-    assert cache.length == 5
+    out, cache, aux = module.run(T, is_causal=True, cache=layer.empty_cache(2, 6, like=T))
+    assert torch.equal(out, layer.run(params, T, is_causal=True, cache=layer.empty_cache(2, 6, like=T)).out)
+    assert (cache.length, aux) == (5, None)
 
 
 def test_a_state_dict_makes_the_same_module_again() -> None:
@@ -307,6 +308,20 @@ def test_equinox_differentiates_and_maps_a_module() -> None:
     assert len(jax.tree.leaves(params)) == 3
     assert eqx.tree_equal(eqx.combine(params, static), module)
     assert equinox_module(layer, dtype=jnp.bfloat16).params["w_q"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("make", [Module, nnx_module, equinox_module])
+def test_run_of_a_module_is_run_of_its_layer(make: Callable[..., Any]) -> None:
+    layer, x = layers.CausalSelfAttention(8, 2, context_length=5, sinks=True), T if make is Module else J
+    module, params = make(layer, seed=3), layer.init(3, like=x)
+    options = {"cache": layer.empty_cache(2, 6, like=x), "return_aux": AuxRequest(lse=True)}
+    found, plain = module.run(x, **options), layer.run(params, x, **options)
+    assert type(found) is layers.LayerResult
+    assert np.array_equal(np.asarray(found.out.tolist()), np.asarray(plain.out.tolist()))
+    assert np.array_equal(np.asarray(found.aux.lse.tolist()), np.asarray(plain.aux.lse.tolist()))
+    assert found.cache.length == 5
+    with pytest.raises(TypeError, match="expected neither cache nor return_aux in a call"):
+        module(x, **options)
 
 
 @pytest.mark.parametrize("make", [nnx_module, equinox_module])

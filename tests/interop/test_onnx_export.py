@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -290,7 +291,8 @@ def test_a_step_of_decoding_with_a_cache_is_a_model() -> None:
     params = layer.init(0, like=x)
 
     def step(x: Any, key: Any, value: Any, length: Any) -> Any:
-        out, cache = layer(weights.convert(params, like=x), x, cache=KVCache(key, value, length))
+        given = weights.convert(params, like=x)
+        out, cache, _ = layer.run(given, x, cache=KVCache(key, value, length))
         return out, cache.key, cache.value, cache.length
 
     state = [normal(2, 1, 16, 4) * 0, normal(2, 1, 16, 4) * 0, np.asarray(0, np.int32)]
@@ -357,3 +359,17 @@ def test_bad_input_is_refused_in_a_sentence() -> None:
         TypeError, match="expected the function to return arrays made from its inputs, got ndarray"
     ):
         export(lambda x: np.ones(3), {"x": x})
+
+
+@pytest.mark.parametrize("package", ["ndonnx", "onnx"])
+@pytest.mark.parametrize("dynamic", [None, {"x": {0: "L"}}], ids=["static", "dynamic"])
+def test_without_the_packages_of_onnx_the_extra_is_named(
+    package: str, dynamic: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError) as caught:
+        export(lambda x: x, {"x": np.zeros((2, 3))}, dynamic=dynamic)
+    assert str(caught.value) == (
+        "polyattn.onnx.export: expected the packages onnx and ndonnx, which write the graph, got: import of "
+        f"{package} halted; None in sys.modules; pip install 'polyattn[onnx]'"
+    )

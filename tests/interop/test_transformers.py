@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import polyattn_torch.transformers as adapter
 import pytest
 import torch
 import transformers
-from polyattn_torch.transformers import attend, check, register
+from polyattn_torch.transformers import attend, check, interface, register, verdict
 
 import polyattn
+from polyattn import _attention
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
@@ -205,8 +206,8 @@ def test_every_layer_calls_polyattn_and_the_logits_are_those_of_eager_attention(
 def loss_and_gradients(model: Any, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """The logits at real tokens, and the gradients of a random combination of them."""
     model.zero_grad()
-    logits, _ = adapter._output(model, batch)
-    logits = logits * adapter._real(model, batch, logits)
+    logits, _ = verdict._output(model, batch)
+    logits = logits * verdict._real(model, batch, logits)
     (logits * numbers(*logits.shape).to(logits)).sum().backward()
     gradients = {key: w.grad for key, w in model.named_parameters() if w.grad is not None}
     return logits.detach(), gradients
@@ -226,7 +227,7 @@ def test_logits_and_gradients_are_those_of_eager_attention_and_sdpa_up_to_roundi
     batch = batch_for(name, padded)
     exact = make(name, "eager").double()
     exact.set_experts_implementation("eager")
-    with adapter._masks_in_float32() if padded else nullcontext():
+    with verdict._masks_in_float32() if padded else nullcontext():
         true_logits, true = loss_and_gradients(exact, batch)
     noise = dict.fromkeys(["logits", *true], 0.0)
     for seed in range(4):  # what rounding does to eager attention, with every parameter off by one rounding
@@ -404,6 +405,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "expected a mask that holds the window from Layer, got None with sliding_window=4 and 6 keys; make it "
         "with transformers.masking_utils.create_sliding_window_causal_mask",
     ),
+    "what attention itself refuses": (
+        lambda: attend(Layer(), *qkv(), None, position_bias=torch.ones(4, 5, 6)),
+        "polyattn_torch.transformers: expected a bias that broadcasts to the scores (..., Hq, L, S) = (2, 4, 6, 6), got "
+        "shape (4, 5, 6)",
+    ),
     "documents in several items": (
         lambda: attend(
             Layer(), *qkv(), None, cu_seq_lens_q=torch.tensor([0, 6]), cu_seq_lens_k=torch.tensor([0, 6])
@@ -496,7 +502,7 @@ def test_attention_that_is_wrong_is_noticed(
     name: str, mistake: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        adapter, "attention", lambda *x, **options: polyattn.attention(*x, **options | mistake)
+        _attention, "attend", lambda _, *x, **options: polyattn.attention(*x, **options | mistake)
     )
     found = check(make(name), batch_for(name, padded=False))
     assert not found.ok
@@ -514,18 +520,18 @@ def test_a_part_with_a_config_of_its_own_is_not_compared_with_itself(
     batch = batch_for("llama", padded=False)
     assert check(model, batch).ok
     monkeypatch.setattr(
-        adapter, "attention", lambda *x, **options: polyattn.attention(*x, **options | {"scale": 1.0})
+        _attention, "attend", lambda _, *x, **options: polyattn.attention(*x, **options | {"scale": 1.0})
     )
     assert not check(model, batch).ok
 
 
 def test_padding_is_known_where_an_item_has_several_rows_of_output() -> None:
     model, mask = make("llama"), torch.tensor([[0, 1, 1], [1, 1, 1]])
-    real = adapter._real(
+    real = verdict._real(
         model, {"attention_mask": mask}, torch.zeros(4, 3, 7)
     )  # as the codebooks of Musicgen
     assert real[..., 0].tolist() == [[False, True, True]] * 2 + [[True] * 3] * 2
-    assert adapter._real(model, {"attention_mask": mask}, torch.zeros(3, 3, 7)).shape == ()
+    assert verdict._real(model, {"attention_mask": mask}, torch.zeros(3, 3, 7)).shape == ()
 
 
 def test_what_a_model_wants_back_does_not_concern_attention() -> None:
@@ -572,17 +578,29 @@ def test_a_model_on_cuda_agrees_too(name: str, dtype: torch.dtype) -> None:
     assert found.ok, found.sentence
 
 
-def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = spec_from_file_location("adapter_without_transformers", str(adapter.__file__))
+@pytest.mark.parametrize(
+    ("name", "module", "advice"),
+    [
+        ("transformers", None, "install it, pip install 'polyattn[transformers]'"),
+        ("transformers.masking_utils", ModuleType("masking_utils"), "mend or upgrade that installation"),
+    ],
+    ids=["none", "one that fails"],
+)
+def test_without_transformers_it_is_said_why(
+    name: str, module: ModuleType | None, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_from_file_location("interface_anew", str(interface.__file__))
     assert spec is not None
     assert spec.loader is not None
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=re.escape("pip install 'polyattn[transformers]'")):
+    monkeypatch.setitem(sys.modules, name, module)
+    with pytest.raises(ImportError) as caught:
         spec.loader.exec_module(module_from_spec(spec))
+    expected = "polyattn_torch.transformers: expected the package transformers, version 5 or later, got: "
+    assert str(caught.value) == f"{expected}{caught.value.__cause__}; {advice}"
 
 
 def test_the_examples_of_the_docstrings_hold() -> None:
-    assert doctest.testmod(adapter) == (0, 5)
+    assert doctest.testmod(interface) == (0, 5)
 
 
 def test_the_programs_of_the_page_run_and_print_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:

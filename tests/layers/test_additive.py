@@ -13,7 +13,7 @@ import torch
 from shared import formulas
 from shared.running import LIBRARIES, Floats, bench_of, normal
 
-from polyattn import AuxRequest, additive, masks
+from polyattn import AuxRequest, additive, masks, mods
 from polyattn.additive import additive_attention, additive_scores
 from polyattn.parity import UNIT_ROUNDOFF
 from polyattn.truth.rounding import noise
@@ -230,6 +230,42 @@ def test_bias_and_sinks_come_after_the_scores() -> None:
     assert np.abs(out - weights @ values).max() <= 4 * noise(plain) * 2.0**-29
 
 
+@pytest.mark.parametrize("hidden_by", ["mask", "bias"])
+@pytest.mark.parametrize("rows", [2, 7])
+@pytest.mark.parametrize("library", ["numpy", "jax", "torch"])
+def test_a_hidden_key_of_nan_has_no_influence_on_results_and_gradients(
+    library: str, rows: int, hidden_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q, k, v = arrays("heads")
+    values, poisoned = normal(2, 4, 5, 4), k.copy()
+    poisoned[..., 3, 1] = np.nan
+    rows_per_tile(monkeypatch, rows, "heads")
+    bench, seen = bench_of(library), np.arange(5)[None, None, None] != 3
+    hides = bench.array(seen) if hidden_by == "mask" else bench.array(np.where(seen, 0.0, -np.inf), "float32")
+
+    def out(q: Any, k: Any, v: Any) -> Any:
+        return additive_attention(q, k, bench.array(values, "float32"), v, **{hidden_by: hides})
+
+    results = []
+    for keys in (k, poisoned):
+        given = [bench.array(x, "float32") for x in (q, keys, v)]
+        results.append([bench.numpy(out(*given))])
+        if library == "jax":
+            results[-1] += jax_gradients(out, (q, keys, v), normal(2, 4, 7, 4), jit=True)
+        if library == "torch":
+            results[-1] += gradients(out, (q, keys, v), normal(2, 4, 7, 4), torch.float32)
+    for clean, dirty in zip(*results, strict=True):
+        assert np.array_equal(clean, dirty)
+        assert np.isfinite(clean).all()
+
+
+def test_a_key_of_nan_that_is_seen_is_seen() -> None:
+    q, k, v = arrays("rank 2")
+    k[3, 1] = np.nan
+    assert np.isnan(additive_attention(q, k, k, v)).all()
+    assert np.isnan(additive_scores(q, k, v)[:, 3]).all()
+
+
 def test_scores_are_carried_in_float32_whatever_the_input() -> None:
     q, k, v = (bench_of("numpy").array(x, "bfloat16") for x in arrays("rank 2"))
     assert additive_scores(q, k, v).dtype == np.float32
@@ -265,19 +301,31 @@ def test_memory_stays_far_below_one_number_for_every_query_key_and_feature() -> 
 # refusals
 
 Q, V = np.zeros((2, 4, 7, 3)), np.zeros(3)
-SHAPED = "query (2, 4, 7, 3), key {} and weight {}"
+SHAPED = "got query (2, 4, 7, 3), key {0}, value {0} in layout BHLD"
+NO_PRODUCTS = "the scores are not products, and heads come before the length"
+BIASES = (
+    "write a key padding mask of shape (B, S) as bias[:, None, None, :], an (L, S) one as bias[None, None]"
+)
 REFUSED: dict[str, tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]] = {
-    "another library": ((Q, torch.zeros(2, 4, 5, 3), Q, V), {}, TypeError, "expected key to be an array of the library of query, got Tensor; convert it"),
-    "a list": ((Q, Q, Q, [1.0]), {}, TypeError, "expected weight to be an array of the library of query, got list; convert it"),
-    "two dtypes": ((Q, Q.astype("f4"), Q, V), {}, TypeError, "expected query, key and weight of one real floating dtype, got key of float32; cast it"),
-    "integers": ((Q.astype(int), Q, Q, V), {}, TypeError, "expected query, key and weight of one real floating dtype, got query of int64; cast it"),
-    "rank": ((Q, Q[0], Q, V), {}, ValueError, f"expected query (..., H, L, A), key (..., Hkv, S, A) and weight (A,), got {SHAPED.format((4, 7, 3), (3,))}"),
-    "weight of rank 2": ((Q, Q, Q, V[None]), {}, ValueError, f"expected query (..., H, L, A), key (..., Hkv, S, A) and weight (A,), got {SHAPED.format((2, 4, 7, 3), (1, 3))}"),
-    "widths": ((Q, Q, Q, np.zeros(4)), {}, ValueError, f"expected one width A, got {SHAPED.format((2, 4, 7, 3), (4,))}; project query and key to that of weight"),
-    "heads": ((Q, Q[:, :3], Q, V), {}, ValueError, f"expected the heads of key to divide those of query, got {SHAPED.format((2, 3, 7, 3), (3,))}"),
-    "no heads": ((Q, Q[:, :0], Q, V), {}, ValueError, f"expected the heads of key to divide those of query, got {SHAPED.format((2, 0, 7, 3), (3,))}"),
-    "scale": ((Q, Q, Q, V), {"scale": 2.0}, ValueError, "expected no scale, got 2.0; the scores are not products, and heads come before the length"),
-    "layout": ((Q, Q, Q, V), {"layout": "BLHD"}, ValueError, "expected no layout, got 'BLHD'; the scores are not products, and heads come before the length"),
+    "another library": ((Q, torch.zeros(2, 4, 5, 3), Q, V), {}, TypeError, "expected key to be an array of the library of query (numpy), got one of torch; convert it, or keep one library per call"),
+    "a list": ((Q, Q, Q, [1.0]), {}, TypeError, "expected weight of the library and dtype of query, numpy and float64, got list (no array); convert it"),
+    "a tensor": ((Q, Q, Q, torch.zeros(3, dtype=torch.float64)), {}, TypeError, "expected weight of the library and dtype of query, numpy and float64, got Tensor (torch.float64); convert it"),
+    "two dtypes": ((Q, Q.astype("f4"), Q, V), {}, TypeError, "expected query, key and value of one dtype, got float64, float32, float64; cast them to the dtype in which you want the result"),
+    "weight of another dtype": ((Q, Q, Q, V.astype("f4")), {}, TypeError, "expected weight of the library and dtype of query, numpy and float64, got ndarray (float32); convert it"),
+    "integers": ((Q.astype(int), Q, Q, V), {}, TypeError, "expected query, key and value of a real floating dtype, got int64; cast them to the dtype in which you want the result"),
+    "rank": ((Q, Q[0], Q[0], V), {}, ValueError, f"expected query, key and value of one rank, 2 or more, {SHAPED.format((4, 7, 3))}; add the axes that are missing, of size 1"),
+    "weight of rank 2": ((Q, Q, Q, V[None]), {}, ValueError, "expected weight of shape (3,), as wide as query and key, got (1, 3); project query and key to its width"),
+    "width of weight": ((Q, Q, Q, np.zeros(4)), {}, ValueError, "expected weight of shape (3,), as wide as query and key, got (4,); project query and key to its width"),
+    "widths": ((Q, Q[..., :2], Q[..., :2], V), {}, ValueError, f"expected query and key of one width D, {SHAPED.format((2, 4, 7, 2))}; project them to the same width"),
+    "heads": ((Q, Q[:, :3], Q[:, :3], V), {}, ValueError, f"expected a number of query heads that is a multiple of the number of key heads, {SHAPED.format((2, 3, 7, 3))}; grouped heads read key head h // (Hq // Hkv); check the layout"),
+    "no heads": ((Q, Q[:, :0], Q[:, :0], V), {}, ValueError, f"expected a number of query heads that is a multiple of the number of key heads, {SHAPED.format((2, 0, 7, 3))}; grouped heads read key head h // (Hq // Hkv); check the layout"),
+    "bias of integers": ((Q, Q, Q, V), {"bias": np.zeros((1, 4, 7, 7), int)}, TypeError, "expected a real floating bias, got int64; a bool mask goes to mask= (True = may attend), integers are cast by the caller"),
+    "bias of another shape": ((Q, Q, Q, V), {"bias": np.zeros((1, 4, 6, 7))}, ValueError, f"expected a bias that broadcasts to the scores (..., Hq, L, S) = (2, 4, 7, 7), got shape (1, 4, 6, 7); {BIASES}"),
+    "bias that is none": ((Q, Q, Q, V), {"bias": 1.0}, TypeError, "expected bias to be an array of an array API library (NumPy, JAX, PyTorch, ...), got float; convert it, for example with numpy.asarray"),
+    "mask": ((Q, Q, Q, V), {"mask": np.zeros((1, 4, 6, 7), bool)}, ValueError, f"expected a mask that broadcasts to the scores (..., Hq, L, S) = (2, 4, 7, 7), got shape (1, 4, 6, 7); {BIASES.replace('bias', 'mask')}"),
+    "scale": ((Q, Q, Q, V), {"scale": 2.0}, ValueError, f"expected no scale, got 2.0; {NO_PRODUCTS}"),
+    "score_mod": ((Q, Q, Q, V), {"score_mod": mods.softcap(2.0)}, ValueError, f"expected no score_mod, got {mods.softcap(2.0)!r}; {NO_PRODUCTS}"),
+    "layout": ((Q, Q, Q, V), {"layout": "BLHD"}, ValueError, f"expected no layout, got 'BLHD'; {NO_PRODUCTS}"),
 }  # fmt: skip
 
 
@@ -286,4 +334,10 @@ def test_what_makes_no_sense_is_refused_with_a_sentence(name: str) -> None:
     args, options, error, sentence = REFUSED[name]
     with pytest.raises(error) as caught:
         additive_attention(*args, **options)
-    assert str(caught.value) == f"polyattn.additive_attention: {sentence}"
+    assert str(caught.value) == f"polyattn.additive.additive_attention: {sentence}"
+
+
+def test_scores_by_themselves_are_refused_in_their_own_name() -> None:
+    with pytest.raises(ValueError) as caught:
+        additive_scores(Q, Q, np.zeros(4))
+    assert str(caught.value).startswith("polyattn.additive.additive_scores: expected weight of shape (3,)")

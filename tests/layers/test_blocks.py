@@ -149,13 +149,13 @@ def test_decoding_in_pieces_gives_the_rows_of_the_full_causal_result(library: st
     full = LLAMA(params, x)
     bound = room(LLAMA, params, x)
     given, xs = mapped(lambda w: bench.array(w, "float32"), params), bench.array(x, "float32")
-    call = jax.jit(LLAMA) if library == "jax" else LLAMA
+    call = jax.jit(LLAMA.run) if library == "jax" else LLAMA.run
     caches = LLAMA.empty_cache(2, 8, like=xs)
     assert len(caches) == 2
     assert caches[0].key.shape == (2, 2, 8, 2)
     pieces = []
     for start, stop in ((0, 2), (2, 4), (4, 6)) if library == "jax" else ((0, 3), (3, 4), (4, 6)):
-        out, caches = call(given, xs[:, start:stop, :], cache=caches)
+        out, caches, _ = call(given, xs[:, start:stop, :], cache=caches)
         pieces.append(bench.numpy(out))
     assert all(int(cache.length) == 6 for cache in caches)
     assert np.abs(np.concatenate(pieces, 1) - full).max() <= bound < 1e-4
@@ -170,7 +170,7 @@ def test_a_decoder_with_caches_gives_the_rows_of_the_full_result(library: str) -
     xs, source = (bench.array(a, "float32") for a in (x, context))
     caches, pieces = SEQ2SEQ.empty_cache(2, 4, like=xs), []
     for start, stop in ((0, 2), (2, 3), (3, 4)):
-        out, caches = SEQ2SEQ(given, xs[:, start:stop], source, cache=caches)
+        out, caches, _ = SEQ2SEQ.run(given, xs[:, start:stop], source, cache=caches)
         pieces.append(bench.numpy(out))
     assert np.abs(np.concatenate(pieces, 1) - true).max() <= bound
 
@@ -180,28 +180,29 @@ def test_a_decoder_with_caches_gives_the_rows_of_the_full_result(library: str) -
 
 def test_aux_has_an_entry_for_each_block() -> None:
     x, context, asked = normal(2, 6, 8), normal(2, 5, 8), AuxRequest(weights=True, lse=True)
-    out, aux = LLAMA(drawn(LLAMA), x, return_aux=asked)
+    out, cache, aux = LLAMA.run(drawn(LLAMA), x, return_aux=asked)
     assert out.shape == (2, 6, 8)
+    assert cache is None
     assert [a.weights.shape for a in aux] == [(2, 4, 6, 6)] * 2
     assert [a.lse.shape for a in aux] == [(2, 4, 6)] * 2
-    out, seen = SEQ2SEQ(drawn(SEQ2SEQ), x, context, return_aux=asked)
+    seen = SEQ2SEQ.run(drawn(SEQ2SEQ), x, context, return_aux=asked).aux
     assert [type(a) for a in seen] == [layers.DecoderAux] * 2
     assert [a.self_attention.weights.shape for a in seen] == [(2, 2, 6, 6)] * 2
     assert [a.cross_attention.weights.shape for a in seen] == [(2, 2, 6, 5)] * 2
 
 
-def test_with_cache_and_aux_the_cache_comes_first() -> None:
+def test_with_cache_and_aux_both_come() -> None:
     x, context, asked = normal(2, 3, 8), normal(2, 5, 8), AuxRequest(weights=True)
     block = LLAMA.block
     for layer, params, inputs in (
         (LLAMA, drawn(LLAMA), (x,)),
         (SEQ2SEQ, drawn(SEQ2SEQ), (x, context)),
     ):
-        out, caches, aux = layer(params, *inputs, cache=layer.empty_cache(2, 4, like=x), return_aux=asked)
+        out, caches, aux = layer.run(params, *inputs, cache=layer.empty_cache(2, 4, like=x), return_aux=asked)
         assert out.shape == (2, 3, 8)
         assert [cache.length for cache in caches] == [3, 3]
         assert len(aux) == 2
-    out, cache, aux = block(drawn(block), x, cache=block.empty_cache(2, 4, like=x), return_aux=asked)
+    out, cache, aux = block.run(drawn(block), x, cache=block.empty_cache(2, 4, like=x), return_aux=asked)
     assert cache.length == 3
     assert aux.weights.shape == (2, 4, 3, 4)  # over the capacity of the cache
     assert not aux.weights[..., 3].any()
@@ -217,7 +218,7 @@ def test_the_cross_attention_of_a_decoder_may_be_additive(cross: Any) -> None:
         layers.MultiHeadAttention(8, 2), cross, layers.LayerNorm(8, epsilon=1e-5), norm_first=True
     )
     params, x, context = drawn(layer), normal(2, 4, 8), normal(2, 5, 8)
-    out, aux = layer(params, x, context, return_aux=AuxRequest(weights=True))
+    out, _, aux = layer.run(params, x, context, return_aux=AuxRequest(weights=True))
     formula = formulas.additive if isinstance(cross, layers.AdditiveAttention) else formulas.luong
 
     def whole(p: Any, x: Any, context: Any) -> Any:

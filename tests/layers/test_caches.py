@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ import torch
 from shared import formulas
 from shared.running import LIBRARIES, Floats, bench_of, drawn, mapped, normal
 
-from polyattn import attention, layers, masks
-from polyattn.caches import KVCache
+from polyattn import attention, layers, masks, rotary
+from polyattn.caches import Cache, KVCache
 from polyattn.testing import Bench
 from polyattn.truth.rounding import noise
 
@@ -24,7 +24,7 @@ on_every_library = pytest.mark.parametrize("library", LIBRARIES)
 LAYER = layers.MultiHeadAttention(8, 2, is_causal=True)
 PARAMS = drawn(LAYER)
 X = normal(2, 6, 8)
-COMPILED = jax.jit(LAYER)
+COMPILED = jax.jit(LAYER.run)
 
 
 def full() -> Floats:
@@ -92,9 +92,9 @@ def test_prefill_in_pieces_gives_the_rows_of_the_full_causal_result(
     bench = bench_of(library)
     params, x = given(bench)
     cache, rows, start = LAYER.empty_cache(2, 7, like=x), [], 0
-    call = COMPILED if library == "jax" else LAYER
+    call = COMPILED if library == "jax" else LAYER.run
     for n in pieces:
-        out, cache = call(params, x[:, start : start + n, :], cache=cache)
+        out, cache, _ = call(params, x[:, start : start + n, :], cache=cache)
         rows.append(bench.numpy(out))
         start += n
     assert np.abs(np.concatenate(rows, 1) - full()).max() <= room() < 1e-4
@@ -116,7 +116,7 @@ def test_one_compiled_step_serves_every_position(library: str) -> None:
     def step(params: Any, x: Any, cache: KVCache) -> Any:
         if library == "jax":
             programs.append(step)
-        return LAYER(params, x, cache=cache)
+        return LAYER.run(params, x, cache=cache)
 
     def kept(graph: Any, inputs: Any) -> Any:
         programs.append(graph)
@@ -129,7 +129,7 @@ def test_one_compiled_step_serves_every_position(library: str) -> None:
         call, length = torch.compile(step, fullgraph=True, backend=kept), torch.tensor(0)
     cache, rows = LAYER.empty_cache(2, 7, like=x)._replace(length=length), []
     for i in range(6):
-        out, cache = call(params, x[:, i : i + 1], cache)
+        out, cache, _ = call(params, x[:, i : i + 1], cache)
         rows.append(bench.numpy(out))
     assert int(cache.length) == 6
     assert np.abs(np.concatenate(rows, 1) - full()).max() <= room()
@@ -141,8 +141,8 @@ def test_one_compiled_step_serves_every_position(library: str) -> None:
 def test_what_lies_beyond_length_has_no_influence_by_one_bit(library: str, poison: float) -> None:
     bench = bench_of(library)
     params, x = given(bench)
-    call = COMPILED if library == "jax" else LAYER
-    cache = call(params, x[:, :4, :], cache=LAYER.empty_cache(2, 8, like=x))[1]
+    call = COMPILED if library == "jax" else LAYER.run
+    cache = call(params, x[:, :4, :], cache=LAYER.empty_cache(2, 8, like=x)).cache
 
     def poisoned(a: Any) -> Any:
         values = bench.numpy(a).copy()
@@ -152,7 +152,7 @@ def test_what_lies_beyond_length_has_no_influence_by_one_bit(library: str, poiso
     other = cache._replace(key=poisoned(cache.key), value=poisoned(cache.value))
     with np.errstate(invalid="ignore", over="ignore"):  # what is hidden is multiplied all the same
         for n in (1, 2) if library != "jax" else (2,):
-            clean, dirty = (call(params, x[:, 4 : 4 + n, :], cache=c)[0] for c in (cache, other))
+            clean, dirty = (call(params, x[:, 4 : 4 + n, :], cache=c).out for c in (cache, other))
             assert np.array_equal(bench.numpy(clean), bench.numpy(dirty))
 
 
@@ -178,7 +178,7 @@ def test_without_a_causal_mask_all_that_is_there_is_seen_and_nothing_else(librar
     cache, seen = LAYER.empty_cache(2, 9, like=x), 0
     for n in (4, 2):
         new = slice(seen, seen + n)
-        out, cache = LAYER(params, x[:, new], cache=cache, is_causal=False)
+        out, cache, _ = LAYER.run(params, x[:, new], cache=cache, is_causal=False)
         seen += n
         true = formulas.multihead(PARAMS, X[:, new], X[:, :seen])[0]
         assert np.abs(bench.numpy(out) - true).max() <= room()
@@ -186,12 +186,12 @@ def test_without_a_causal_mask_all_that_is_there_is_seen_and_nothing_else(librar
 
 def test_a_mask_of_the_call_covers_the_capacity_of_the_cache() -> None:
     """Keys 0 and 1 hidden, by an array and by a mask of positions."""
-    cache = LAYER(PARAMS, X[:, :4], cache=LAYER.empty_cache(2, 7, like=X))[1]
+    cache = LAYER.run(PARAMS, X[:, :4], cache=LAYER.empty_cache(2, 7, like=X)).cache
     allowed = np.tri(6) * (np.arange(6) >= 2)
     true = formulas.multihead(PARAMS, X, allowed=allowed)[0][:, 4:]
     for mask in (np.arange(7) >= 2, masks.mask_mod(lambda b, h, q, kv: kv >= 2), ~masks.prefix(2)):
         given = mask[None, None, None] if isinstance(mask, np.ndarray) else mask
-        out, _ = LAYER(PARAMS, X[:, 4:], cache=cache, mask=given)
+        out = LAYER.run(PARAMS, X[:, 4:], cache=cache, mask=given).out
         assert np.abs(out - true).max() <= room() * 2.0**-29
 
 
@@ -207,9 +207,93 @@ def test_the_gradient_reaches_the_tokens_of_earlier_pieces() -> None:
     bench = bench_of("torch")
     params, x = given(bench)
     x.requires_grad_()
-    cache = LAYER(params, x[:, :4], cache=LAYER.empty_cache(2, 6, like=x))[1]
-    LAYER(params, x[:, 4:], cache=cache)[0].square().sum().backward()
+    cache = LAYER.run(params, x[:, :4], cache=LAYER.empty_cache(2, 6, like=x)).cache
+    LAYER.run(params, x[:, 4:], cache=cache).out.square().sum().backward()
     assert (x.grad.abs().amax(-1) > 0).all()
+
+
+# texts of different length
+
+
+@pytest.mark.parametrize(
+    ("library", "traced"),
+    [("numpy", False), ("strict", False), ("torch", False), ("torch", True), ("jax", True)],
+)
+def test_each_item_goes_on_from_its_own_length_as_if_it_were_alone(library: str, traced: bool) -> None:
+    """Two texts that differ in length by two, in one batch, with rotary positions: three tokens, then one."""
+    bench = bench_of(library)
+    layer = layers.MultiHeadAttention(8, 2, is_causal=True, rotary=rotary.Rotary())
+    params, x = given(bench)
+    call: Any = layer
+    if library == "jax":
+        call = jax.jit(layer)
+    elif traced:
+        torch.compiler.reset()
+        call = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    alone = []
+    for i, held in enumerate((2, 0)):
+        own = LAYER.empty_cache(1, 6, like=x)
+        alone.append(layer(params, x[i : i + 1, :held, :], cache=own)[1] if held else own)
+    key, value = (
+        bench.array(np.concatenate([bench.numpy(getattr(c, name)) for c in alone]), "float32")
+        for name in ("key", "value")
+    )
+    together = KVCache(key, value, bench.array(np.array([2, 0]), "int32"))
+    for start, n in ((2, 3), (5, 1)):
+        out, together = call(params, x[:, start : start + n, :], cache=together)
+        for i in range(2):
+            true, alone[i] = layer(params, x[i : i + 1, start : start + n, :], cache=alone[i])
+            assert np.abs(bench.numpy(out)[i : i + 1] - bench.numpy(true)).max() <= 2 * room()
+            assert np.abs(bench.numpy(together.key)[i] - bench.numpy(alone[i].key)[0]).max() <= 2 * room()
+    assert bench.numpy(together.length).tolist() == [6, 4]
+    assert bench.numpy(together.positions).tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, -1, -1]]
+
+
+def test_an_item_that_does_not_fit_reads_as_nan_and_the_others_as_they_are() -> None:
+    params, x = given(bench_of("jax"))
+    cache = LAYER.empty_cache(2, 4, like=x)._replace(length=jnp.asarray([4, 1]))
+    out, cache = COMPILED(params, x[:, :1], cache=cache)
+    assert np.isnan(out[0]).all()
+    assert np.isfinite(out[1]).all()
+    assert cache.length.tolist() == [5, 2]
+
+
+# any cache
+
+
+class Latest(NamedTuple):
+    """Keeps no more than five tokens, the latest in front."""
+
+    key: Any
+    value: Any
+    length: int = 0
+
+    @property
+    def mask(self) -> masks.Mask:
+        return masks.key_lengths(min(self.length, 5))
+
+    @property
+    def positions(self) -> Any:
+        return np.maximum(self.length - 1 - np.arange(5), -1)
+
+    def append(self, key: Any, value: Any) -> Latest:
+        def put(old: Any, new: Any) -> Any:
+            return np.concatenate([new[..., ::-1, :], old], -2)[..., :5, :]
+
+        return Latest(put(self.key, key), put(self.value, value), self.length + key.shape[-2])
+
+
+def test_a_layer_works_with_whatever_is_a_cache() -> None:
+    """One token sees the latest five, in whatever order a cache keeps them."""
+    empty = Latest(*np.zeros((2, 2, 2, 5, 4)))
+    for cache in (empty, filled(bench_of("numpy"), 1)):
+        assert isinstance(cache, Cache)
+    assert not isinstance((empty.key, empty.value), Cache)
+    cache = LAYER(PARAMS, X[:, :5], cache=empty, is_causal=False)[1]
+    out, cache = LAYER(PARAMS, X[:, 5:], cache=cache, is_causal=False)
+    assert (cache.length, cache.positions.tolist()) == (6, [5, 4, 3, 2, 1])
+    true = formulas.multihead(PARAMS, X[:, 5:], X[:, 1:])[0]
+    assert np.abs(out - true).max() <= room() * 2.0**-29
 
 
 # what does not fit
@@ -220,7 +304,8 @@ def test_tokens_that_do_not_fit_are_refused_where_the_length_is_known(length: An
     with pytest.raises(ValueError) as caught:
         filled(bench_of("numpy"), 2, length)
     assert str(caught.value) == (
-        "polyattn.cache.KVCache.append: expected at most 1 more tokens, got 2; the cache has room for 5 and holds 4"
+        "polyattn.caches.KVCache.append: expected at most 1 more tokens, got 2; the cache has room for 5 and holds 4, "
+        "so make a larger one"
     )
 
 
@@ -235,7 +320,7 @@ def test_tokens_that_do_not_fit_read_as_nan_where_a_compiler_traces_the_length(l
     params, x = given(bench)
 
     def step(params: Any, x: Any, cache: KVCache) -> Any:
-        return LAYER(params, x, cache=cache)
+        return LAYER.run(params, x, cache=cache)
 
     if library == "jax":
         call, length = jax.jit(step), jnp.asarray(3)
@@ -243,10 +328,10 @@ def test_tokens_that_do_not_fit_read_as_nan_where_a_compiler_traces_the_length(l
         torch.compiler.reset()
         call, length = torch.compile(step, fullgraph=True, backend="aot_eager"), torch.tensor(3)
     cache = LAYER.empty_cache(2, 4, like=x)._replace(length=length)
-    out, cache = call(params, x[:, :1], cache)
+    out, cache, _ = call(params, x[:, :1], cache)
     assert np.isfinite(bench.numpy(out)).all()
     for _ in range(2):
-        out, cache = call(params, x[:, :1], cache)
+        out, cache, _ = call(params, x[:, :1], cache)
         assert np.isnan(bench.numpy(out)).all()
 
 
@@ -257,8 +342,22 @@ def test_tokens_of_another_shape_or_dtype_are_refused_with_a_sentence() -> None:
         (k[:1], v[:1], "expected key of shape (2, 2, 'n', 4) and dtype float32, got (1, 2, 1, 4) and float32; make the cache for this batch"),
         (k[..., :3], v, "expected key of shape (2, 2, 'n', 4) and dtype float32, got (2, 2, 1, 3) and float32; make the cache for this batch"),
         (k, v.astype(np.float64), "expected value of shape (2, 2, 'n', 3) and dtype float32, got (2, 2, 1, 3) and float64; make the cache for this batch"),
-        (k, np.zeros((2, 2, 2, 3), np.float32), "expected as many values as keys, got 2 and 1"),
+        (k, np.zeros((2, 2, 2, 3), np.float32), "expected as many values as keys, got 2 and 1; every key needs its value"),
     ):  # fmt: skip
         with pytest.raises(ValueError) as caught:
             cache.append(key, value)
-        assert str(caught.value) == f"polyattn.cache.KVCache.append: {sentence}"
+        assert str(caught.value) == f"polyattn.caches.KVCache.append: {sentence}"
+
+
+def test_lengths_of_another_kind_are_refused_with_a_sentence() -> None:
+    cache, each = filled(bench_of("numpy"), 2), "one number for all batch items, or one for each"
+    tokens = np.zeros((2, 2, 1, 4), np.float32), np.zeros((2, 2, 1, 3), np.float32)
+    for length, error, sentence in (
+        ([2, 1], TypeError, "expected length to be an integer, or an array of one for each batch item, got [2, 1]; make it an array of the library of key"),
+        (np.array([2, 1, 0]), ValueError, f"expected length of integers and of shape () or (2,), got int64 of shape (3,); {each}"),
+        (np.array([2.0, 1.0]), ValueError, f"expected length of integers and of shape () or (2,), got float64 of shape (2,); {each}"),
+        (np.array([2, 5]), ValueError, "expected at most 0 more tokens, got 1; the cache has room for 5 and holds 5, so make a larger one"),
+    ):  # fmt: skip
+        with pytest.raises(error) as caught:
+            cache._replace(length=length).append(*tokens)
+        assert str(caught.value) == f"polyattn.caches.KVCache.append: {sentence}"

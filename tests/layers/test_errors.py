@@ -35,6 +35,10 @@ def call(layer: Any, *inputs: Any, **options: Any) -> Callable[[], Any]:
     return lambda: layer(init(layer), *inputs, **options)
 
 
+def run(layer: Any, *inputs: Any, **options: Any) -> Callable[[], Any]:
+    return lambda: layer.run(init(layer), *inputs, **options)
+
+
 PARAMS = init(ATTEND)
 CACHE = ATTEND.empty_cache(2, 6, like=X)
 
@@ -43,26 +47,27 @@ CONFIGURATION: dict[str, tuple[Callable[[], Any], str]] = {
     "kv heads": (lambda: MHA(8, 4, num_kv_heads=3), "MultiHeadAttention: expected num_kv_heads to divide num_heads, got num_heads=4 and num_kv_heads=3; each kv head serves equally many query heads"),
     "kv heads of GQA": (lambda: layers.GroupedQueryAttention(8, 4, num_kv_heads=8), "GroupedQueryAttention: expected num_kv_heads to divide num_heads, got num_heads=4 and num_kv_heads=8; each kv head serves equally many query heads"),
     "kv heads of MQA": (lambda: layers.MultiQueryAttention(8, 2, num_kv_heads=2), "MultiQueryAttention: expected num_kv_heads=1, got 2; for more take GroupedQueryAttention"),
-    "no width": (lambda: MHA(0, 1), "MultiHeadAttention: expected embed_dim to be a positive int, got 0"),
-    "a float": (lambda: MHA(8.0, 2), "MultiHeadAttention: expected embed_dim to be a positive int, got 8.0"),  # type: ignore[arg-type]
-    "a bool": (lambda: MHA(8, True), "MultiHeadAttention: expected num_heads to be a positive int, got True"),
-    "context_length": (lambda: layers.CausalSelfAttention(8, 2, context_length=0), "CausalSelfAttention: expected context_length to be a positive int, got 0"),
-    "hidden_dim": (lambda: layers.AdditiveAttention(8, 0), "AdditiveAttention: expected hidden_dim to be a positive int, got 0"),
-    "out_dim": (lambda: layers.Linear(8, 0), "Linear: expected out_dim to be a positive int, got 0"),
-    "size": (lambda: layers.Embedding(0, 8), "Embedding: expected size to be a positive int, got 0"),
-    "LayerNorm": (lambda: layers.LayerNorm(-1, epsilon=1e-5), "LayerNorm: expected dim to be a positive int, got -1"),
-    "RMSNorm": (lambda: layers.RMSNorm(2.5, epsilon=1e-5), "RMSNorm: expected dim to be a positive int, got 2.5"),  # type: ignore[arg-type]
-    "qk_norm": (lambda: MHA(8, 2, qk_norm=NORM), "MultiHeadAttention: expected qk_norm of dim 4, the width of a head, got 8"),
-    "initializer": (lambda: MHA(8, 2, initializer="he"), "MultiHeadAttention: expected an initializer among glorot_uniform, lecun_normal, torch_linear, xavier_packed (attention), or a Distribution, got 'he'"),
-    "initializer of an MLP": (lambda: init(layers.MLP(8, 4, activation="relu", initializer="xavier_packed")), "MLP: expected an initializer among glorot_uniform, lecun_normal, torch_linear, xavier_packed (attention), or a Distribution, got 'xavier_packed'"),
-    "activation": (lambda: layers.MLP(8, 4, activation="tanh"), "MLP: expected activation among relu, gelu, gelu_tanh, silu, swiglu, got 'tanh'"),
-    "score": (lambda: layers.LuongAttention(8, score="add"), "LuongAttention: expected score 'dot', 'general' or 'concat', got 'add'"),
+    "no width": (lambda: MHA(0, 1), "MultiHeadAttention: expected embed_dim to be a positive int, got 0; give a size of at least 1"),
+    "a float": (lambda: MHA(8.0, 2), "MultiHeadAttention: expected embed_dim to be a positive int, got 8.0; give a size of at least 1"),  # type: ignore[arg-type]
+    "a bool": (lambda: MHA(8, True), "MultiHeadAttention: expected num_heads to be a positive int, got True; give a size of at least 1"),
+    "context_length": (lambda: layers.CausalSelfAttention(8, 2, context_length=0), "CausalSelfAttention: expected context_length to be a positive int, got 0; give a size of at least 1"),
+    "hidden_dim": (lambda: layers.AdditiveAttention(8, 0), "AdditiveAttention: expected hidden_dim to be a positive int, got 0; give a size of at least 1"),
+    "out_dim": (lambda: layers.Linear(8, 0), "Linear: expected out_dim to be a positive int, got 0; give a size of at least 1"),
+    "size": (lambda: layers.Embedding(0, 8), "Embedding: expected size to be a positive int, got 0; give a size of at least 1"),
+    "LayerNorm": (lambda: layers.LayerNorm(-1, epsilon=1e-5), "LayerNorm: expected dim to be a positive int, got -1; give a size of at least 1"),
+    "RMSNorm": (lambda: layers.RMSNorm(2.5, epsilon=1e-5), "RMSNorm: expected dim to be a positive int, got 2.5; give a size of at least 1"),  # type: ignore[arg-type]
+    "qk_norm": (lambda: MHA(8, 2, qk_norm=NORM), "MultiHeadAttention: expected qk_norm of dim 4, the width of a head, got 8; make it for 4"),
+    "initializer": (lambda: MHA(8, 2, initializer="he"), "MultiHeadAttention: expected an initializer among glorot_uniform, lecun_normal, torch_linear, xavier_packed (attention), or a Distribution, got 'he'; take one of these, for example layers.Normal(0.02)"),
+    "initializer of an MLP": (lambda: init(layers.MLP(8, 4, activation="relu", initializer="xavier_packed")), "MLP: expected an initializer among glorot_uniform, lecun_normal, torch_linear, xavier_packed (attention), or a Distribution, got 'xavier_packed'; take one of these, for example layers.Normal(0.02)"),
+    "activation": (lambda: layers.MLP(8, 4, activation="tanh"), "MLP: expected activation among relu, gelu, gelu_tanh, silu, swiglu, got 'tanh'; take the one that the model was trained with"),
+    "score": (lambda: layers.LuongAttention(8, score="add"), "LuongAttention: expected score 'dot', 'general' or 'concat', got 'add'; take one of these"),
     "dot of two widths": (lambda: layers.LuongAttention(8, score="dot", context_dim=6), "LuongAttention: expected equal widths for score='dot', got embed_dim=8 and context_dim=6; take score='general'"),
-    "concat without hidden_dim": (lambda: layers.LuongAttention(8, score="concat"), "LuongAttention: expected hidden_dim with score='concat' and only there, got score='concat' and hidden_dim=None"),
-    "dot with hidden_dim": (lambda: layers.LuongAttention(8, score="dot", hidden_dim=3), "LuongAttention: expected hidden_dim with score='concat' and only there, got score='dot' and hidden_dim=3"),
-    "preset": (lambda: layers.EncoderBlock.preset("mlx", 8, 2, 4), "EncoderBlock.preset: expected a preset among torch, flax, keras, got 'mlx'"),
+    "concat without hidden_dim": (lambda: layers.LuongAttention(8, score="concat"), "LuongAttention: expected hidden_dim with score='concat' and only there, got score='concat' and hidden_dim=None; it is the width of the layer inside 'concat'"),
+    "dot with hidden_dim": (lambda: layers.LuongAttention(8, score="dot", hidden_dim=3), "LuongAttention: expected hidden_dim with score='concat' and only there, got score='dot' and hidden_dim=3; it is the width of the layer inside 'concat'"),
+    "preset": (lambda: layers.EncoderBlock.preset("mlx", 8, 2, 4), "EncoderBlock.preset: expected a preset among torch, flax, keras, got 'mlx'; take one of these, or compose the block of its parts"),
     "changes": (lambda: layers.EncoderBlock.preset("torch", 8, 2, 4, eps=1), "EncoderBlock.preset: expected changes of epsilon, activation, norm_first, dropout_rate, attention_initializer, mlp_initializer, got eps; compose the block of its parts for anything else"),
-    "depth": (lambda: layers.Encoder(BLOCK, 0), "Encoder: expected depth >= 1, got 0"),
+    "preset of a decoder": (lambda: layers.DecoderBlock.preset("mlx", 8, 2, 4), "DecoderBlock.preset: expected a preset among torch, flax, keras, got 'mlx'; take one of these, or compose the block of its parts"),
+    "depth": (lambda: layers.Encoder(BLOCK, 0), "Encoder: expected depth to be a positive int, got 0; give a size of at least 1"),
     "seed": (lambda: ATTEND.init(-1, like=X), "MultiHeadAttention.init: expected a seed, an int with 0 <= seed < 2**64, got -1; any one will do"),
     "seed of 65 bits": (lambda: ATTEND.init(2**64, like=X), "MultiHeadAttention.init: expected a seed, an int with 0 <= seed < 2**64, got 18446744073709551616; any one will do"),
     "bool as seed": (lambda: ATTEND.init(True, like=X), "MultiHeadAttention.init: expected a seed, an int with 0 <= seed < 2**64, got True; any one will do"),
@@ -80,27 +85,26 @@ DROPPING: dict[str, Callable[[float], Any]] = {
     ),
 }
 
-QKV = "(2, 2, 5, 4), (2, 2, 5, 4), (2, 2, 5, 4)"
 CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "x of another width": (call(NORM, WIDE), f"LayerNorm: expected x of shape (..., length, 8), got (2, 7, 6); the last axis is the width that {NORM} was made for"),
     "x of rank 1": (call(ATTEND, X[0, 0]), f"MultiHeadAttention: expected x of shape (..., length, 8), got (8,); the last axis is the width that {ATTEND} was made for"),
     "context of another width": (call(ATTEND, X, WIDE), "MultiHeadAttention: expected context of shape (..., length, 8), got (2, 7, 6); context_dim declares its width"),
     "additive context": (call(layers.AdditiveAttention(8, 4), X, WIDE), "AdditiveAttention: expected context of shape (..., length, 8), got (2, 7, 6); context_dim declares its width"),
-    "context of another batch": (call(ATTEND, X, np.zeros((3, 7, 8))), "MultiHeadAttention with q, k, v of shapes (2, 2, 5, 4), (3, 2, 7, 4), (3, 2, 7, 4): polyattn.attention: expected leading axes that broadcast against each other, got query (2, 2, 5, 4), key (3, 2, 7, 4), value (3, 2, 7, 4) in layout BHLD; give each axis one size, or 1"),
+    "context of another batch": (call(ATTEND, X, np.zeros((3, 7, 8))), "MultiHeadAttention: expected leading axes that broadcast against each other, got query (2, 2, 5, 4), key (3, 2, 7, 4), value (3, 2, 7, 4) in layout BHLD; give each axis one size, or 1"),
     "no context": (call(layers.MultiHeadCrossAttention(8, 2), X), "MultiHeadCrossAttention: expected a context, got None; for self-attention take MultiHeadAttention"),
     "no context of one head": (call(layers.CrossAttention(8, head_dim=4), X), "CrossAttention: expected a context, got None; for self-attention take MultiHeadAttention"),
     "no source": (call(SEQ2SEQ, X, None), "EncoderDecoderAttention: expected a context, got None; without one take EncoderBlock"),
     "too many tokens": (call(CAUSAL, X), "CausalSelfAttention: expected at most context_length=4 tokens, got 5; cut the input, or make the layer for more"),
-    "too many tokens with a cache": (call(CAUSAL, X, cache=CACHE), "CausalSelfAttention: expected at most context_length=4 tokens, got 5; cut the input, or make the layer for more"),
-    "too many tokens, counted by an array": (call(CAUSAL, X, cache=CACHE._replace(length=np.asarray(0))), "CausalSelfAttention: expected at most context_length=4 tokens, got 5; cut the input, or make the layer for more"),
+    "too many tokens with a cache": (run(CAUSAL, X, cache=CACHE), "CausalSelfAttention: expected at most context_length=4 tokens, got 5; cut the input, or make the layer for more"),
+    "too many tokens, counted by an array": (run(CAUSAL, X, cache=CACHE._replace(length=np.asarray(0))), "CausalSelfAttention: expected at most context_length=4 tokens, got 5; cut the input, or make the layer for more"),
     "causal with context": (call(CAUSAL, X, X), "CausalSelfAttention: expected self-attention that is causal, got a context; take MultiHeadAttention"),
     "causal without": (call(CAUSAL, X, is_causal=False), "CausalSelfAttention: expected self-attention that is causal, got is_causal=False; take MultiHeadAttention"),
-    "a mask of another shape": (call(ATTEND, X, mask=np.ones((5, 6), bool)), f"MultiHeadAttention with q, k, v of shapes {QKV}: polyattn.attention: expected a mask that broadcasts to the scores (..., Hq, L, S) = (2, 2, 5, 5), got shape (5, 6); write a key padding mask of shape (B, S) as mask[:, None, None, :], an (L, S) one as mask[None, None]"),
-    "an additive mask of another shape": (call(layers.AdditiveAttention(8, 4), X, mask=np.ones((5, 6), bool)), "AdditiveAttention with x (2, 5, 8) and context (2, 5, 8): polyattn.attention: expected a mask that broadcasts to the scores (..., Hq, L, S) = (2, 1, 5, 5), got shape (5, 6); write a key padding mask of shape (B, S) as mask[:, None, None, :], an (L, S) one as mask[None, None]"),
-    "positions in doubt": (call(ATTEND, X, np.zeros((2, 7, 8)), is_causal=True), "MultiHeadAttention with q, k, v of shapes (2, 2, 5, 4), (2, 2, 7, 4), (2, 2, 7, 4): polyattn.attention: expected query_offset, because the mask or score_mod compares positions and L = 5 differs from S = 7; got None, which is ambiguous: query_offset=0 aligns the first rows (PyTorch, JAX, Keras), query_offset='end' the last (FlashAttention, MLX, decoding with a cache)"),
-    "cache and context": (call(ATTEND, X, X, cache=CACHE), "MultiHeadAttention: expected neither context nor query_offset with a cache, got context; a cache holds the earlier tokens of x, and x continues them"),
-    "cache and query_offset": (call(ATTEND, X, cache=CACHE, query_offset=1), "MultiHeadAttention: expected neither context nor query_offset with a cache, got query_offset; a cache holds the earlier tokens of x, and x continues them"),
-    "caches of a stack": (call(STACK, X, cache=(CACHE,)), "Encoder: expected a cache for each of the 2 blocks, got 1; make them with empty_cache"),
+    "a mask of another shape": (call(ATTEND, X, mask=np.ones((5, 6), bool)), "MultiHeadAttention: expected a mask that broadcasts to the scores (..., Hq, L, S) = (2, 2, 5, 5), got shape (5, 6); write a key padding mask of shape (B, S) as mask[:, None, None, :], an (L, S) one as mask[None, None]"),
+    "an additive mask of another shape": (call(layers.AdditiveAttention(8, 4), X, mask=np.ones((5, 6), bool)), "AdditiveAttention: expected a mask that broadcasts to the scores (..., Hq, L, S) = (2, 1, 5, 5), got shape (5, 6); write a key padding mask of shape (B, S) as mask[:, None, None, :], an (L, S) one as mask[None, None]"),
+    "positions in doubt": (call(ATTEND, X, np.zeros((2, 7, 8)), is_causal=True), "MultiHeadAttention: expected query_offset, because the mask or score_mod compares positions and L = 5 differs from S = 7; got None, which is ambiguous: query_offset=0 aligns the first rows (PyTorch, JAX, Keras), query_offset='end' the last (FlashAttention, MLX, decoding with a cache)"),
+    "cache and context": (run(ATTEND, X, X, cache=CACHE), "MultiHeadAttention: expected neither context nor query_offset with a cache, got context; a cache holds the earlier tokens of x, and x continues them"),
+    "cache and query_offset": (run(ATTEND, X, cache=CACHE, query_offset=1), "MultiHeadAttention: expected neither context nor query_offset with a cache, got query_offset; a cache holds the earlier tokens of x, and x continues them"),
+    "caches of a stack": (run(STACK, X, cache=(CACHE,)), "Encoder: expected a cache for each of the 2 blocks, got 1; make them with empty_cache"),
     "params that miss one": (lambda: NORM({"bias": X}, X), "LayerNorm: expected params with the names ['bias', 'scale'], got dict without ['scale'] and with unexpected []; make them with layer.init(seed, like=x), or read them with polyattn.weights"),
     "params with one more": (lambda: NORM({**init(NORM), "gain": X}, X), "LayerNorm: expected params with the names ['bias', 'scale'], got dict without [] and with unexpected ['gain']; make them with layer.init(seed, like=x), or read them with polyattn.weights"),
     "params as a list": (lambda: NORM([X], X), "LayerNorm: expected params with the names ['bias', 'scale'], got list without ['bias', 'scale'] and with unexpected []; make them with layer.init(seed, like=x), or read them with polyattn.weights"),  # type: ignore[arg-type]
@@ -121,10 +125,14 @@ KINDS: dict[str, tuple[Callable[[], Any], str]] = {
     "params of another dtype": (lambda: ATTEND(PARAMS, X.astype("f4")), "MultiHeadAttention: expected params['w_q'] of the dtype of x, float32, got float64; cast one of the two"),
     "context of another library": (call(ATTEND, X, torch.zeros(2, 7, 8)), f"MultiHeadAttention: expected context to be an array of numpy like x, got torch{CONVERT}"),
     "context of another dtype": (call(ATTEND, X, X.astype("f4")), "MultiHeadAttention: expected context of the dtype of x, float64, got float32; cast one of the two"),
-    "a float mask": (call(ATTEND, X, mask=np.ones((5, 5))), f"MultiHeadAttention with q, k, v of shapes {QKV}: polyattn.attention: expected a bool mask (True = may attend), got dtype float64; compare it (mask != 0), or pass values to be added to the scores as bias="),
-    "tokens that are no integers": (call(TABLE, np.array([1.0])), "Embedding: expected an array of integer tokens, got dtype('float64')"),
-    "tokens as a list": (call(TABLE, [1]), "Embedding: expected an array of integer tokens, got [1]"),
+    "a float mask": (call(ATTEND, X, mask=np.ones((5, 5))), "MultiHeadAttention: expected a bool mask (True = may attend), got dtype float64; compare it (mask != 0), or pass values to be added to the scores as bias="),
+    "tokens that are no integers": (call(TABLE, np.array([1.0])), "Embedding: expected an array of integer tokens, got dtype('float64'); convert them to integers"),
+    "tokens as a list": (call(TABLE, [1]), "Embedding: expected an array of integer tokens, got [1]; convert them to integers"),
     "a table of another library": (lambda: TABLE(init(TABLE), torch.tensor([1])), f"Embedding: expected params['table'] to be an array of torch like x, got numpy{CONVERT}"),
+    "a context for an encoder": (call(BLOCK, X, context=X), "EncoderBlock: expected x alone, got a context; take EncoderDecoderAttention"),
+    "sinks as numbers": (lambda: MHA(8, 2, sinks=0.5), "MultiHeadAttention: expected sinks=True or False, got 0.5; the logits themselves are the parameter 'sinks'"),  # type: ignore[arg-type]
+    "a bias that is no array": (call(ATTEND, X, bias=True), "MultiHeadAttention: expected bias to be an array of an array API library (NumPy, JAX, PyTorch, ...), got bool; convert it, for example with numpy.asarray"),
+    "return_aux": (run(layers.AdditiveAttention(8, 4), X, return_aux=True), "AdditiveAttention: expected return_aux to be an AuxRequest or None, got True; write return_aux=AuxRequest(lse=True)"),
     "like of integers": (lambda: ATTEND.init(0, like=np.zeros((), int)), "MultiHeadAttention.init: expected `like` to be a real floating array, got int64; it gives the library, the dtype and the device of the parameters"),
 }  # fmt: skip
 
@@ -165,7 +173,9 @@ def test_a_sentence_names_the_subclass_that_was_called(eager: Bench) -> None:
 def test_an_unknown_option_is_refused() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'casual'"):
         ATTEND(PARAMS, X, casual=True)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'attn_mask'"):
+    with pytest.raises(TypeError, match="keyword argument 'scale'"):  # it is part of the layer
+        layers.ScaledDotProductAttention()({}, X, X, X, scale=1.0)
+    with pytest.raises(TypeError, match=r"^polyattn\.layers\.ScaledDotProductAttention: .*got 'attn_mask'"):
         layers.ScaledDotProductAttention()({}, X, X, X, attn_mask=None)
 
 

@@ -16,7 +16,7 @@ import torch
 from shared import formulas
 from shared.running import LIBRARIES, Floats, applied, bench_of, drawn, mapped, normal
 
-from polyattn import AuxRequest, layers, masks, mods
+from polyattn import AuxRequest, Blockwise, Reference, attention, layers, masks, mods
 from polyattn.dropout import fold_in
 from polyattn.parity import UNIT_ROUNDOFF, round_to
 from polyattn.truth.rounding import noise
@@ -109,7 +109,7 @@ def test_dropped_weights_are_zero_and_kept_ones_grow() -> None:
 
 
 def test_every_place_of_dropout_has_a_seed_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    from polyattn.layers import blocks, dense, multihead
+    from polyattn.layers import attending, blocks, dense
 
     seeds: list[Any] = []
 
@@ -122,7 +122,7 @@ def test_every_place_of_dropout_has_a_seed_of_its_own(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(blocks, "drop", recording(blocks.drop))
     monkeypatch.setattr(dense, "drop", recording(dense.drop))
-    monkeypatch.setattr(multihead, "scaled_dot_product", recording(multihead.scaled_dot_product))
+    monkeypatch.setattr(attending, "attend", recording(attending.attend))
     decoder = layers.Decoder(layers.DecoderBlock.preset("torch", 8, 2, 16), 3)
     decoder(drawn(decoder), normal(2, 5, 8), normal(2, 6, 8), dropout_seed=1)
     assert len(seeds) == 3 * (2 * 2 + 2)  # attention and residual twice, hidden and residual of the MLP
@@ -352,7 +352,7 @@ def test_query_offset_moves_the_diagonal() -> None:
 def test_lse_and_scores_come_as_aux_too() -> None:
     layer = layers.AdditiveAttention(8, 6)
     params, x = drawn(layer), normal(2, 5, 8)
-    _, aux = layer(params, x, return_aux=AuxRequest(lse=True, scores=True))
+    aux = layer.run(params, x, return_aux=AuxRequest(lse=True, scores=True)).aux
     scores = formulas.additive_scores(x @ params["w_q"], x @ params["w_k"], params["v"])
     assert aux.scores.shape == (2, 1, 5, 5)
     bound = room(
@@ -362,3 +362,95 @@ def test_lse_and_scores_come_as_aux_too() -> None:
     # log-sum-exp moves by no more than the largest of its scores, and rounds
     lse = np.log(np.exp(scores).sum(-1))
     assert np.abs(aux.lse[:, 0] - lse).max() <= bound + 8 * UNIT_ROUNDOFF["float64"] * np.abs(lse).max()
+
+
+@pytest.mark.parametrize(
+    "wish", ["reference", "blockwise", Blockwise(2, 3), Reference(max_bytes=2**20)], ids=str
+)
+def test_a_layer_runs_the_implementation_that_it_was_made_for(wish: Any) -> None:
+    for plain in (MHA, layers.CausalSelfAttention(8, 2, context_length=5, sinks=True)):
+        layer = replace(plain, implementation=wish)
+        params, x = drawn(layer), normal(2, 5, 8)
+        found = layer.run(params, x, return_aux=AuxRequest(lse=True))
+        kind = "blockwise" if wish in ("blockwise", Blockwise(2, 3)) else "reference"
+        assert found.aux.implementation.startswith(kind)
+        formula = partial(attended, allowed=np.tri(5) if layer.is_causal else 1.0)
+        assert np.abs(found.out - formula(params, x)).max() <= room(formula, params, x, dtype="float64")
+    heads = normal(2, 2, 5, 4)
+    found = layers.ScaledDotProductAttention(implementation=wish).run(
+        {}, heads, heads, heads, return_aux=AuxRequest(lse=True)
+    )
+    assert found.aux.implementation.startswith(kind)
+    assert np.array_equal(found.out, attention(heads, heads, heads, implementation=wish))
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_blocks_and_stacks_hand_a_bias_to_their_attention(library: str) -> None:
+    """A bias of -inf hides what a mask hides, in either attention of a decoder."""
+    own, other = np.where(np.tri(5) > 0, 0.0, -np.inf), np.where(np.arange(6)[None] < 4, 0.0, -np.inf)
+    context, x = normal(2, 6, 8), normal(2, 5, 8)
+    decoder = layers.DecoderBlock.preset("torch", 8, 2, 16)
+    for layer, inputs, hidden in (
+        (BLOCK, (x,), {"mask": own == 0}),
+        (layers.Encoder(BLOCK, 2), (x,), {"mask": own == 0}),
+        (decoder, (x, context), {"mask": own == 0, "context_mask": other == 0}),
+        (layers.Decoder(decoder, 2), (x, context), {"mask": own == 0, "context_mask": other == 0}),
+    ):
+        params = drawn(layer)
+        free = {} if len(inputs) == 1 else {"is_causal": False}
+        by_mask = lambda p, *xs: layer(p, *xs, **free, **hidden)  # noqa: B023, E731
+        biases = {name.replace("mask", "bias"): np.where(m, 0.0, -np.inf) for name, m in hidden.items()}
+        out = applied(library, layer, params, *inputs, **free, **biases)
+        assert np.abs(out - by_mask(params, *inputs)).max() <= room(by_mask, params, *inputs) < 1e-4
+        assert np.abs(out - layer(params, *inputs, **free)).max() > 0.01
+
+
+# what comes back
+
+CACHE = MHA.empty_cache(2, 6, like=np.zeros(()))
+ASKED = {"cache": CACHE, "return_aux": AuxRequest(lse=True)}
+
+
+@pytest.mark.parametrize("asked", [(), ("cache",), ("return_aux",), ("cache", "return_aux")])
+def test_run_gives_one_type_and_a_call_the_array_alone(asked: tuple[str, ...]) -> None:
+    params, x = drawn(MHA), normal(2, 5, 8)
+    found = MHA.run(params, x, is_causal=True, **{name: ASKED[name] for name in asked})
+    assert type(found) is layers.LayerResult
+    assert np.abs(found.out - MHA(params, x, is_causal=True)).max() <= room(
+        partial(attended, allowed=np.tri(5)), params, x, dtype="float64"
+    )
+    assert (found.cache is None, found.aux is None) == ("cache" not in asked, "return_aux" not in asked)
+    assert found.cache is None or found.cache.length == 5
+    assert found.aux is None or found.aux.lse.shape == (2, 2, 5)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        MHA,
+        layers.CausalSelfAttention(8, 2, context_length=5),
+        layers.AdditiveAttention(8, 6),
+        BLOCK,
+        layers.Encoder(BLOCK, 1),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_call_that_asks_for_more_is_told_the_line_to_write(layer: Any) -> None:
+    params, x = drawn(layer), normal(2, 5, 8)
+    for asked in (["cache"], ["return_aux"], ["cache", "return_aux"]):
+        with pytest.raises(TypeError) as caught:
+            layer(params, x, **dict.fromkeys(asked))
+        line = ", ".join(f"{name}=..." for name in asked)
+        assert str(caught.value) == (
+            f"{layer.name}: expected neither cache nor return_aux in a call, which returns an array alone, got "
+            f"{' and '.join(asked)}; write out, cache, aux = layer.run(params, x, ..., {line})"
+        )
+
+
+def test_what_does_not_attend_runs_too() -> None:
+    norm = layers.LayerNorm(8, epsilon=1e-5)
+    params, x = drawn(norm), normal(2, 5, 8)
+    out, cache, aux = norm.run(params, x)
+    assert np.array_equal(out, norm(params, x))
+    assert cache is None
+    assert aux is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -220,6 +221,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "beta": (lambda: linear_attention(X, KV, KV, beta=KV), ValueError, "beta of shape (1, 1 or 2, 5, 1), got (1, 2, 5, 2)"),
     "state": (lambda: linear_attention(X, KV, KV, state=KV), ValueError, "state of shape (1, 2, 2, 2), got (1, 2, 5, 2)"),
     "chunk_size": (lambda: linear_attention(X, KV, KV, chunk_size=0), ValueError, "chunk_size to be an integer of at least 1, got 0"),
+    "scale": (lambda: linear_attention(X, KV, KV, scale=np.ones(4)), TypeError, "scale to be a number or None, got array([1., 1., 1., 1.]); multiply query by an array of scales"),
+    "a word for scale": (lambda: linear_attention(X, KV, KV, scale="1"), TypeError, "scale to be a number or None, got '1'"),
+    "a flag for scale": (lambda: linear_attention(X, KV, KV, scale=True), TypeError, "scale to be a number or None, got True"),
+    "no number for scale": (lambda: linear_attention(X, KV, KV, scale=np.nan), ValueError, "a finite scale, got nan; None is 1/sqrt(D)"),
+    "a scale beyond floats": (lambda: linear_attention(X, KV, KV, scale=10**400), ValueError, "a finite scale, got 1000"),
     "dtypes": (lambda: linear_attention(X, KV.astype(np.float32), KV), TypeError, "query, key and value of one dtype"),
     "integers": (lambda: linear_attention(X.astype(int), KV, KV), TypeError, "query of a real floating dtype, got int64"),
     "libraries": (lambda: linear_attention(X, torch.tensor(KV), KV), TypeError, "key to be an array of the library of query, got Tensor"),
@@ -232,3 +238,10 @@ def test_bad_input_is_refused_in_a_sentence(what: str) -> None:
     with pytest.raises(kind) as error:
         call()
     assert str(error.value).startswith(f"polyattn.linear.linear_attention: expected {sentence}")
+
+
+def test_a_scale_may_be_any_real_number() -> None:
+    half, _ = linear_attention(X + 1, KV + 1, KV + 1, scale=0.5)
+    for scale in (np.float32(0.5), np.float64(0.5), Fraction(1, 2)):
+        np.testing.assert_array_equal(linear_attention(X + 1, KV + 1, KV + 1, scale=scale)[0], half)
+    assert half[0, 0, 0, 0] == 1.0

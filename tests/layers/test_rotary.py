@@ -242,11 +242,17 @@ def test_what_cannot_be_turned_is_refused_with_a_sentence() -> None:
         with pytest.raises(ValueError) as caught:
             rotary(given, positions)
         assert str(caught.value) == (
-            "polyattn.positions.Rotary: expected an even width of at most 7, the width of x, got "
+            "polyattn.rotary.Rotary: expected an even width of at most 7, the width of x, got "
             f"{width}; entries are turned in pairs"
         )
     with pytest.raises(ValueError) as caught:
         sinusoidal(4, 5, x)
     assert str(caught.value) == (
-        "polyattn.positions.sinusoidal: expected an even dim, got 5; sines come with cosines"
+        "polyattn.rotary.sinusoidal: expected an even dim of at least 2, got 5; sines come with cosines"
+    )
+    with pytest.raises(ValueError) as caught:
+        Rotary()(x[:, :6], positions, layout="BLDH")
+    assert str(caught.value) == (
+        "polyattn.rotary.Rotary: expected layout 'BHLD' or 'BLHD', got 'BLDH'; name the axes of x (batch, heads, length, "
+        "width)"
     )

@@ -27,6 +27,7 @@ PAD = 0
 TOKENS = np.array([[3, 1, 4, 1, 5, 9], [2, 7, PAD, PAD, PAD, PAD]])  # two sentences, the second one padded
 TRIL = np.tril(np.ones((6, 6)))
 SEEN = (TOKENS != PAD)[:, None, :]  # (B, 1, S)
+BIAS = normal(2, 6, 6, seed=3)  # (H, L, S)
 SCATTERED = np.random.default_rng(5).random((6, 6)) < 0.6
 
 
@@ -136,6 +137,20 @@ ROWS = [
         "GroupedQueryAttention", layers.GroupedQueryAttention(8, 4, num_kv_heads=2), (8,), formulas.multihead
     ),
     Row("MultiQueryAttention", layers.MultiQueryAttention(8, 4), (8,), formulas.multihead),
+    Row(
+        "sinks, one for each head",
+        layers.GroupedQueryAttention(8, 4, num_kv_heads=2, sinks=True, is_causal=True),
+        (8,),
+        partial(formulas.multihead, allowed=TRIL),
+        causal=True,
+    ),
+    Row(
+        "a bias of the call",
+        HEADS,
+        (8,),
+        partial(formulas.multihead, bias=BIAS),
+        options=lambda a: {"bias": a(BIAS)[None, ...]},
+    ),
     _decoder(norm_first=False),
     _decoder(norm_first=True),
     Row(
@@ -194,7 +209,7 @@ def runner(name: str, library: str, dtype: str) -> Callable[..., Found]:
 
     def f(params: Arrays, inputs: list[Array]) -> tuple[Array, list[Array]]:
         asked = AuxRequest(weights=True)
-        out, aux = row.layer(params, *inputs, **options, return_aux=asked)  # type: ignore[operator]
+        out, _, aux = row.layer.run(params, *inputs, **options, return_aux=asked)
         found = aux if isinstance(aux, layers.DecoderAux) else (aux,)
         return out, [part.weights for part in found]
 
@@ -277,11 +292,14 @@ def test_output_and_weights_are_those_of_the_formula(name: str, library: str, dt
 
 @every_run
 @every_row
-def test_attention_weights_sum_to_one(name: str, library: str, dtype: str) -> None:
+def test_attention_weights_sum_to_one_or_less_with_sinks(name: str, library: str, dtype: str) -> None:
     """S numbers e_j / sum(e): a rounding for each quotient, S - 1 for the sum, which they share."""
     for weights in found(name, library, dtype).weights:
         room = (weights.shape[-1] + 1) * UNIT_ROUNDOFF[dtype]
-        assert np.abs(weights.sum(-1) - 1).max() <= room
+        if "sinks" in BY_NAME[name].params:  # the rest is the sink's
+            assert (weights.sum(-1) < 1 - room).all()
+        else:
+            assert np.abs(weights.sum(-1) - 1).max() <= room
         assert (weights >= 0).all()
 
 

@@ -153,6 +153,7 @@ _GPT2_HAS = (
     "everywhere"
 )
 _NORMED = layers.MultiHeadAttention(8, 2, qk_norm=layers.RMSNorm(4, epsilon=1e-6))
+_SINKING = layers.MultiHeadAttention(8, 2, sinks=True)
 _ADDITIVE = layers.AdditiveAttention(8, 4)
 _TABLE = layers.Embedding(5, 8)
 _HALF_BIASED = layers.MultiHeadAttention(8, 2, out_bias=False)
@@ -163,6 +164,10 @@ _TWO_ATTENTIONS = layers.EncoderDecoderAttention(ATTEND, ATTEND, NORM, norm_firs
 REFUSED: list[tuple[str, Layer, str]] = [
     *(("torch", layer, f"{layer}, {_TORCH_HAS}") for layer in (GROUPED, _HALF_BIASED, _HEADS_ONLY)),
     *(("gpt2", layer, f"{layer}, {_GPT2_HAS}") for layer in (PLAIN, GROUPED, CROSS, _HALF_BIASED)),
+    *(
+        (name, _SINKING, f"{_SINKING} with sinks")
+        for name in ("torch", "flax", "keras", "equinox", "gpt2", "bert")
+    ),
     *((name, _NORMED, f"{_NORMED} with qk_norm") for name in ("torch", "keras", "equinox", "gpt2", "bert")),
     *((name, layer, str(layer)) for name in KINDS for layer in (_ADDITIVE, _TABLE, _TWO_ATTENTIONS)),
     *((name, layer, str(layer)) for name in ("flax", "keras", "equinox") for layer in (BLOCK, _STACK)),
@@ -181,7 +186,8 @@ def test_a_layer_that_a_library_has_not_is_refused(format: str, layer: Layer, go
         with pytest.raises(ValueError) as refusal:
             call(layer, {}, format)
         assert (
-            str(refusal.value) == f"polyattn.weights.{name}: expected a layer that {format!r} has, got {got}"
+            str(refusal.value)
+            == f"polyattn.weights.{name}: expected a layer that {format!r} has, got {got}; configure the layer so, or take another format"
         )
 
 
@@ -190,7 +196,7 @@ def test_an_unknown_format_is_refused() -> None:
         weights.from_format(ATTEND, {}, "pytorch")
     assert str(refusal.value) == (
         "polyattn.weights.from_format: expected a format among torch, flax, keras, equinox, gpt2, llama, bert, got "
-        "'pytorch'"
+        "'pytorch'; take one of these, or give the arrays the names and shapes of layer.shapes()"
     )
 
 
@@ -346,7 +352,7 @@ def test_interleaved_rotary_weights_give_the_same_scores_half_split(width: int |
     x = np.random.default_rng(1).normal(size=(2, 7, 12)).astype(np.float32)
 
     def scores(layer: Layer, params: Any, x: Array) -> Array:
-        return layer(params, x, return_aux=AuxRequest(scores=True))[1].scores  # type: ignore[operator]
+        return layer.run(params, x, return_aux=AuxRequest(scores=True)).aux.scores
 
     bound = 4 * noise(lambda number: scores(theirs, {n: number(w) for n, w in numbers.items()}, number(x)))
     params = weights.convert(numbers, like=LIKE[library])
@@ -392,7 +398,7 @@ def test_heads_that_cannot_be_permuted_are_refused() -> None:
     with pytest.raises(ValueError) as refusal:
         weights.tiled_to_grouped(np.ones((8, 6, 4)), 4)
     assert str(refusal.value) == (
-        "polyattn.weights.tiled_to_grouped: expected kv_heads to divide the 6 heads of axis 1, got 4"
+        "polyattn.weights.tiled_to_grouped: expected kv_heads to divide the 6 heads of axis 1, got 4; axis is that of the heads"
     )
     for width, got in ((None, 5), (3, 3), (6, 6), (0, 0)):
         with pytest.raises(ValueError) as refusal:

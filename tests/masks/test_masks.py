@@ -74,6 +74,7 @@ def test_lengths_offsets_and_arrays_per_item_need_their_batch() -> None:
     assert np.array_equal(per_item, (Q + offset[:, None, None, None]) >= KV)
 
 
+@pytest.mark.rule("rule-5")
 @pytest.mark.parametrize(
     ("mask", "picture"),
     [
@@ -184,6 +185,7 @@ def test_a_function_is_partial_unless_what_stands_beside_it_decides() -> None:
     assert (f & masks.causal()).tile(rows, keys) is PARTIAL
 
 
+@pytest.mark.rule("rule-3")
 @pytest.mark.parametrize("name", LITERAL)
 def test_a_mask_object_gives_attention_over_its_literal(eager: Bench, name: str) -> None:
     make, literal = LITERAL[name]
@@ -201,6 +203,7 @@ def test_a_mask_object_gives_attention_over_its_literal(eager: Bench, name: str)
     assert eta(eager.numpy(out), judged, "float32") <= ACCEPTANCE
 
 
+@pytest.mark.rule("rule-12")
 @pytest.mark.parametrize("name", LITERAL)
 def test_a_mask_runs_unchanged_inside_flex_attention(name: str) -> None:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention

@@ -43,6 +43,7 @@ def test_relative_buckets_are_those_of_t5(bidirectional: bool, buckets: int, far
     assert (ours == theirs.numpy()).all()
 
 
+@pytest.mark.rule("rule-1")
 def test_softcap_comes_before_the_mask() -> None:
     q, k, v = np.random.default_rng(0).normal(size=(3, 1, 1, 4, 4)) * 8
     hidden = np.ones((1, 1, 4, 4), bool)

@@ -23,18 +23,31 @@ def of(x: Array) -> Any:
     return torch if isinstance(x, torch.Tensor) else np
 
 
-def softmax(scores: Array, allowed: Array) -> Array:
-    """exp(scores) over its sum where allowed, 0 elsewhere; a row without keys is 0."""
+def softmax(scores: Array, allowed: Array, sink: Array | None = None) -> Array:
+    """exp(scores) over its sum where allowed, 0 elsewhere, the sink among them; a row without keys is 0."""
     allowed = allowed if of(scores) is np else torch.as_tensor(allowed, dtype=scores.dtype)
     e = of(scores).exp(scores - scores.max()) * allowed
     total = e.sum(-1)[..., None]
+    if sink is not None:
+        total = total + of(scores).exp(sink - scores.max())
     return e / (total + (total == 0))
 
 
-def attend(q: Array, k: Array, v: Array, scale: float | None = None, allowed: Array = 1.0) -> Any:
-    """One head: (..., L, D), (..., S, D), (..., S, E)."""
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    scale: float | None = None,
+    allowed: Array = 1.0,
+    bias: Array | None = None,
+    sink: Array | None = None,
+) -> Any:
+    """One head: (..., L, D), (..., S, D), (..., S, E), bias (L, S)."""
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    weights = softmax(scale * (q @ k.swapaxes(-1, -2)), allowed)
+    scores = scale * (q @ k.swapaxes(-1, -2))
+    if bias is not None:
+        scores = scores + (bias if of(q) is np else torch.as_tensor(bias, dtype=q.dtype))
+    weights = softmax(scores, allowed, sink)
     return weights @ v, weights
 
 
@@ -43,9 +56,14 @@ def affine(x: Array, w: Array, b: Array | None = None) -> Array:
 
 
 def multihead(
-    p: Params, x: Array, context: Array | None = None, allowed: Array = 1.0, scale: float | None = None
+    p: Params,
+    x: Array,
+    context: Array | None = None,
+    allowed: Array = 1.0,
+    scale: float | None = None,
+    bias: Array | None = None,
 ) -> Any:
-    """Head h reads kv head h // G; concatenated, or each through its part of w_o and summed."""
+    """Head h reads kv head h // G; concatenated, or each through its part of w_o and summed; bias (H, L, S)."""
     context = x if context is None else context
     heads, group = p["w_q"].shape[1], p["w_q"].shape[1] // p["w_k"].shape[1]
 
@@ -59,6 +77,8 @@ def multihead(
             projected("v", context, h // group),
             scale,
             allowed,
+            None if bias is None else bias[h],
+            p["sinks"][h] if "sinks" in p else None,
         )
         for h in range(heads)
     ]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from functools import reduce
-from operator import and_
 from typing import Any, NamedTuple, TypedDict, Unpack
 
-from polyattn import masks, mods
-from polyattn._attention import AuxRequest
-from polyattn._attention import attention as attend
+from polyattn import mods
+from polyattn._attention import AuxRequest, attend
 from polyattn.arrays import Array, Backend
-from polyattn.masks.algebra import Mask
 from polyattn.onnx.heads import join_heads, split_heads
+from polyattn.onnx.masking import masked
 from polyattn.onnx.signatures import NEWEST, arguments
+
+__all__ = ["AttentionAttributes", "AttentionOutputs", "attention"]
 
 _WHO = "polyattn.onnx.attention"
 _DOUBLE = 11  # the numbers of dtypes in ONNX
@@ -102,18 +101,18 @@ def attention(
         k, v = _append(backend, "past_key", past_key, k), _append(backend, "past_value", past_value, v)
     present_key, present_value = (k, v) if nonpad_kv_seqlen is None else (None, None)
 
-    masked = _masked(backend, a, opset, q, k, attn_mask, past_key, nonpad_kv_seqlen)
+    seen = masked(backend, a, opset, q, k, given)
     wide = _sums(backend, q, v, a["softmax_precision"])
     q, k, v = (backend.astype(x, wide) for x in (q, k, v))
     cap = mods.softcap(a["softcap"]) if a["softcap"] else None
     mode = a["qk_matmul_output_mode"] if outputs == 4 else None
     wanted = AuxRequest(scores=mode == _WITH_MASK, weights=mode == _WEIGHTS)
-    out, aux = attend(q, k, v, **masked, score_mod=cap, scale=a["scale"], return_aux=wanted)
+    out, aux = attend(_WHO, q, k, v, **seen, score_mod=cap, scale=a["scale"], return_aux=wanted)
     qk = aux.scores if mode == _WITH_MASK else aux.weights
     if mode in (_RAW, _CAPPED):
         # What hidden keys would score, which the masked call does not look at; without values, that is all of it.
         mod, everything = cap if mode == _CAPPED else None, AuxRequest(scores=True)
-        qk = attend(q, k, v[..., :0], score_mod=mod, scale=a["scale"], return_aux=everything)[1].scores
+        qk = attend(_WHO, q, k, v[..., :0], score_mod=mod, scale=a["scale"], return_aux=everything)[1].scores
     out = backend.astype(out, Q.dtype)
     return AttentionOutputs(
         out if Q.ndim == 4 else join_heads(backend, out),
@@ -121,41 +120,6 @@ def attention(
         present_value,
         None if qk is None else backend.astype(qk, Q.dtype),
     )
-
-
-def _masked(
-    backend: Backend,
-    a: dict[str, Any],
-    opset: int,
-    q: Array,
-    k: Array,
-    attn_mask: Array | None,
-    past_key: Array | None,
-    count: Array | None,
-) -> dict[str, Any]:
-    """The arguments of attention that say which query sees which key."""
-    offset: int | Array = 0 if past_key is None else past_key.shape[2]
-    seen: list[Mask] = []
-    bias = None
-    if count is not None:
-        _check_count(backend, count, q.shape[0], k.shape[2])
-        seen.append(masks.key_lengths(count))
-        offset = count - q.shape[2]
-    if attn_mask is not None:
-        fitted = _fit_mask(backend, attn_mask, (*q.shape[:3], k.shape[2]), count, opset)
-        if backend.xp.isdtype(fitted.dtype, "bool"):
-            seen.append(masks.from_array(fitted))
-        else:
-            bias = fitted
-    is_causal, window = a["is_causal"] != 0, _window(a)
-    if window is not None:
-        seen.append(window)
-    return {
-        "mask": reduce(and_, seen) if seen else None,
-        "bias": bias,
-        "is_causal": is_causal,
-        "query_offset": offset if is_causal or window is not None else 0,
-    }
 
 
 def _with_heads(
@@ -215,82 +179,13 @@ def _append(backend: Backend, name: str, past: Array, new: Array) -> Array:
     return backend.xp.concat((past, new), axis=2)
 
 
-def _check_count(backend: Backend, count: Array, batch: int, keys: int) -> None:
-    if tuple(count.shape) != (batch,) or not backend.xp.isdtype(count.dtype, "integral"):
-        raise ValueError(
-            f"{_WHO}: expected nonpad_kv_seqlen of integers and of shape ({batch},), a number of keys per batch item, "
-            f"got {count.dtype} of shape {tuple(count.shape)}; count the keys that are there"
-        )
-    values = backend.to_list(count) if backend.is_concrete(count) else []
-    if any(not 0 <= n <= keys for n in values):
-        raise ValueError(
-            f"{_WHO}: expected nonpad_kv_seqlen from 0 to {keys}, the number of keys, got {values}; count the keys "
-            "that are there"
-        )
-
-
-def _fit_mask(
-    backend: Backend, mask: Array, scores: tuple[int, ...], nonpad: Array | None, opset: int
-) -> Array:
-    """The mask of rank 4 with a column for every key, or one for all; numbers in the compute dtype."""
-    xp, keys, shape = backend.xp, scores[3], tuple(mask.shape)
-
-    def wrong(advice: str) -> ValueError:
-        return ValueError(
-            f"{_WHO}: expected attn_mask to broadcast to the scores (B, Hq, L, P + S) = {scores}, got shape "
-            f"{shape}; {advice}"
-        )
-
-    if not 1 <= len(shape) <= 4 or any(
-        n not in (1, size) for n, size in zip(reversed(shape[:-1]), reversed(scores[:3]), strict=False)
-    ):
-        raise wrong("axes are counted from the last one: rank 3 is (heads, queries, keys)")
-    mask = xp.reshape(mask, (*(1,) * (4 - len(shape)), *shape))
-    compute = backend.compute_dtype(mask.dtype)  # first, because NumPy's isdtype knows no bfloat16
-    is_bool = compute is None and xp.isdtype(mask.dtype, "bool")
-    if not is_bool:
-        if compute is None and not xp.isdtype(mask.dtype, "integral"):
-            raise TypeError(f"{_WHO}: expected attn_mask of bools or real numbers, got {mask.dtype}; cast it")
-        mask = backend.astype(mask, compute or xp.float32)
-    reach = shape[-1]
-    if reach == keys or (reach == 1 and opset < 24):
-        return mask
-    if opset < 24:
-        raise wrong("from opset 24 on it may be shorter than the keys, which hides the others")
-    if reach > keys:
-        raise wrong("it has more columns than there are keys")
-    if nonpad is not None and backend.is_concrete(nonpad):
-        most = max(backend.to_list(nonpad), default=0)
-        if reach < most:
-            raise wrong(f"it must reach all {most} keys that nonpad_kv_seqlen says are there")
-    beyond = xp.full(
-        (*mask.shape[:3], keys - reach),
-        False if is_bool else -xp.inf,
-        dtype=mask.dtype,
-        device=backend.device(mask),
-    )
-    return xp.concat((mask, beyond), axis=-1)
-
-
-def _window(a: dict[str, Any]) -> Mask | None:
-    """The sliding window of opset 25, None where both sides are open."""
-    sides: list[int | None] = []
-    for name in ("left_window_size", "right_window_size"):
-        size = a.get(name, -1)
-        if size < -1:
-            raise ValueError(
-                f"{_WHO}: expected {name} of -1, which leaves that side open, or more, got {size}"
-            )
-        sides.append(None if size == -1 else size)
-    return None if sides == [None, None] else masks.window(*sides)
-
-
 def _sums(backend: Backend, q: Array, v: Array, precision: int | None) -> Any:
     """The dtype to compute in: that of q, or a wider one if v or softmax_precision asks for it."""
     if precision is not None and precision not in _PRECISIONS:
         raise ValueError(
             f"{_WHO}: expected softmax_precision of "
-            f"{', '.join(f'{number} ({name})' for number, name in _PRECISIONS.items())}, got {precision}"
+            f"{', '.join(f'{number} ({name})' for number, name in _PRECISIONS.items())}, got {precision}; "
+            "these are the numbers of dtypes in ONNX"
         )
     xp = backend.xp
     compute = backend.compute_dtype(q.dtype)

@@ -14,12 +14,14 @@ from polyattn.arrays import backend_of, is_array
 from polyattn.conventions.answers import Answer, answer
 from polyattn.conventions.call import call_of
 from polyattn.conventions.settings import Settings
-from polyattn.dialects.questions import QUESTIONS, Case, Choice
-from polyattn.dialects.record import Dialect
+from polyattn.dialects.questions import QUESTIONS, Convention, WrittenCall
+from polyattn.dialects.record import Record
 from polyattn.dialects.table import dialect
 from polyattn.parity.auto import parse_plan
 from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF, round_to
 from polyattn.truth.spec import Floats
+
+__all__ = ["Explanation", "Trap", "explain", "explain_words"]
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,9 @@ class Explanation:
 
     def results(self) -> list[str]:
         """A line on what each one returns."""
+        apart = ", in a layout of its own" if "layout" in [trap.question for trap in self.bites] else ""
         return [
-            f"{name} returns {_shown(result, self.meant)}"
+            f"{name} returns {_shown(result, self.meant)}{apart}"
             for name, result in zip(self.names, self.returns, strict=True)
         ]
 
@@ -116,9 +119,10 @@ def explain(a: str, b: str, query: Any, key: Any, value: Any, **case: Any) -> Ex
 
     a, b: names in `DIALECTS`. query, key, value and case: the call as it is meant, arguments of
     `polyattn.attention` in arrays of any library; mask= may also be an array of 0.0 and 1.0, as people pass it.
-    return_aux asks for lse; dtype is that of the call, if query does not have it. For every question that the two answer differently it tells whether the result of
-    this call depends on the answer, by how much (eta: over what rounding explains), and where first. Layouts
-    apart, the arguments are passed on under the names of each library, nothing is translated.
+    return_aux asks for lse; dtype is that of the call, if query does not have it. For every question that the two
+    answer differently it tells whether the result of this call depends on the answer, by how much (eta: over what
+    rounding explains), and where first. Layouts apart, the arguments are passed on under the names of each library,
+    nothing is translated. ValueError, TypeError: an unknown name, or a call that has no conventions.
 
     >>> import numpy as np
     >>> from polyattn import dialects
@@ -127,7 +131,7 @@ def explain(a: str, b: str, query: Any, key: Any, value: Any, **case: Any) -> Ex
     >>> [trap.question for trap in found.bites]
     []
     """
-    one, other = dialect(a), dialect(b)
+    one, other = (dialect(name, "polyattn.dialects.explain") for name in (a, b))
     posed = _case(query, key, value, case)
     with np.errstate(all="ignore"):
         meant = answer(posed.call)
@@ -157,8 +161,10 @@ def explain_words(a: str, b: str, words: str, seed: int = 0) -> Explanation:
         (n["B"], n["Hkv"], n["S"], n["D"]),
         (n["B"], n["Hkv"], n["S"], n["E"]),
     ]
-    if max(*map(math.prod, shapes), n["B"] * n["H"] * n["L"] * n["S"]) > 2**22:
-        raise ValueError("call: expected at most 2**22 scores and numbers, got more; explain a smaller call")
+    if (most := max(*map(math.prod, shapes), n["B"] * n["H"] * n["L"] * n["S"])) > 2**22:
+        raise ValueError(
+            f"polyattn.dialects.explain: expected at most 2**22 scores and numbers, got {most}; explain a smaller call"
+        )
     rng = np.random.default_rng(seed)
     q, k, v = (round_to(rng.normal(size=shape), dtype) for shape in shapes)
     options: dict[str, Any] = {"is_causal": bool(n["causal"])}
@@ -173,7 +179,7 @@ def explain_words(a: str, b: str, words: str, seed: int = 0) -> Explanation:
     return explain(a, b, q, k, v, **options, return_aux=AuxRequest(lse=bool(n["lse"])), dtype=dtype)
 
 
-def _case(query: Any, key: Any, value: Any, given: dict[str, Any]) -> Case:
+def _case(query: Any, key: Any, value: Any, given: dict[str, Any]) -> WrittenCall:
     given = dict(given)
     aux, dtype = given.pop("return_aux", None), given.pop("dtype", None)
     mask, numbers = given.get("mask"), False
@@ -183,23 +189,27 @@ def _case(query: Any, key: Any, value: Any, given: dict[str, Any]) -> Case:
             if not np.isin(plain, (0, 1)).all():
                 raise TypeError(
                     "polyattn.dialects.explain: expected mask to be bools, or the numbers 0 and 1 that stand for them, "
-                    "got other numbers; what is added to the scores is bias="
+                    f"got {plain[~np.isin(plain, (0, 1))].flat[0]}; what is added to the scores is bias="
                 )
             given["mask"], numbers = plain != 0, True
     call = call_of(query, key, value, given, who="polyattn.dialects.explain")
     if dtype is None:
         dtype = (backend_of(query).to_numpy(query) if is_array(query) else np.asarray(query)).dtype.name
-    return Case(call, given.get("layout", "BHLD"), dtype, numbers, bool(getattr(aux, "lse", False)))
+    return WrittenCall(call, given.get("layout", "BHLD"), dtype, numbers, bool(getattr(aux, "lse", False)))
 
 
-def _trap(case: Case, name: str, a: Dialect, b: Dialect, meant: Answer) -> Trap:
-    question = QUESTIONS[name]
+def _said(case: WrittenCall, name: str, a: Record, b: Record) -> tuple[Trap, Convention, Convention, bool]:
+    """What two dialects say to a question, and whether that is all: it is not raised, or one refuses."""
     one, other = a.choice(name), b.choice(name)
-    trap = Trap(name, (one.says, other.says))
-    if not question.raised(case):
+    raised = QUESTIONS[name].raised(case)
+    trap = Trap(name, (one.says, other.says), refuses=(raised and one.refuses, raised and other.refuses))
+    return trap, one, other, not raised or any(trap.refuses)
+
+
+def _trap(case: WrittenCall, name: str, a: Record, b: Record, meant: Answer) -> Trap:
+    trap, one, other, known = _said(case, name, a, b)
+    if known:
         return trap
-    if one.refuses or other.refuses:
-        return replace(trap, refuses=(one.refuses, other.refuses))
     if name == "layout":
         pairs = [(Settings(**one.changes(case)), Settings(**other.changes(case)))]
     else:  # either library with the other's answer to this one question
@@ -220,23 +230,20 @@ def _trap(case: Case, name: str, a: Dialect, b: Dialect, meant: Answer) -> Trap:
     return trap
 
 
-def _against_contract(case: Case, name: str, a: Dialect, b: Dialect, meant: Answer) -> Trap:
+def _against_contract(case: WrittenCall, name: str, a: Record, b: Record, meant: Answer) -> Trap:
     """What both do alike, compared with the contract."""
-    one, other = a.choice(name), b.choice(name)
-    trap = Trap(name, (one.says, other.says))
-    if not QUESTIONS[name].raised(case):
+    trap, _, other, known = _said(case, name, a, b)
+    if known:
         return trap
-    if one.refuses or other.refuses:
-        return replace(trap, refuses=(one.refuses, other.refuses))
     try:
-        outs = [answer(case.call, b.settings(case, **{name: x})).out for x in (Choice("as meant"), other)]
+        outs = [answer(case.call, b.settings(case, **{name: x})).out for x in (Convention("as meant"), other)]
     except (ValueError, IndexError):
         return trap
     found = _measured(trap, outs[0], outs[1], case, meant)
     return found if found.values is None else replace(found, values=(found.values[1],) * 2)
 
 
-def _measured(trap: Trap, one: Floats, other: Floats, case: Case, meant: Answer) -> Trap:
+def _measured(trap: Trap, one: Floats, other: Floats, case: WrittenCall, meant: Answer) -> Trap:
     if one.shape != other.shape:
         return replace(trap, eta=math.inf)
     unit = UNIT_ROUNDOFF.get(case.dtype, UNIT_ROUNDOFF["float32"])
@@ -250,7 +257,7 @@ def _measured(trap: Trap, one: Floats, other: Floats, case: Case, meant: Answer)
     return replace(trap, eta=float(ratio.max()), where=where, values=values, meant=float(meant.out[where]))
 
 
-def _returned(case: Case, d: Dialect) -> Floats | str:
+def _returned(case: WrittenCall, d: Record) -> Floats | str:
     """What a library gives if only the layout is right."""
     refusals = [name for name in d.refusals(case) if name != "layout"]
     if refusals:

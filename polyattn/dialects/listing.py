@@ -1,4 +1,4 @@
-"""Dialects as tables in a terminal."""
+"""The lists that `polyattn dialects` and `polyattn verify --peers` print: dialects, answers, verdicts."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Iterable
 from rich.markup import escape
 from rich.table import Table
 
-from polyattn.dialects.explain import Explanation, Trap
-from polyattn.dialects.page import cell
-from polyattn.dialects.peers import PeerOutcome
+from polyattn.dialects.markdown import cell
+from polyattn.dialects.peers import PeerOutcome, by_case
 from polyattn.dialects.questions import QUESTIONS
-from polyattn.dialects.record import Dialect
+from polyattn.dialects.record import Record
 from polyattn.dialects.table import DIALECTS
+
+__all__ = ["answer_list", "dialect_list", "peers"]
 
 
 def dialect_list() -> Table:
@@ -24,7 +25,7 @@ def dialect_list() -> Table:
     return table
 
 
-def answer_list(d: Dialect) -> Table:
+def answer_list(d: Record) -> Table:
     """What one dialect answers."""
     table = _table("question", d.name, "note")
     for name, claim in d.answers.items():
@@ -33,41 +34,9 @@ def answer_list(d: Dialect) -> Table:
     return table
 
 
-def explanation(found: Explanation) -> Table:
-    """The traps between two dialects, those that bite first."""
-    table = _table("", "question", *found.names, "as meant", "eta")
-    for traps, word, colour in (
-        (found.bites, "bites", "red"),
-        (found.shared, "both", "yellow"),
-        (found.lurks, "lurks", ""),
-    ):
-        for trap in traps:
-            table.add_row(
-                f"[{colour}]{word}" if colour else word,
-                QUESTIONS[trap.question].asks,
-                *_said(trap),
-                *_sizes(trap),
-            )
-    return table
-
-
-def _said(trap: Trap) -> list[str]:
-    values = trap.values or (None, None)
-    return [
-        escape(says + (" -> raises" if refuses else "" if value is None else f" -> {value:.6g}"))
-        for says, refuses, value in zip(trap.answers, trap.refuses, values, strict=True)
-    ]
-
-
-def _sizes(trap: Trap) -> tuple[str, str]:
-    return ("", "") if trap.meant is None else (f"{trap.meant:.6g}", f"{trap.eta:.2g}")
-
-
 def peers(outcomes: Iterable[PeerOutcome]) -> Table:
     """Rows are cases, columns libraries, cells eta in float32; a dash where the case cannot be said."""
-    rows: dict[str, dict[str, PeerOutcome]] = {}
-    for outcome in outcomes:
-        rows.setdefault(outcome.case, {})[outcome.peer] = outcome
+    rows = by_case(outcomes)
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     table = _table("case", "rules", *(name.replace(" ", "\n") for name in names))
     table.title = "eta of every library, asked in its own words (accepted up to 4; - cannot be said)"

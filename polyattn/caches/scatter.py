@@ -1,0 +1,36 @@
+"""Tokens written into arrays from an own place for every batch item, as ONNX's TensorScatter does."""
+
+from __future__ import annotations
+
+from polyattn.arrays import Array, backend_of
+
+__all__ = ["scatter"]
+
+
+def scatter(cache: Array, new: Array, start: Array, axis: int, *, circular: bool = False) -> Array:
+    """`cache` with `new` written along `axis` from `start` on, as a new array.
+
+        out[b, ..., start[b] + i, ...] = new[b, ..., i, ...]
+
+    cache (B, ..., N, ...), new (B, ..., n, ...) with n <= N, start integers (B,); the batch may be several axes.
+    What would lie beyond the end is left out, or begins again at 0 if circular.
+
+    >>> import numpy as np
+    >>> scatter(np.zeros((2, 3)), np.ones((2, 2)), np.array([0, 2]), 1, circular=True)
+    array([[1., 1., 0.],
+           [1., 0., 1.]])
+    """
+    backend = backend_of(cache)
+    xp, shape, axis = backend.xp, tuple(cache.shape), axis % cache.ndim
+    room, count = shape[axis], new.shape[axis]
+    if count == 0:
+        return cache
+    # Every place of the cache asks which new token comes to it.
+    source = backend.arange(0, room, cache) - start[..., None]
+    if circular:
+        source = source % room
+    batch = tuple(start.shape)
+    along = (*batch, *(room if i == axis else 1 for i in range(len(batch), len(shape))))
+    arrives = xp.reshape((source >= 0) & (source < count), along)
+    index = xp.broadcast_to(xp.reshape(xp.clip(source, 0, count - 1), along), shape)
+    return xp.where(arrives, xp.take_along_axis(new, index, axis=axis), cache)

@@ -1,0 +1,123 @@
+"""What a foreign call can say, part by part, and its spelling in the parameters of a dialect."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from polyattn import masks
+from polyattn.arrays import Array, backend_of
+from polyattn.dialects.layout import pack
+from polyattn.dialects.record import Record
+from polyattn.mods import ScoreMod
+from polyattn.places import Positions
+
+__all__ = ["Words", "adding", "spell"]
+
+
+@dataclass
+class Words:
+    """What a foreign call can say, part by part, in the axes of (B, H, L, S); `spell` writes it down."""
+
+    q: Array
+    k: Array
+    v: Array
+    causal: bool = False
+    window: tuple[int | None, int | None] | None = None
+    mask: Array | None = None  # bool, True = may attend; or numbers that are added
+    bias: Array | None = None
+    scale: float | None = None
+    softcap: float | None = None
+    sinks: Array | None = None
+    score_mod: ScoreMod | None = None
+    lse: bool = False
+
+
+def spell(d: Record, words: Words) -> dict[str, Any]:
+    """What is to be said, in the parameters of a dialect; nothing is adapted but the layout."""
+    layout = d.answers["layout"].choice
+    batch, heads, length, _ = words.q.shape
+    kv_heads, keys = words.k.shape[1:3]
+    operands = {"query": words.q, "key": words.k, "value": words.v}
+    said: dict[str, Any] = {role: pack(layout, x) for role, x in operands.items()}
+    if layout in ("LB(HD)", "B(L HD)"):
+        said["heads"] = heads
+    if words.mask is not None:
+        said["mask"] = _shaped(d, words.mask, (batch, heads, length, keys))
+    if words.bias is not None:
+        said["score_mod" if d.of("bias") is None else "bias"] = words.bias
+    if d.of("block_mask") is not None and words.mask is not None:
+        several: dict[str, Any] = {
+            name: n if n > 1 else None for name, n in zip("BH", words.mask.shape, strict=False)
+        }
+        where = {"Q_LEN": length, "KV_LEN": keys, "device": str(words.mask.device)}
+        said["block_mask"] = masks.from_array(said.pop("mask")).to_block_mask(**several, **where)
+    if words.score_mod is not None:
+        said["score_mod"] = words.score_mod
+    elif "score_mod" in said:
+        said["score_mod"] = adding(words.bias)
+    if words.window is not None:
+        left, right = words.window
+        if d.of("left") is not None:
+            said |= {"left": -1 if left is None else left, "right": -1 if right is None else right}
+        else:
+            said["window"] = _sides(d, left, right, length + keys)
+    for role in ("scale", "softcap", "sinks"):
+        if getattr(words, role) is not None:
+            said[role] = getattr(words, role)
+    if words.softcap is not None and d.of("clamps") is not None:
+        said["clamps"] = True
+    flag = d.of("causal")
+    if words.causal or (flag is not None and flag.default is None):  # None: the module decides
+        said["causal"] = words.causal
+    if heads != kv_heads and d.of("gqa") is not None:
+        said["gqa"] = True
+    if d.of("module") is not None:
+        said["module"] = SimpleNamespace(
+            num_key_value_groups=heads // max(kv_heads, 1), is_causal=words.causal, training=False
+        )
+        said.setdefault("mask", None)
+    if words.lse:
+        said["lse"] = True
+    names = {p.role: p.name for p in d.parameters}
+    if missing := [role for role in said if role not in names]:
+        raise ValueError(
+            f"{d.who('from_polyattn')}: expected a call that {d.what} has parameters for ({', '.join(names)}), got "
+            f"{', '.join(missing)}; leave it out"
+        )
+    return {names[role]: value for role, value in said.items()}
+
+
+def _shaped(d: Record, mask: Array, scores: tuple[int, int, int, int]) -> Array:
+    """A mask in the shape that the library wants."""
+    xp = backend_of(mask).xp
+    if d.chose("layout", "LB(HD)", "B(L HD)"):
+        mask = xp.broadcast_to(mask, scores)
+    return xp.reshape(mask, (-1, *scores[2:])) if d.chose("layout", "LB(HD)") else mask
+
+
+def _sides(d: Record, left: int | None, right: int | None, most: int) -> tuple[int | None, int | None]:
+    default = next(p.default for p in d.parameters if p.role == "window")
+    default = default if isinstance(default, tuple) else (most, most)
+    return (default[0] if left is None else left, default[1] if right is None else right)
+
+
+def adding(
+    bias: Array | None, mod: ScoreMod | None = None, at: Positions | None = None, keys: int = 0
+) -> ScoreMod:
+    """A score_mod on indices: a mod on the positions of the first `keys` keys, then an array added."""
+
+    def score_mod(score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
+        def here(x: Array, key: Array) -> Array:
+            index = zip((b, h, q_idx, key), x.shape, strict=True)
+            return x[tuple(i if n > 1 else i * 0 for i, n in index)]
+
+        if mod is not None and at is not None:
+            xp = backend_of(score).xp
+            own = xp.where(kv_idx < keys, kv_idx, 0)
+            modified = mod(score, b, h, here(at.q, own), here(at.kv, own))
+            score = xp.where(kv_idx < keys, modified, score)
+        return score if bias is None else score + here(bias, kv_idx)
+
+    return score_mod

@@ -1,0 +1,81 @@
+"""What layers of attention have in common: a call gives the array, `run` gives all there is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polyattn._attention import AttentionAux, AuxRequest, attend
+from polyattn.arrays import Array
+from polyattn.layers.layer import Layer, LayerResult, Params
+
+__all__ = ["AttentionLayer", "OneAttention"]
+
+
+class AttentionLayer(Layer):
+    """A layer that attends, once or often: `layer(...)` is `layer.run(...).out`.
+
+    A call always returns the array. What else there is, a longer cache and what the attention saw, comes in the
+    `LayerResult` of `run`, the only one that takes cache and return_aux.
+
+    >>> import numpy as np
+    >>> from polyattn import AuxRequest
+    >>> from polyattn.layers import MultiHeadAttention
+    >>> layer, x = MultiHeadAttention(8, 2), np.ones((5, 8))
+    >>> out, cache, aux = layer.run(layer.init(0, like=x), x, return_aux=AuxRequest(weights=True))
+    >>> out.shape, cache, aux.weights.shape
+    ((5, 8), None, (2, 5, 5))
+    """
+
+    dropout_rate: float = 0.0
+
+    def __call__(self, params: Params, *inputs: Any, **options: Any) -> Array:
+        if asked := [name for name in ("cache", "return_aux") if name in options]:
+            line = ", ".join(f"{name}=..." for name in asked)
+            raise TypeError(
+                f"{self.name}: expected neither cache nor return_aux in a call, which returns an array alone, got "
+                f"{' and '.join(asked)}; write out, cache, aux = layer.run(params, x, ..., {line})"
+            )
+        return self.run(params, *inputs, **options).out
+
+    def run(self, params: Params, *inputs: Any, **options: Any) -> LayerResult:
+        """The call with cache and return_aux, as a `LayerResult`."""
+        raise NotImplementedError
+
+    def attend(
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        *,
+        dropout_seed: int | Array | None,
+        return_aux: AuxRequest | None,
+        **options: Any,
+    ) -> tuple[Array, AttentionAux | None]:
+        """`attention` in the name of this layer, which drops weights only where there is a seed; aux or None too."""
+        rate = 0.0 if dropout_seed is None else self.dropout_rate
+        given: dict[str, Any] = {"dropout_rate": rate, "dropout_seed": dropout_seed, "return_aux": return_aux}
+        found = attend(self.name, query, key, value, **given, **options)
+        return (found, None) if return_aux is None else found
+
+
+class OneAttention(AttentionLayer):
+    """A layer in which x (..., L, embed_dim) looks once at a context (..., S, context_dim)."""
+
+    embed_dim: int
+    context_dim: int | None
+
+    @property
+    def source_dim(self) -> int:
+        """The width of what keys and values are made from."""
+        return self.embed_dim if self.context_dim is None else self.context_dim
+
+    def source(self, params: Params, x: Array, context: Array | None) -> Array:
+        """What keys and values are made from: the context, or x itself; everything checked."""
+        self.check(params, self.embed_dim, x=x, context=context)
+        source = x if context is None else context
+        if source.shape[-1] != self.source_dim:
+            raise ValueError(
+                f"{self.name}: expected context of shape (..., length, {self.source_dim}), got {tuple(source.shape)}; "
+                "context_dim declares its width"
+            )
+        return source

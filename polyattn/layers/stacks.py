@@ -1,0 +1,102 @@
+"""Stacks of blocks: the trunk of an encoder, of a decoder, of a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+from polyattn._attention import AuxRequest
+from polyattn.arrays import Array
+from polyattn.caches import KVCache
+from polyattn.dropout import fold_in
+from polyattn.layers.attending import AttentionLayer
+from polyattn.layers.blocks import EncoderBlock, EncoderDecoderAttention
+from polyattn.layers.layer import Layer, LayerResult, Params
+from polyattn.layers.norm import Norm
+
+__all__ = ["Decoder", "Encoder"]
+
+
+@dataclass(frozen=True)
+class _Stack(AttentionLayer):
+    """The same block `depth` times, each with parameters of its own, and a norm at the end if asked for."""
+
+    block: Any
+    depth: int
+    _: KW_ONLY
+    final_norm: Norm | None = None
+
+    def __post_init__(self) -> None:
+        self.check_sizes(depth=self.depth)
+
+    def parameters(self) -> Mapping[str, Layer]:
+        blocks = {f"block_{i}": self.block for i in range(self.depth)}
+        return blocks if self.final_norm is None else blocks | {"norm": self.final_norm}
+
+    def empty_cache(self, batch: int, capacity: int, *, like: Array) -> tuple[KVCache, ...]:
+        """A cache for each block, without tokens."""
+        return tuple(self.block.empty_cache(batch, capacity, like=like) for _ in range(self.depth))
+
+    def run(
+        self,
+        params: Params,
+        x: Array,
+        *context: Array,
+        cache: Sequence[KVCache] | None = None,
+        dropout_seed: int | Array | None = None,
+        return_aux: AuxRequest | None = None,
+        **options: Any,
+    ) -> LayerResult:
+        self.check_params(params, x)
+        if cache is not None and len(cache) != self.depth:
+            raise ValueError(
+                f"{self.name}: expected a cache for each of the {self.depth} blocks, got {len(cache)}; "
+                "make them with empty_cache"
+            )
+        caches, aux = [], []
+        for i in range(self.depth):
+            own = {"cache": None if cache is None else cache[i], "return_aux": return_aux}
+            seed = None if dropout_seed is None else fold_in(dropout_seed, i)
+            found = self.block.run(params[f"block_{i}"], x, *context, dropout_seed=seed, **own, **options)
+            x = found.out
+            caches.append(found.cache)
+            aux.append(found.aux)
+        if self.final_norm is not None:
+            x = self.final_norm(params["norm"], x)
+        return LayerResult(
+            x, None if cache is None else tuple(caches), None if return_aux is None else tuple(aux)
+        )
+
+
+@dataclass(frozen=True)
+class Encoder(_Stack):
+    """`depth` encoder blocks one after the other, then final_norm if there is one.
+
+    Params: "block_0", ..., and "norm". The call is that of `EncoderBlock`; cache and aux are tuples with an
+    entry for each block. With causal attention it is the trunk of GPT and Llama.
+
+    >>> import numpy as np
+    >>> encoder = Encoder(EncoderBlock.preset("torch", 8, 2, 32), 2)
+    >>> encoder(encoder.init(0, like=np.zeros(())), np.ones((5, 8))).shape
+    (5, 8)
+    """
+
+    block: EncoderBlock
+
+
+@dataclass(frozen=True)
+class Decoder(_Stack):
+    """`depth` decoder blocks one after the other, then final_norm if there is one.
+
+    Params: "block_0", ..., and "norm". The call is that of `DecoderBlock`; cache and aux are tuples with an
+    entry for each block.
+
+    >>> import numpy as np
+    >>> from polyattn.layers import DecoderBlock
+    >>> decoder = Decoder(DecoderBlock.preset("torch", 8, 2, 32), 2)
+    >>> decoder(decoder.init(0, like=np.zeros(())), np.ones((5, 8)), np.ones((7, 8))).shape
+    (5, 8)
+    """
+
+    block: EncoderDecoderAttention

@@ -1,0 +1,249 @@
+"""Foreign calls as arguments of attention: the library's result in the library's form, or a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from shared.foreign import Array, Keywords, bound, library
+
+from polyattn import attention, masks
+from polyattn.dialects import DIALECTS
+
+Q = np.zeros((2, 4, 3, 8), np.float32)
+K = np.zeros((2, 2, 5, 8), np.float32)
+SQUARE = np.zeros((1, 2, 3, 8), np.float32)
+ONES = np.tril(np.ones((3, 3), np.float32))
+
+
+def foreign_calls(name: str, array: Callable[[Array], Array]) -> Iterator[Keywords]:
+    """Calls as users of the library write them."""
+    rng = np.random.default_rng(3)
+
+    def x(*shape: int) -> Array:
+        return array(rng.normal(size=shape).astype(np.float32))
+
+    def visible(*shape: int) -> Array:
+        mask = rng.random(shape) < 0.6
+        mask[..., 0] = True
+        return mask
+
+    hidden = np.where(visible(2, 4, 3, 5), rng.normal(size=(2, 4, 3, 5)), -np.inf).astype(np.float32)
+    if name == "torch.sdpa":
+        q, k, v = x(2, 4, 3, 8), x(2, 2, 5, 8), x(2, 2, 5, 6)
+        yield {"query": q, "key": k, "value": v, "attn_mask": array(visible(3, 5)), "enable_gqa": True}
+        yield {"query": q, "key": k, "value": v, "is_causal": True, "scale": 0.2, "enable_gqa": True}
+        yield {"query": q, "key": k[:, :1], "value": v[:, :1], "attn_mask": array(hidden)}
+        yield {"query": q[0], "key": x(4, 5, 8), "value": x(4, 5, 8), "is_causal": True}
+    elif name == "torch.mha":
+        q, k, v = x(3, 2, 16), x(5, 2, 16), x(5, 2, 16)
+        per_head = array(~visible(8, 3, 5))
+        padding = array(np.arange(5) >= np.array([[4], [5]]))
+        yield {
+            "query": q,
+            "key": k,
+            "value": v,
+            "num_heads": 4,
+            "attn_mask": per_head,
+            "key_padding_mask": padding,
+        }
+        yield {"query": x(2, 3, 16), "key": x(2, 5, 16), "value": x(2, 5, 16), "num_heads": 2, "batch_first": True, "attn_mask": array(hidden[0, 0])}  # fmt: skip
+        yield {"query": q[:, 0], "key": k[:, 0], "value": v[:, 0], "num_heads": 2}
+        yield {
+            "query": q,
+            "key": k,
+            "value": v,
+            "num_heads": 2,
+            "attn_mask": array(~visible(3, 5)),
+            "is_causal": True,
+        }
+    elif name == "torch.flex":
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        block = create_block_mask(lambda b, h, q, kv: kv <= q, None, None, 3, 5, device="cpu")
+        q, k, v = x(2, 4, 3, 8), x(2, 2, 5, 8), x(2, 2, 5, 8)
+        yield {"query": q, "key": k, "value": v, "enable_gqa": True, "block_mask": block, "scale": 0.2}
+        yield {"query": q, "key": x(2, 4, 5, 8), "value": x(2, 4, 5, 8), "score_mod": lambda s, b, h, q, kv: s - h * (q - kv)}  # fmt: skip
+    elif name in ("jax.nn", "flax.nnx", "keras"):
+        q, k, v = x(2, 3, 4, 8), x(2, 5, 2, 8), x(2, 5, 2, 8)
+        yield {"query": q, "key": k, "value": v, "mask": array(visible(2, 1, 3, 5)), "bias": x(1, 4, 3, 5), "is_causal": True}  # fmt: skip
+        if name == "jax.nn":
+            lengths = {
+                "query_seq_lengths": np.array([2, 3], np.int32),
+                "key_value_seq_lengths": np.array([5, 4], np.int32),
+            }
+            yield {"query": q, "key": k, "value": v, "scale": 0.2} | {n: array(m) for n, m in lengths.items()}
+            yield {"query": q, "key": k, "value": v, "local_window_size": 1}
+            yield {"query": q[0], "key": k[0], "value": v[0], "local_window_size": (2, 0)}
+        elif name == "flax.nnx":
+            yield {"query": q, "key": k, "value": v, "mask": array(visible(2, 1, 3, 5).astype(np.float32))}
+    elif name == "equinox":
+        yield {
+            "query": x(3, 16),
+            "key_": x(5, 16),
+            "value": x(5, 12),
+            "num_heads": 4,
+            "mask": array(visible(4, 3, 5)),
+        }
+        yield {"query": x(3, 16), "key_": x(5, 16), "value": x(5, 12), "num_heads": 2, "mask": array(visible(3, 5).astype(np.float32))}  # fmt: skip
+    elif name == "onnx.25":
+        q, k, v = x(2, 4, 3, 8), x(2, 2, 5, 8), x(2, 2, 5, 6)
+        yield {
+            "Q": x(2, 3, 32),
+            "K": x(2, 5, 16),
+            "V": x(2, 5, 8),
+            "q_num_heads": 4,
+            "kv_num_heads": 2,
+            "is_causal": 1,
+        }
+        yield {"Q": q, "K": k, "V": v, "past_key": x(2, 2, 2, 8), "past_value": x(2, 2, 2, 6), "is_causal": 1, "left_window_size": 3}  # fmt: skip
+        yield {
+            "Q": q,
+            "K": k,
+            "V": v,
+            "nonpad_kv_seqlen": np.array([5, 4]),
+            "is_causal": 1,
+            "attn_mask": visible(3, 5),
+        }
+        yield {"Q": q, "K": k, "V": v, "attn_mask": hidden[..., :4], "softcap": 1.5, "scale": 0.25}
+        yield {"Q": q, "K": k, "V": v, "left_window_size": 1, "right_window_size": 1}
+    elif name == "transformers":
+        q, k, v = x(2, 4, 3, 8), x(2, 2, 5, 8), x(2, 2, 5, 8)
+        module = SimpleNamespace(num_key_value_groups=2)
+        yield {"module": module, "query": q, "key": k, "value": v, "attention_mask": None, "scaling": 0.2}
+        yield {
+            "module": module,
+            "query": q[:, :, :1],
+            "key": k,
+            "value": v,
+            "attention_mask": None,
+            "is_causal": True,
+        }
+        yield {"module": module, "query": q, "key": k, "value": v, "attention_mask": array(visible(2, 1, 3, 5)), "is_causal": True}  # fmt: skip
+        yield {"module": module, "query": q, "key": k, "value": v, "attention_mask": array(visible(2, 1, 3, 5)), "position_bias": x(1, 4, 3, 5)}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch.sdpa",
+        "torch.flex",
+        "torch.mha",
+        "transformers",
+        "jax.nn",
+        "flax.nnx",
+        "equinox",
+        "keras",
+        "onnx.25",
+    ],
+)
+def test_a_foreign_call_gives_what_the_library_gives(name: str) -> None:
+    asked, d = library(name), DIALECTS[name]
+    given = list(foreign_calls(name, asked.array))
+    assert given
+    for call in given:
+        theirs, ours = asked.call(call), d.attention(**call)
+        theirs, ours = (np.asarray(y[0] if isinstance(y, tuple) else y) for y in (theirs, ours))
+        assert ours.shape == theirs.shape
+        said = {n: np.asarray(y) for n, y in d.to_polyattn(**call).items() if n in ("query", "key", "value")}
+        assert np.abs(ours - theirs).max() <= bound(*said.values(), 0.36)  # the largest scale is 1/sqrt(8)
+
+
+def test_weights_and_logs_come_in_the_form_of_the_library() -> None:
+    import jax
+
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.normal(size=(3, 2, 8)).astype(np.float32))
+    layer = torch.nn.MultiheadAttention(8, 2, bias=False)
+    with torch.no_grad():
+        layer.in_proj_weight.copy_(torch.cat([torch.eye(8)] * 3))
+        layer.out_proj.weight.copy_(torch.eye(8))
+    for average in (True, False):
+        theirs = layer(x, x, x, average_attn_weights=average)[1]
+        ours = DIALECTS["torch.mha"].attention(x, x, x, average_attn_weights=average, num_heads=2)[1]
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).abs().max() <= bound(*(x.numpy(),) * 2, np.ones(1), 0.5)
+    q = jax.numpy.asarray(rng.normal(size=(2, 3, 2, 8)), np.float32)
+    theirs = jax.nn.dot_product_attention(q, q, q, return_residual=True)[1]
+    ours = DIALECTS["jax.nn"].attention(q, q, q, return_residual=True)[1]
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= bound(q, q, np.ones(1), 0.36)
+    assert DIALECTS["torch.mha"].attention(x, x, x, num_heads=2, need_weights=False)[1] is None
+    lse = DIALECTS["flash_attn.4"].attention(np.asarray(q), np.asarray(q), np.asarray(q), return_lse=True)[1]
+    assert lse.shape == (2, 2, 3)
+    second = DIALECTS["flash_attn.2"].attention(*(np.asarray(q),) * 3, return_attn_probs=True)
+    assert np.array_equal(second[1], lse)
+    assert second[2:] == (None,)
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "sentence"),
+    [
+        ("torch.sdpa", {"query": Q, "key": K}, "expected the arguments of torch.nn.functional.scaled_dot_product"),
+        ("torch.sdpa", {"query": Q, "key": K, "value": K, "mask": None}, "got an unexpected keyword argument 'mask'"),
+        ("torch.sdpa", {"query": [0.0], "key": K, "value": K}, "expected query to be an array, got list"),
+        ("torch.sdpa", {"query": Q, "key": K, "value": K}, "expected enable_gqa = True, got False with 4 query heads and 2"),
+        ("torch.sdpa", {"query": SQUARE, "key": SQUARE, "value": SQUARE, "attn_mask": ONES}, "nothing but 0.0 and 1.0; torch.sdpa would add them to the scores and hide nothing"),
+        ("torch.sdpa", {"query": SQUARE, "key": SQUARE, "value": SQUARE, "attn_mask": ONES > 0, "is_causal": True}, "expected is_causal or a mask, got both"),
+        ("torch.sdpa", {"query": SQUARE, "key": SQUARE, "value": SQUARE, "is_causal": "yes"}, "expected is_causal to be True or False"),
+        ("torch.sdpa", {"query": SQUARE, "key": SQUARE, "value": SQUARE, "dropout_p": 0.1}, "no two libraries drop the same weights"),
+        ("torch.sdpa", {"query": SQUARE, "key": SQUARE, "value": SQUARE[:, :, :2]}, "expected key and value of one length S"),
+        ("torch.sdpa", {"query": SQUARE, "key": SQUARE, "value": SQUARE, "attn_mask": [[1.0]]}, "expected attn_mask to be an array, got list"),
+        ("torch.mha", {"query": ONES, "key": ONES, "value": ONES, "num_heads": 3, "is_causal": True}, "the flag is a hint there; pass attn_mask"),
+        ("torch.mha", {"query": Q, "key": Q, "value": Q, "num_heads": 2}, "of one rank, 2 or 3, got shapes (2, 4, 3, 8)"),
+        ("torch.mha", {"query": ONES, "key": ONES, "value": ONES, "num_heads": 2}, "expected num_heads to divide the width, got 2 and width 3"),
+        ("torch.flex", {"query": Q, "key": Q, "value": Q, "block_mask": ONES}, "expected block_mask to be a BlockMask, got ndarray"),
+        ("jax.nn", {"query": Q, "key": Q, "value": Q, "mask": ONES}, "expected mask of bools, got float32; jax.nn takes no other"),
+        ("jax.nn", {"query": Q, "key": Q, "value": Q, "bias": ONES > 0}, "expected bias to be a real floating array, got bool"),
+        ("flax.nnx", {"query": Q, "key": Q, "value": Q, "dtype": "bfloat16"}, "expected dtype = None, got 'bfloat16'; polyattn.attention has no such thing, leave it out"),
+        ("keras", {"query": Q, "key": Q, "value": Q, "attn_logits_soft_cap": 20.0}, "expected attn_logits_soft_cap = None"),
+        ("onnx.25", {"Q": Q, "K": K, "V": K, "past_key": K}, "expected past_key and past_value together"),
+        ("xformers", {"query": Q, "key": Q, "value": Q, "attn_bias": ONES > 0}, "expected attn_bias of numbers that are added, got bools"),
+        ("x_transformers", {"q": Q, "k": K, "v": K, "attn_bias": ONES, "softclamp_logits": True}, "there the cap comes after the bias"),
+        ("flash_attn.2", {"q": SQUARE, "k": SQUARE, "v": SQUARE, "alibi_slopes": ONES}, "expected alibi_slopes of shape (Hq,), got (3, 3)"),
+        ("x_transformers", {"q": Q, "k": Q, "v": Q, "mask": ONES > 0}, "expected mask of shape BS, got (3, 3); reshape it, B, H, L, S are 2, 4, 3, 3"),
+        ("torch.mha", {"query": ONES, "key": ONES, "value": ONES, "num_heads": 1, "attn_mask": np.zeros((2, 3, 3), bool)}, "expected attn_mask of shape (BH)LS, got (2, 3, 3); reshape it, B, H, L, S are 1, 1, 3, 3"),
+        ("flash_attn.3", {"q": SQUARE, "k": SQUARE, "v": SQUARE, "qv": SQUARE}, "expected qv = None, got an array of shape (1, 2, 3, 8)"),
+    ],
+)  # fmt: skip
+def test_what_means_nothing_here_is_said_in_a_sentence(name: str, call: Keywords, sentence: str) -> None:
+    with pytest.raises((TypeError, ValueError)) as error:
+        DIALECTS[name].attention(**call)
+    assert sentence in str(error.value)
+    assert str(error.value).startswith(f"polyattn.dialects.DIALECTS['{name}'].attention: expected ")
+
+
+def test_objects_of_libraries_that_are_not_here_are_translated() -> None:
+    rng = np.random.default_rng(1)
+    q, k, v = rng.normal(size=(3, 2, 5, 4, 8)).astype(np.float32)  # (B, L, H, D)
+
+    class LowerTriangular:
+        def materialize(self, shape: tuple[int, ...], dtype: Any, device: Any) -> Array:
+            return np.where(np.tril(np.ones(shape, bool)), 0.0, -np.inf).astype(dtype)
+
+    causal = attention(q, k, v, layout="BLHD", is_causal=True)
+    assert np.array_equal(DIALECTS["xformers"].attention(q, k, v, attn_bias=LowerTriangular()), causal)
+    windowed = DIALECTS["flash_attn.2"].attention(q, k, v, causal=True, window_size=(1, -1))
+    assert np.array_equal(windowed, attention(q, k, v, layout="BLHD", mask=masks.sliding_window(2)))
+    decoding = DIALECTS["flash_attn.3"].attention(q[:, :2], k, v, causal=True)
+    assert np.array_equal(
+        decoding, attention(q[:, :2], k, v, layout="BLHD", is_causal=True, query_offset="end")
+    )
+    sinks = np.ones(4, np.float32)
+    assert np.array_equal(
+        DIALECTS["flash_attn.4"].attention(q, k, v, learnable_sink=sinks),
+        attention(q, k, v, layout="BLHD", sinks=sinks),
+    )
+    tiled = DIALECTS["x_transformers"].attention(
+        *(x.swapaxes(1, 2) for x in (q, k[:, :, :2], v[:, :, :2])),
+        add_zero_kv=True,
+        mask=np.arange(5) < [[3], [5]],
+    )[0]
+    lengths = masks.key_lengths([3, 5])
+    for head in range(4):
+        one = attention(*(x[:, :, [h]].swapaxes(1, 2) for x, h in ((q, head), (k, head % 2), (v, head % 2))), sinks=0.0, mask=lengths)  # fmt: skip
+        assert np.abs(tiled[:, [head]] - one).max() <= bound(q, k, v, 0.36)
