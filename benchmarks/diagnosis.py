@@ -32,8 +32,7 @@ import torch
 from torch import Tensor
 
 from polyattn import attention, masks, mods
-from polyattn.parity import ACCEPTANCE, UNIT_ROUNDOFF
-from polyattn.parity.diagnose import Diagnosis, diagnose
+from polyattn.parity import ACCEPTANCE, UNIT_ROUNDOFF, Diagnosis, diagnose
 from polyattn.rotary import Rotary
 
 Stages = dict[str, Any]

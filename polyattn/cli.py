@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,14 +13,18 @@ try:
     from rich.console import Console
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.table import Table
 except ImportError:  # the library itself does not need them
     raise SystemExit("polyattn: the command line needs typer and rich; pip install 'polyattn[cli]'") from None
 
+from polyattn.models.trial import real_input
+from polyattn.parity.bench import BENCHES, MissingBench
 from polyattn.parity.cases import cases
+from polyattn.parity.environment import environment
 from polyattn.parity.report import write
-from polyattn.parity.verify import SHORT, MissingBackend, Verification, plan
-from polyattn.testing import BENCHES, Outcome
+from polyattn.parity.terminal import print_whole, result_table
+from polyattn.parity.verify import plan
+
+__all__ = ["app", "main"]
 
 AGREE, DISAGREE, USAGE, MISSING = 0, 1, 2, 3
 
@@ -61,18 +63,26 @@ def verify(
     """
     for path in (json_file, junit_file, html_file):
         if path is not None and not path.parent.is_dir():
-            raise _stop(f"expected an existing folder for {path}, got {path.parent}; make it first", USAGE)
+            raise _stop(
+                f"polyattn verify: expected an existing folder for {path}, got {path.parent}; make it first",
+                USAGE,
+            )
     if html_file is not None and html_file.exists() and not force:  # before the work, not after it
         raise _stop(
-            f"expected a new file for the report, got {html_file}, which is there; add --force", USAGE
+            f"polyattn verify: expected a new file for the report, got {html_file}, which is there; add --force",
+            USAGE,
         )
     if peers:
         if backend or dtype or junit_file is not None or html_file is not None:
-            raise _stop("expected --peers with --case, --seed and --json alone; leave the others out", USAGE)
+            raise _stop(
+                "polyattn verify: expected --peers with --case, --seed and --json alone; leave the others out",
+                USAGE,
+            )
         return _verify_peers(case, seed, json_file)
     try:
-        work = plan(backend, dtype, case, seed)
-    except MissingBackend as error:
+        more, notes = real_input()
+        work = plan(backend, dtype, case, seed, more=more, notes=notes)
+    except MissingBench as error:
         raise _stop(str(error), MISSING) from None
     except ValueError as error:
         raise _stop(str(error), USAGE) from None
@@ -82,7 +92,7 @@ def verify(
         for outcome in work.run():
             progress.update(task, advance=1, description=f"{outcome.bench} {outcome.dtype}")
 
-    console = _print_whole(result_table(work))
+    console = print_whole(result_table(work))
     for failed in work.disagreements:
         console.print(escape(f"  {failed}"), soft_wrap=True)
     for note in work.notes:
@@ -108,15 +118,6 @@ def _progress() -> Progress:
     )
 
 
-def _print_whole(table: Table) -> Console:
-    """Prints a table; a file or a pipe has no width, and no number is ever cut."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=Console(width=10_000).measure(table).maximum)
-    console.print(table)
-    return console
-
-
 def _verify_peers(words: list[str], seed: int, json_file: Path | None) -> None:
     """What the libraries' own functions make of the cases."""
     from polyattn.dialects import listing
@@ -124,13 +125,15 @@ def _verify_peers(words: list[str], seed: int, json_file: Path | None) -> None:
     from polyattn.dialects.peers import peer_table
 
     try:
-        named = plan(["numpy"], only=words).cases
+        more, _ = real_input()
+        named = plan(["numpy"], only=words, more=more).cases
     except ValueError as error:
         raise _stop(str(error), USAGE) from None
     chosen = [c for c in cases() if c in named]
     if not chosen:
         raise _stop(
-            f"expected cases of the contract with --peers, got {', '.join(words)}, real input alone", USAGE
+            f"polyattn verify: expected cases of the contract with --peers, got {', '.join(words)}, real input alone; name others",
+            USAGE,
         )
     outcomes, notes = [], []
     with _progress() as progress:
@@ -144,7 +147,7 @@ def _verify_peers(words: list[str], seed: int, json_file: Path | None) -> None:
                 outcomes.append(outcome)
                 progress.advance(task)
             del peer
-    console = _print_whole(listing.peers(outcomes))
+    console = print_whole(listing.peers(outcomes))
     for o in outcomes:
         if o.eta is None:
             console.print(escape(f"  {o.peer} {o.case!r}: {o.sentence}"), soft_wrap=True)
@@ -159,38 +162,6 @@ def _verify_peers(words: list[str], seed: int, json_file: Path | None) -> None:
         json_file.write_text(json.dumps(rows, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def result_table(work: Verification) -> Table:
-    """Rows are cases, columns backends and dtypes, cells eta: the error in units of rounding."""
-    table = Table(
-        box=None,
-        padding=(0, 1, 0, 0),
-        title="eta: error over what rounding explains (accepted up to 4)",
-        title_justify="left",
-    )
-    table.add_column("case", no_wrap=True)
-    for bench, dtype in work.columns:
-        table.add_column(f"{bench}\n{SHORT[dtype]}", justify="right", no_wrap=True)
-    for c in work.cases:
-        cells = [_cell(work.outcomes.get((c.name, bench, dtype))) for bench, dtype in work.columns]
-        table.add_row(escape(c.name), *cells)
-    return table
-
-
-def _cell(outcome: Outcome | None) -> str:
-    if outcome is None:
-        return ""
-    if outcome.error:
-        return "[red]error ✗"
-    number = (
-        f"{outcome.eta:.2f}"
-        if outcome.eta < 100
-        else "inf"
-        if math.isinf(outcome.eta)
-        else f"{outcome.eta:.0e}"
-    )
-    return f"[green]{number} ✓" if outcome.agrees else f"[red]{number} ✗"
-
-
 @app.command()
 def info(
     plan: Annotated[
@@ -203,51 +174,22 @@ def info(
 ) -> None:
     """The array libraries here: versions, devices, threads, precision settings; or what auto would run."""
     if plan is not None:
-        from polyattn.parity.explain import explain_plan
+        from polyattn.parity.auto import explain_plan
 
         try:
-            lines = explain_plan(plan)
+            planned = explain_plan(plan)
         except ValueError as error:
             raise _stop(str(error), USAGE) from None
-        for line in lines:
-            typer.echo(line)
+        typer.echo("\n".join(planned))
         return
-    console = Console()
-    console.print(f"python {platform.python_version()}, {os.cpu_count()} cores", highlight=False)
-    for name, make in BENCHES.items():
+    lines = []
+    for name in BENCHES:
         try:
-            version = make().version
+            lines.append(f"{name} {BENCHES[name]().version}")
         except ImportError as error:
-            console.print(escape(f"{name}: not installed ({error})"), highlight=False, soft_wrap=True)
-            continue
-        console.print(
-            escape(f"{name} {version}: {'; '.join(_settings(name))}"), highlight=False, soft_wrap=True
-        )
-
-
-def _settings(name: str) -> list[str]:
-    """What may change the numbers of a library."""
-    if name == "jax":
-        import jax
-
-        return [
-            f"devices {', '.join(map(str, jax.devices()))}",
-            f"x64 {'on' if jax.config.jax_enable_x64 else 'off'}",
-            f"default matmul precision {jax.config.jax_default_matmul_precision or 'default'} (attention asks for highest)",
-        ]
-    if name == "torch":
-        import torch
-
-        devices = [
-            "cpu",
-            *(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())),
-        ]
-        return [
-            f"devices {', '.join(devices)}",
-            f"threads {torch.get_num_threads()}",
-            f"float32 matmul precision {torch.get_float32_matmul_precision()}",
-        ]
-    return ["devices cpu"]
+            lines.append(f"{name}: not installed ({error})")
+    lines += [f"{fact}: {value}" for fact, value in environment().items()]
+    typer.echo("\n".join(lines))
 
 
 @app.command()
@@ -285,9 +227,9 @@ def dialects(
 
     try:
         if first is None:
-            _print_whole(listing.dialect_list())
+            print_whole(listing.dialect_list())
         elif second is None:
-            _print_whole(listing.answer_list(known.dialect(first)))
+            print_whole(listing.answer_list(known.dialect(first)))
         else:
             typer.echo(explain_words(first, second, call, seed))
     except (ValueError, TypeError) as error:
@@ -309,13 +251,15 @@ def diagnose(
     layout. Exit status: 0 the output is what was meant, 1 it is not, 2 wrong usage.
     """
     from polyattn.parity.casefile import read
-    from polyattn.parity.diagnose import diagnose as search
+    from polyattn.parity.diagnosis import diagnose as search
 
     try:
         arrays, context = read(npz)
         found = search(*arrays, dtype=dtype, **context)
     except FileNotFoundError:
-        raise _stop(f"expected a file, got {str(npz)!r}, which is not there", USAGE) from None
+        raise _stop(
+            f"polyattn diagnose: expected a file, got {str(npz)!r}, which is not there; name one", USAGE
+        ) from None
     except (ValueError, TypeError) as error:
         raise _stop(str(error), USAGE) from None
     typer.echo(str(found))
@@ -323,7 +267,7 @@ def diagnose(
 
 
 def _stop(sentence: str, status: int) -> typer.Exit:
-    typer.echo(f"polyattn: {sentence}", err=True)
+    typer.echo(sentence if sentence.startswith("polyattn") else f"polyattn: {sentence}", err=True)
     return typer.Exit(status)
 
 

@@ -12,21 +12,21 @@ from typing import Any
 import array_api_strict
 import pytest
 
-from polyattn.testing import Bench, JaxBench, NumpyBench, StrictBench, TorchBench
+from polyattn.testing import Bench, StrictBench, load_bench
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: no test touches the network
 
 VARIANTS: dict[str, Callable[[], Bench]] = {
-    "numpy": NumpyBench,
+    "numpy": lambda: load_bench("numpy"),
     "strict": StrictBench,
     "strict-device1": lambda: StrictBench("device1", name="strict-device1"),
     "strict-no-float64": lambda: StrictBench("no_float64", float64=False, name="strict-no-float64"),
     "strict-no-x64": lambda: StrictBench("no_x64", float64=False, name="strict-no-x64"),
     "strict-flags": lambda: StrictBench(name="strict-flags"),
-    "jax-eager": lambda: JaxBench(jit=False),
-    "jax-jit": JaxBench,
-    "torch": TorchBench,
-    "torch-compile": lambda: TorchBench(compile="aot_eager"),
+    "jax-eager": lambda: load_bench("jax", jit=False),
+    "jax-jit": lambda: load_bench("jax"),
+    "torch": lambda: load_bench("torch"),
+    "torch-compile": lambda: load_bench("torch", compile="aot_eager"),
 }
 
 

@@ -21,7 +21,10 @@ from polyattn.implementations.blockwise import few_rows
 
 
 class NumpyBackend(Backend):
-    implementations = (replace(BLOCKWISE, passed_over=few_rows(16)), REFERENCE)
+    implementations = (
+        replace(BLOCKWISE, passed_over=few_rows(16), transforms=frozenset({"grad"})),  # attention_vjp
+        replace(REFERENCE, transforms=frozenset()),
+    )
 
     def compute_dtype(self, dtype: Any) -> Any:
         # By name, because ml_dtypes.bfloat16 is not a dtype of the array API namespace.

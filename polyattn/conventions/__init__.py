@@ -1,1 +1,3 @@
 """What else attention could mean: calls, conventions and mistakes, and what they answer."""
+
+__all__: list[str] = []

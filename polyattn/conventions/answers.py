@@ -1,53 +1,23 @@
-"""What implementations of attention differ in: one function with a switch for every convention and defect.
+"""What attention with other conventions answers: one function with a switch for every convention and defect.
 
-`Settings()` is the contract. Each field names another choice that some library makes or some program made
-by mistake; dialects are settings, and `diagnose` searches among them. Everything is NumPy in float64.
+`Settings()` is the contract; dialects are settings, and `diagnose` searches among them. All is NumPy in float64.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from polyattn.conventions.call import Call
+from polyattn.conventions.settings import CONTRACT, Settings
+from polyattn.conventions.visible import allowed_keys, at_rows, seen_keys
 from polyattn.rotary import Rotary
 from polyattn.truth.measure import round_to
 from polyattn.truth.spec import Floats
 
-
-@dataclass(frozen=True)
-class Settings:
-    """A choice in every question that implementations answer differently; the defaults are the contract."""
-
-    scale: str = "as stated"
-    polarity: str = "attend"
-    mask: str = "hides"
-    hidden: str = "-inf"
-    empty_rows: str = "zero"
-    bias_rows: str = "as empty rows"  # those that -inf in the bias alone leaves with nothing
-    poison: str = "cannot leak"  # what is not finite in keys and values that no query sees
-    causal: str = "as stated"
-    window: str = "as stated"
-    softcap: str = "as stated"
-    bias: str = "as stated"
-    sinks: str = "as stated"
-    heads: str = "grouped"
-    layout: str = "as stated"
-    merge: str = "as stated"
-    softmax: str = "keys"
-    rotary: str = "as stated"
-    keys: str = "all"
-    operands: str = "as stated"
-    precision: str = "as stated"
-
-    def changes(self) -> dict[str, str]:
-        """The fields that differ from the contract."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-
-
-CONTRACT = Settings()
+__all__ = ["Answer", "answer", "merged_rightly", "merged_wrongly"]
 
 
 @dataclass(frozen=True)
@@ -58,9 +28,6 @@ class Answer:
     condition: Floats  # likewise: |error| <= eta * u * condition
     weights: Floats  # (B, Hq, rows, S)
     values: Floats  # (B, Hq, S, E)
-
-
-# the one function
 
 
 def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None) -> Answer:
@@ -78,7 +45,9 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
         return _rows(part, rows)
     if settings.merge != "as stated":
         whole = answer(call, replace(settings, merge="as stated"))
-        return _rows(replace(whole, out=unmerge(whole.out), condition=unmerge(whole.condition)), rows)
+        return _rows(
+            replace(whole, out=merged_wrongly(whole.out), condition=merged_wrongly(whole.condition)), rows
+        )
     if settings.softmax == "queries" and rows is not None:
         return _rows(answer(call, settings), rows)
     here = np.arange(length) if rows is None else rows
@@ -100,7 +69,7 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
     k, v = (_to_heads(x, heads, settings.heads) for x in (k, v))
     poisoned = not (np.isfinite(k).all() and np.isfinite(v).all())
     if poisoned and settings.poison != "leaks":
-        seen = _seen(call, settings)
+        seen = seen_keys(call, settings)
         k, v = np.where(seen, k, 0.0), v if settings.poison == "leaks from values" else np.where(seen, v, 0.0)
 
     scale = _scale(call, settings.scale)
@@ -109,7 +78,7 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
         product = _rounded(product, low)
     size = np.abs(q) @ np.abs(k).swapaxes(-1, -2)
     if settings.bias == "before the scale" and call.bias is not None:
-        product = product + _at(call.bias, here)
+        product = product + at_rows(call.bias, here)
     s = scale * product
     sabs = abs(scale) * size
     allowed = allowed_keys(call, settings, here)
@@ -119,12 +88,16 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
     for term, on in ((call.shift, True), (call.bias, settings.bias in ("as stated", "subtracted"))):
         if term is not None and on:
             sign = -1.0 if term is call.bias and settings.bias == "subtracted" else 1.0
-            s = s + sign * np.where(np.isfinite(_at(term, here)), _at(term, here), 0.0)
-            sabs = sabs + np.abs(s) + np.where(np.isfinite(_at(term, here)), np.abs(_at(term, here)), 0.0)
+            s = s + sign * np.where(np.isfinite(at_rows(term, here)), at_rows(term, here), 0.0)
+            sabs = (
+                sabs
+                + np.abs(s)
+                + np.where(np.isfinite(at_rows(term, here)), np.abs(at_rows(term, here)), 0.0)
+            )
     if cap is not None and settings.softcap == "after the bias":
         s, sabs = _capped(s, sabs, cap, "as stated", scale)
     if settings.mask == "added as 0/1" and call.mask is not None:
-        s = s + np.where(_at(call.mask, here), 1.0, 0.0)
+        s = s + np.where(at_rows(call.mask, here), 1.0, 0.0)
     if low and stage == "scores":
         s = _rounded(s, low)
     fill = {"-inf": -np.inf, "0": 0.0, "-1e4": -1e4}.get(settings.hidden, -np.inf)
@@ -164,12 +137,6 @@ def _rows(whole: Answer, rows: Floats | None) -> Answer:
     return Answer(whole.out[:, :, rows], whole.condition[:, :, rows], weights, whole.values)
 
 
-def _at(x: Floats, rows: Floats) -> Floats:
-    """The rows of something that broadcasts to the scores."""
-    x = x.reshape((1,) * (4 - x.ndim) + x.shape)
-    return x if x.shape[2] == 1 else x[:, :, rows]
-
-
 def _scale(call: Call, choice: str) -> float:
     width = max(call.q.shape[3], 1)
     choices: dict[str, float] = {
@@ -196,53 +163,6 @@ def _to_heads(x: Floats, heads: int, choice: str) -> Floats:
         "reversed": kv_heads - 1 - index // (heads // kv_heads),
     }[choice]
     return x if kv_heads == heads and choice == "grouped" else x[:, which]
-
-
-def allowed_keys(call: Call, settings: Settings, rows: Floats) -> Floats:
-    """Which keys those query rows may attend to, broadcasting to (B, Hq, rows, S)."""
-    length, keys = call.shape[2:]
-    allowed = np.ones((1, 1, len(rows), keys), bool)
-    row, key = rows[:, None], np.arange(keys)[None, :]
-    at = row + call.offset
-    both_sides = call.window is not None and settings.window == "symmetric" and settings.causal == "as stated"
-    if call.is_causal and not both_sides:  # a window on both sides is what stands for causality
-        end = row + keys - length
-        allowed = (
-            allowed
-            & {
-                "as stated": key <= at,
-                "top-left": key <= row,
-                "bottom-right": key <= end,
-                "dropped": key == key,
-                "diagonal hidden": key < at,
-                "one ahead": key <= at + 1,
-                "transposed": key >= at,
-            }[settings.causal]
-        )
-    if call.window is not None:
-        left, right = call.window
-        more = {"one key more": 1, "one key less": -1}.get(settings.window, 0)
-        if settings.window == "symmetric":
-            right = left
-        if settings.window == "from the first row":
-            at = row
-        elif settings.window == "from the last row":
-            at = row + keys - length
-        if settings.window != "dropped":
-            if left is not None:
-                allowed = allowed & (key >= at - left - more)
-            if right is not None:
-                allowed = allowed & (key <= at + right + (more if right else 0))
-    if call.mask is not None and settings.mask in ("hides", "after the softmax", "hides queries"):
-        mask = call.mask
-        if settings.mask == "hides queries":
-            mask = mask[..., :1, :].swapaxes(-1, -2) if mask.shape[3] == length else mask
-        if settings.polarity == "ignore":
-            mask = ~mask
-        allowed = allowed & _at(mask, rows)
-    if call.bias is not None and settings.bias != "dropped":
-        allowed = allowed & (_at(call.bias, rows) != -np.inf)
-    return allowed
 
 
 def _capped(s: Floats, sabs: Floats, cap: float, how: str, scale: float) -> tuple[Floats, Floats]:
@@ -299,16 +219,6 @@ def _empty_rows(w: Floats, empty: Floats, hidden: Floats, settings: Settings, un
     return np.where(by_bias, 0.0, w) if settings.bias_rows == "zero" else w
 
 
-def _seen(call: Call, settings: Settings) -> Floats:
-    """The keys that some query of the kv head may attend to, (B|1, Hq|1, S, 1)."""
-    heads, kv_heads, length = call.shape[1], call.k.shape[1], call.shape[2]
-    seen: Floats = np.any(allowed_keys(call, settings, np.arange(length)), axis=-2)
-    if seen.shape[1] > 1:
-        groups = seen.reshape(seen.shape[0], kv_heads, heads // kv_heads, -1)
-        seen = np.repeat(groups.any(2), heads // kv_heads, axis=1)
-    return seen[..., None]
-
-
 def _turned(call: Call, choice: str, q: Floats, k: Floats) -> tuple[Floats, Floats]:
     if choice == "dropped":
         return q, k
@@ -333,14 +243,14 @@ def _relaid(call: Call, layout: str) -> Call:
     return replace(call, q=split(call.q), k=split(call.k), v=split(call.v))
 
 
-def unmerge(x: Floats) -> Floats:
+def merged_wrongly(x: Floats) -> Floats:
     """(B, H, L, E) written side by side without a transpose, and read as it should have been."""
     b, h, n, d = x.shape
     return x.reshape(b, n, h, d).swapaxes(1, 2)
 
 
-def merge(x: Floats) -> Floats:
-    """The inverse of `unmerge`."""
+def merged_rightly(x: Floats) -> Floats:
+    """The inverse of `merged_wrongly`."""
     return x.swapaxes(1, 2).reshape(x.shape)
 
 

@@ -17,6 +17,8 @@ from polyattn.mods import Compose, Softcap
 from polyattn.rotary import Rotary
 from polyattn.truth.spec import Floats
 
+__all__ = ["Call", "call_of"]
+
 
 @dataclass(frozen=True)
 class Call:
@@ -43,14 +45,20 @@ class Call:
         return (*self.q.shape[:3], self.k.shape[2])
 
 
-def pose(query: Any, key: Any, value: Any, context: Mapping[str, Any]) -> Call:
-    """The call that arguments of `polyattn.attention` describe, of any library, plus rotary= and embed_dim=."""
+def call_of(
+    query: Any, key: Any, value: Any, context: Mapping[str, Any], *, who: str = "polyattn.conventions.call_of"
+) -> Call:
+    """The call that arguments of `polyattn.attention` describe, of any library, plus rotary= and embed_dim=.
+
+    who: the function that the user called, which errors name.
+    """
     given = dict(context)
     layout = given.pop("layout", "BHLD")
     if layout not in ("BHLD", "BLHD"):
-        raise ValueError(f"polyattn.parity: expected layout 'BHLD' or 'BLHD', got {layout!r}")
+        raise ValueError(f"{who}: expected layout 'BHLD' or 'BLHD', got {layout!r}; transpose the arrays")
     q, k, v = (
-        _four(_floats(name, x), layout) for name, x in (("query", query), ("key", key), ("value", value))
+        _four(who, _floats(who, name, x), layout)
+        for name, x in (("query", query), ("key", key), ("value", value))
     )
     batch = max(x.shape[0] for x in (q, k, v))
     if (
@@ -59,11 +67,13 @@ def pose(query: Any, key: Any, value: Any, context: Mapping[str, Any]) -> Call:
         or q.shape[3] != k.shape[3]
     ):
         raise ValueError(
-            "polyattn.parity: expected query (B, Hq, L, D), key (B, Hkv, S, D) and value (B, Hkv, S, E), got "
+            f"{who}: expected query (B, Hq, L, D), key (B, Hkv, S, D) and value (B, Hkv, S, E), got "
             f"{q.shape}, {k.shape} and {v.shape} (in layout BHLD); do they belong together?"
         )
     if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
-        raise ValueError(f"polyattn.parity: expected Hkv to divide Hq, got {k.shape[1]} and {q.shape[1]}")
+        raise ValueError(
+            f"{who}: expected Hkv to divide Hq, got {k.shape[1]} and {q.shape[1]}; are the axes in order?"
+        )
     q, k, v = (np.broadcast_to(x, (batch, *x.shape[1:])) for x in (q, k, v))
     shape = (*q.shape[:3], k.shape[2])
     rows, keys = shape[2:]
@@ -71,34 +81,32 @@ def pose(query: Any, key: Any, value: Any, context: Mapping[str, Any]) -> Call:
     offset = keys - rows if isinstance(offset, str) and offset == "end" else 0 if offset is None else offset
     if is_array(offset):
         if np.ndim(_plain(offset)):
-            raise ValueError(
-                "polyattn.parity: expected one query_offset, got one per batch item; ask item by item"
-            )
+            raise ValueError(f"{who}: expected one query_offset, got one per batch item; ask item by item")
         offset = int(_plain(offset))
     call: dict[str, Any] = {"q": q, "k": k, "v": v, "offset": offset}
     call["is_causal"] = bool(given.pop("is_causal", False))
     mask = given.pop("mask", None)
     if mask is not None:
-        call |= _mask(mask, shape, offset, call["is_causal"])
+        call |= _mask(who, mask, shape, offset, call["is_causal"])
     scale = given.pop("scale", None)
     if scale is None:
         scale = 1.0 / math.sqrt(q.shape[3]) if q.shape[3] else 1.0
     if is_array(scale):
         scale = _plain(scale)
         if scale.ndim:
-            raise ValueError("polyattn.parity: expected scale to be a number, got one per head")
+            raise ValueError(f"{who}: expected scale to be a number, got one per head; ask head by head")
     call["scale"] = float(scale)
     if (mod := given.pop("score_mod", None)) is not None:
-        call |= _mods(mod, shape, offset)
+        call |= _mods(who, mod, shape, offset)
     if (bias := given.pop("bias", None)) is not None:
-        call["bias"] = _four(_floats("bias", bias), "BHLD")
+        call["bias"] = _four(who, _floats(who, "bias", bias), "BHLD")
     if (sinks := given.pop("sinks", None)) is not None:
-        call["sinks"] = np.broadcast_to(_floats("sinks", np.asarray(_plain(sinks))), (shape[1],))
+        call["sinks"] = np.broadcast_to(_floats(who, "sinks", np.asarray(_plain(sinks))), (shape[1],))
     call["rotary"] = given.pop("rotary", None)
     call["embed_dim"] = given.pop("embed_dim", None) or shape[1] * q.shape[3]
     if given:
         raise TypeError(
-            f"polyattn.parity: expected arguments of polyattn.attention that have conventions, rotary or embed_dim, "
+            f"{who}: expected arguments of polyattn.attention that have conventions, rotary or embed_dim, "
             f"got {', '.join(sorted(given))}; leave them out"
         )
     return Call(**call)
@@ -108,30 +116,25 @@ def _plain(x: Any) -> Floats:
     return np.asarray(backend_of(x).to_numpy(x) if is_array(x) else x)
 
 
-def _floats(name: str, x: Any) -> Floats:
+def _floats(who: str, name: str, x: Any) -> Floats:
     x = _plain(x)
     if x.dtype.kind not in "fV" and x.dtype.name != "bfloat16":
-        raise TypeError(
-            f"polyattn.parity: expected {name} to be a real floating array, got {x.dtype}; convert it"
-        )
+        raise TypeError(f"{who}: expected {name} to be a real floating array, got {x.dtype}; convert it")
     wide: Floats = x.astype(np.float64)
     return wide
 
 
-def _four(x: Floats, layout: str) -> Floats:
+def _four(who: str, x: Floats, layout: str) -> Floats:
     """(B, H, L, D), whatever leading axes and layout it had."""
-    if x.ndim < 2:
-        raise ValueError(f"polyattn.parity: expected arrays of rank 2 to 4, got shape {x.shape}")
-    if x.ndim > 4:
-        raise ValueError(
-            f"polyattn.parity: expected arrays of rank 2 to 4, got shape {x.shape}; join the leading axes"
-        )
+    if not 2 <= x.ndim <= 4:
+        repair = "add axes" if x.ndim < 2 else "join the leading axes"
+        raise ValueError(f"{who}: expected arrays of rank 2 to 4, got shape {x.shape}; {repair}")
     if layout == "BLHD" and x.ndim > 2:
         x = x.swapaxes(-2, -3)
     return x.reshape((1,) * (4 - x.ndim) + x.shape)
 
 
-def _mask(mask: Any, shape: tuple[int, int, int, int], offset: int, causal: bool) -> dict[str, Any]:
+def _mask(who: str, mask: Any, shape: tuple[int, int, int, int], offset: int, causal: bool) -> dict[str, Any]:
     """Causality, the window and the rest of a mask, apart."""
     if callable(mask) and not isinstance(mask, Mask) and not is_array(mask):
         mask = Function(mask)
@@ -139,7 +142,7 @@ def _mask(mask: Any, shape: tuple[int, int, int, int], offset: int, causal: bool
         array = _plain(mask)
         if array.dtype != bool:
             raise TypeError(
-                f"polyattn.parity: expected a bool mask, True = may attend, got {array.dtype}; additive values are bias="
+                f"{who}: expected a bool mask, True = may attend, got {array.dtype}; additive values are bias="
             )
         return {"mask": array.reshape((1,) * (4 - array.ndim) + array.shape)}
     found: dict[str, Any] = {}
@@ -164,7 +167,7 @@ def _conjuncts(mask: Mask) -> list[Mask]:
     return [*_conjuncts(mask.left), *_conjuncts(mask.right)] if isinstance(mask, And) else [mask]
 
 
-def _mods(mod: Any, shape: tuple[int, int, int, int], offset: int) -> dict[str, Any]:
+def _mods(who: str, mod: Any, shape: tuple[int, int, int, int], offset: int) -> dict[str, Any]:
     """A soft cap, and what the other mods add."""
     parts = list(mod.parts) if isinstance(mod, Compose) else [mod]
     found: dict[str, Any] = {}
@@ -176,8 +179,8 @@ def _mods(mod: Any, shape: tuple[int, int, int, int], offset: int) -> dict[str, 
         zero, one, low = (np.asarray(part(np.full(shape, x), b, h, q + offset, kv)) for x in (0.0, 1.0, -2.0))
         if not (np.allclose(one - zero, 1.0) and np.allclose(low - zero, -2.0)):
             raise ValueError(
-                "polyattn.parity: expected a score_mod that is softcap first and adds to the scores after that, got "
-                f"{part!r}; its conventions are not known"
+                f"{who}: expected a score_mod that is softcap first and adds to the scores after that, got "
+                f"{part!r}; leave it out of both sides"
             )
         found["shift"] = found.get("shift", 0.0) + zero
     return found

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from polyattn.conventions.call import Call
+from polyattn.conventions.settings import CONTRACT, Settings
+
+__all__ = ["CAUSES", "LOW", "NAMES", "ROUNDINGS", "Cause", "settings_of", "without_merge"]
 
 
 class Cause(NamedTuple):
@@ -145,3 +149,14 @@ def _rounding(low: str, stage: str) -> Cause:
 ROUNDINGS = tuple(_rounding(low, stage) for low in NAMES for stage in _STAGES)
 #: The rounding of each lower precision.
 LOW = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "tf32": 2.0**-11}
+
+
+def without_merge(causes: tuple[Cause, ...]) -> tuple[tuple[Cause, ...], bool]:
+    """The other causes. A wrong merge permutes the output: undoing that is cheaper than computing every row."""
+    others = tuple(cause for cause in causes if cause.field != "merge")
+    return others, len(others) < len(causes)
+
+
+def settings_of(causes: tuple[Cause, ...]) -> Settings:
+    """The contract with these changes."""
+    return replace(CONTRACT, **{cause.field: cause.choice for cause in causes})

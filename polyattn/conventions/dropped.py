@@ -14,6 +14,8 @@ import numpy as np
 from polyattn.conventions.answers import Answer
 from polyattn.truth.spec import Floats
 
+__all__ = ["dropout_rate"]
+
 ENOUGH = 32  # factors, or rows, that a verdict needs
 LEAST, MOST = 0.02, 0.9  # the rates that are looked for
 CLEAR = 10.0  # a factor is known if the two values that it may have are so many standard deviations apart

@@ -75,9 +75,9 @@ def judge(peer: libraries.Peer, library: libraries.Library, case: Case, seed: in
         found = library.call(said)
     except Exception as error:  # whatever a library raises is its answer
         sentence = " ".join(str(error).split()).removeprefix(f"{dialect.who('from_polyattn')}: ")
-        return PeerOutcome(case.name, case.rules, peer.name, None, sentence)
+        return PeerOutcome(case.name, case.rule_numbers, peer.name, None, sentence)
     spec = sample.spec
     out = libraries.heads_apart(dialect, found, spec.q.shape[1])
     return PeerOutcome(
-        case.name, case.rules, peer.name, eta(out.astype(np.float64), truth(spec)["out"], "float32")
+        case.name, case.rule_numbers, peer.name, eta(out.astype(np.float64), truth(spec)["out"], "float32")
     )

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from polyattn.conventions.answers import Settings, answer
+from polyattn.conventions.answers import answer
 from polyattn.conventions.call import Call
+from polyattn.conventions.settings import Settings
 from polyattn.dialects.libraries import PEERS, Library, heads_apart, library_of
 from polyattn.dialects.questions import QUESTIONS, Convention, WrittenCall
 from polyattn.dialects.record import Record

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from polyattn.conventions.answers import Settings, allowed_keys
 from polyattn.conventions.call import Call
+from polyattn.conventions.settings import Settings
+from polyattn.conventions.visible import allowed_keys
 
 __all__ = ["QUESTIONS", "USUAL", "Convention", "Question", "WrittenCall"]
 

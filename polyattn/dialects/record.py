@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from polyattn.arrays import Array
-from polyattn.conventions.answers import Settings
+from polyattn.conventions.settings import Settings
 from polyattn.dialects.capabilities import CARRIED, Way
 from polyattn.dialects.layout import unpack
 from polyattn.dialects.questions import QUESTIONS, Convention, WrittenCall

@@ -11,12 +11,13 @@ import numpy as np
 from polyattn import masks, mods
 from polyattn._attention import AuxRequest
 from polyattn.arrays import backend_of, is_array
-from polyattn.conventions.answers import Answer, Settings, answer
-from polyattn.conventions.call import pose
+from polyattn.conventions.answers import Answer, answer
+from polyattn.conventions.call import call_of
+from polyattn.conventions.settings import Settings
 from polyattn.dialects.questions import QUESTIONS, Convention, WrittenCall
 from polyattn.dialects.record import Record
 from polyattn.dialects.table import dialect
-from polyattn.parity.explain import parse_plan
+from polyattn.parity.auto import parse_plan
 from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF, round_to
 from polyattn.truth.spec import Floats
 
@@ -191,7 +192,7 @@ def _case(query: Any, key: Any, value: Any, given: dict[str, Any]) -> WrittenCal
                     f"got {plain[~np.isin(plain, (0, 1))].flat[0]}; what is added to the scores is bias="
                 )
             given["mask"], numbers = plain != 0, True
-    call = pose(query, key, value, given)
+    call = call_of(query, key, value, given, who="polyattn.dialects.explain")
     if dtype is None:
         dtype = (backend_of(query).to_numpy(query) if is_array(query) else np.asarray(query)).dtype.name
     return WrittenCall(call, given.get("layout", "BHLD"), dtype, numbers, bool(getattr(aux, "lse", False)))

@@ -27,20 +27,23 @@ from polyattn.layers import (
     Params,
 )
 
+__all__ = [
+    "BLOCK",
+    "MINILM",
+    "NORM",
+    "TOKENS",
+    "WIDTH",
+    "SentenceEncoder",
+    "load",
+    "model_directory",
+    "tokenize",
+]
+
 WIDTH = 384
 TOKENS = Embedding(30522, WIDTH)
 NORM = LayerNorm(WIDTH, epsilon=1e-12)
 BLOCK = EncoderBlock(
     MultiHeadAttention(WIDTH, 12), MLP(WIDTH, 4 * WIDTH, activation="gelu"), NORM, norm_first=False
-)
-
-SENTENCES = (
-    "Four score and seven years ago our fathers brought forth, upon this continent, a new nation.",
-    "It is a truth universally acknowledged, that a single man in possession of a good fortune, "
-    "must be in want of a wife.",
-    "Call me Ishmael.",
-    "Rich bachelors are generally supposed to be looking for somebody to marry.",
-    "There is grandeur in this view of life, with its several powers.",
 )
 
 

@@ -9,15 +9,18 @@ import numpy as np
 
 from polyattn import masks
 from polyattn.models import minilm
+from polyattn.models.search import OPENINGS
 from polyattn.parity.case import Case, Draw, Later, Sample
 from polyattn.truth.spec import Floats, Spec
+
+__all__ = ["real_cases"]
 
 
 def real_cases() -> tuple[Case, ...]:
     """A case for each of the six layers; ModuleNotFoundError where the weights are not installed."""
     minilm.model_directory()
     depth = minilm.MINILM.encoder.depth
-    return tuple(Case(f"MiniLM layer {i + 1}", "real input", _layer(i)) for i in range(depth))
+    return tuple(Case(f"MiniLM layer {i + 1}", (), _layer(i)) for i in range(depth))
 
 
 def _layer(i: int) -> Callable[[Draw], Sample]:
@@ -34,6 +37,6 @@ def _layer(i: int) -> Callable[[Draw], Sample]:
 @cache
 def _captured() -> tuple[list[tuple[Floats, Floats, Floats]], Floats]:
     """query, key and value (batch, heads, length, width) of every layer, and the sentence lengths."""
-    tokens, lengths = (np.asarray(x, np.int32) for x in minilm.tokenize(minilm.SENTENCES))
+    tokens, lengths = (np.asarray(x, np.int32) for x in minilm.tokenize(tuple(OPENINGS.values())[:5]))
     params = minilm.load(like=np.zeros((), np.float32))
     return list(minilm.MINILM.queries_keys_values(params, tokens, lengths)), lengths

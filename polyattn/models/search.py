@@ -6,6 +6,8 @@ import numpy as np
 
 from polyattn.truth.spec import Floats
 
+__all__ = ["OPENINGS", "QUERIES", "SENTENCES", "rank", "ranking"]
+
 #: title -> opening line
 OPENINGS = {
     "Pride and Prejudice": "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a wife.",

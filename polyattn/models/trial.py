@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -18,11 +19,16 @@ import numpy as np
 
 from polyattn import weights
 from polyattn.models import minilm
+from polyattn.models.real import real_cases
 from polyattn.models.search import SENTENCES, ranking
-from polyattn.testing import Bench, Outcome
+from polyattn.parity.bench import Bench
+from polyattn.parity.case import Case
+from polyattn.parity.judging import Outcome
 from polyattn.truth.measure import UNIT_ROUNDOFF
 from polyattn.truth.rounding import noise
 from polyattn.truth.spec import Floats
+
+__all__ = ["DTYPES", "EmbeddingTrial", "Expected", "expected", "real_input", "tokens", "trials"]
 
 #: Whole models are judged in these; the ranking of half precision is another one, since rounding is larger than gaps.
 DTYPES = ("float64", "float32")
@@ -37,7 +43,7 @@ class Expected(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Trial:
+class EmbeddingTrial:
     """The embeddings of SENTENCES, computed in one way; `applies` names the benches that have it."""
 
     name: str
@@ -62,17 +68,26 @@ class Trial:
         return Outcome(self.name, bench.name, dtype, etas)
 
 
-def trials() -> tuple[tuple[Trial, ...], list[str]]:
+def trials() -> tuple[tuple[EmbeddingTrial, ...], list[str]]:
     """The trials that can run here, and why others cannot."""
     minilm.model_directory()
-    own = Trial("MiniLM embeddings", _in_our_layers)
+    own = EmbeddingTrial("MiniLM embeddings", _in_our_layers)
     try:
         known = find_spec("transformers") is not None
     except ImportError:
         known = False
     if not known:
         return (own,), ["transformers is not installed, so the model was not run there"]
-    return (own, Trial("MiniLM in transformers", _in_transformers, "torch")), []
+    return (own, EmbeddingTrial("MiniLM in transformers", _in_transformers, "torch")), []
+
+
+def real_input() -> tuple[tuple[Case | EmbeddingTrial, ...], list[str]]:
+    """What `polyattn verify` runs beside the cases of the contract, and why some of it cannot run."""
+    try:
+        models, notes = trials()
+        return (*real_cases(), *models), notes
+    except ImportError as error:
+        return (), [f"real input was not run: {error}"]
 
 
 @cache
@@ -123,9 +138,8 @@ def _formulas(
         out: Floats = (p / p.sum(-1, keepdims=True)) @ v
         return out.swapaxes(0, 1).reshape(-1, 384)
 
-    ends = np.cumsum([len(sentence) for sentence in sentences])[
-        :-1
-    ]  # the tokens of all lie one after the other
+    # The tokens of all lie one after the other.
+    ends = np.cumsum([len(sentence) for sentence in sentences])[:-1]
     embedded = [
         w["embeddings.word_embeddings.weight"][sentence]
         + w["embeddings.position_embeddings.weight"][: len(sentence)]
@@ -166,11 +180,11 @@ def _in_our_layers(bench: Bench, dtype: str, ids: Floats, lengths: Floats) -> Fl
 def _in_transformers(bench: Bench, dtype: str, ids: Floats, lengths: Floats) -> Floats:
     """`transformers.BertModel` with attn_implementation="polyattn", every layer of which must call it."""
     import torch
-    from polyattn_torch.transformers import check, register
     from transformers import BertModel
     from transformers.utils import logging
 
-    register()
+    adapter = import_module(type(bench).__module__.rpartition(".")[0] + ".transformers")  # beside its bench
+    adapter.register()
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -185,7 +199,7 @@ def _in_transformers(bench: Bench, dtype: str, ids: Floats, lengths: Floats) -> 
             logging.enable_progress_bar()
     real = torch.arange(ids.shape[1]) < torch.from_numpy(lengths)[:, None]
     batch = {"input_ids": torch.from_numpy(ids).long(), "attention_mask": real.long()}
-    if not (found := check(model, batch)).ok:
+    if not (found := adapter.check(model, batch)).ok:
         raise AssertionError(found.sentence)
     with torch.no_grad():
         hidden = model(**batch).last_hidden_state

@@ -1,8 +1,9 @@
-"""Agreement, measured: truth, oracle, error measure, and the cases that cover the contract."""
+"""Agreement, measured: cases that cover the contract, benches that run them, and why others give something else."""
 
-from polyattn.parity.compare import compare
+from polyattn.parity.comparing import compare
 from polyattn.parity.comparison import Comparison
-from polyattn.parity.diagnose import Diagnosis, diagnose
+from polyattn.parity.diagnosis import diagnose
+from polyattn.parity.findings import Diagnosis
 from polyattn.truth.definition import Judged, truth
 from polyattn.truth.loops import OracleResult, oracle
 from polyattn.truth.measure import ACCEPTANCE, FLOOR_ACCEPTANCE, UNIT_ROUNDOFF, eta, floor_ratio, round_to

@@ -15,6 +15,8 @@ import numpy as np
 from polyattn.truth.measure import round_to
 from polyattn.truth.spec import Floats, Spec
 
+__all__ = ["Case", "Draw", "Later", "Sample"]
+
 Convert = Callable[[Any], Any]  # a NumPy array as an array of the library under test
 
 
@@ -91,11 +93,16 @@ class Draw:
 
 @dataclass(frozen=True)
 class Case:
-    """A named problem and the rules of the contract that it covers."""
+    """A named problem and the rules of the contract that it covers, by their anchors: "rule-1"; none for real input."""
 
     name: str
-    rules: str
+    rules: tuple[str, ...]
     draw: Callable[[Draw], Sample]
+
+    @property
+    def rule_numbers(self) -> str:
+        """The rules as tables show them: "1 9"."""
+        return " ".join(rule.removeprefix("rule-") for rule in self.rules)
 
     def sample(self, seed: int, dtype: str) -> Sample:
         # The same problem for every library; the name keeps the cases apart.

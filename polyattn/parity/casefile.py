@@ -10,19 +10,10 @@ import numpy as np
 
 from polyattn import masks, mods
 
+__all__ = ["read"]
+
 ARRAYS = ("output", "query", "key", "value")
-OPTIONS = (
-    "mask",
-    "bias",
-    "sinks",
-    "scale",
-    "is_causal",
-    "query_offset",
-    "softcap",
-    "window",
-    "embed_dim",
-    "layout",
-)
+OPTIONS = ("mask", "bias", "sinks", "scale", "is_causal", "query_offset", "softcap", "window", "embed_dim", "layout")  # fmt: skip
 
 
 def read(path: Path) -> tuple[tuple[Any, Any, Any, Any], dict[str, Any]]:
@@ -41,15 +32,15 @@ def read(path: Path) -> tuple[tuple[Any, Any, Any, Any], dict[str, Any]]:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(
-            f"expected {path.name!r} to be an .npz file of plain arrays, of which NumPy says: {error}; write it with "
-            "numpy.savez"
+            f"polyattn diagnose: expected {path.name!r} to be an .npz file of plain arrays, of which NumPy says: "
+            f"{error}; write it with numpy.savez"
         ) from None
     missing = [name for name in ARRAYS if name not in found]
     unknown = sorted(set(found) - {*ARRAYS, *OPTIONS})
     if missing or unknown:
         raise ValueError(
-            f"expected the arrays {', '.join(ARRAYS)} and maybe {', '.join(OPTIONS)} in {path.name!r}, got it without "
-            f"{', '.join(missing) or 'none of them'} and with {', '.join(unknown) or 'nothing'} unknown; rename them"
+            f"polyattn diagnose: expected the arrays {', '.join(ARRAYS)} and maybe {', '.join(OPTIONS)} in "
+            f"{path.name!r}, got it without {', '.join(missing) or 'none of them'} and with {', '.join(unknown) or 'nothing'} unknown; rename them"
         )
     context: dict[str, Any] = {name: found[name] for name in ("mask", "bias", "sinks") if name in found}
     for name, kind in (("scale", float), ("is_causal", bool), ("embed_dim", int), ("layout", str)):
@@ -64,7 +55,7 @@ def read(path: Path) -> tuple[tuple[Any, Any, Any, Any], dict[str, Any]]:
         sides = [None if side < 0 else int(side) for side in np.atleast_1d(found["window"]).tolist()]
         if len(sides) != 2:
             raise ValueError(
-                f"expected window to be two numbers, left and right, got {len(sides)}; -1 is unbounded"
+                f"polyattn diagnose: expected window to be two numbers, left and right, got {len(sides)}; write -1 for a side without bound"
             )
         band = masks.window(*sides)
         context["mask"] = band & masks.from_array(context["mask"]) if "mask" in context else band
@@ -74,5 +65,7 @@ def read(path: Path) -> tuple[tuple[Any, Any, Any, Any], dict[str, Any]]:
 
 def _one(name: str, x: Any) -> Any:
     if x.size != 1:
-        raise ValueError(f"expected {name} to be one value, got shape {x.shape}")
+        raise ValueError(
+            f"polyattn diagnose: expected {name} to be one value, got shape {x.shape}; store a number"
+        )
     return x.reshape(()).item()

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from polyattn.parity.diagnose import Diagnosis
-from polyattn.parity.report import comparison_page, junit, write
+from polyattn.parity.findings import Diagnosis
+from polyattn.parity.report import Matrix, Page, Row, bars, eta_cell, finite, junit, one_line, render, write
 from polyattn.truth.measure import ACCEPTANCE
 from polyattn.truth.spec import Floats
+
+__all__ = ["Comparison", "Side", "Worst"]
 
 
 @dataclass
@@ -94,15 +96,13 @@ class Comparison:
         wrong, right = (f, g) if g.agrees else (g, f)
         return f"DISAGREE: {right.name} computes what was meant, {wrong.name} does not"
 
-    def rows(self) -> list[tuple[str, str, str, str]]:
+    def rows(self) -> list[tuple[str, ...]]:
         """The table: quantity, eta of f, eta of g, and of their difference."""
+        return [(q, *("-" if x is None else f"{x:.3g}" for x in etas)) for q, *etas in self._etas()]
+
+    def _etas(self) -> list[tuple[str, float | None, float | None, float | None]]:
         f, g = self.sides
-
-        def cell(value: float | None) -> str:
-            return "-" if value is None else f"{value:.3g}"
-
-        quantities = list(dict.fromkeys([*f.etas, *g.etas]))
-        return [(q, cell(f.etas.get(q)), cell(g.etas.get(q)), cell(self.between.get(q))) for q in quantities]
+        return [(q, f.etas.get(q), g.etas.get(q), self.between.get(q)) for q in {**f.etas, **g.etas}]
 
     def stage_rows(self) -> list[tuple[str, str, str]]:
         """Stage, eta of f, eta of g, for the stages that both recorded."""
@@ -169,21 +169,21 @@ class Comparison:
                     "name": side.name,
                     "library": side.library,
                     "agrees": side.agrees,
-                    "eta": {q: _finite(x) for q, x in side.etas.items()},
-                    "stages": {q: _finite(x) for q, x in side.stage_etas.items()},
+                    "eta": {q: finite(x) for q, x in side.etas.items()},
+                    "stages": {q: finite(x) for q, x in side.stage_etas.items()},
                     "error": side.error,
                     "diagnosis": None if side.diagnosis is None else str(side.diagnosis),
                 }
                 for side in self.sides
             ],
-            "between": {q: _finite(x) for q, x in self.between.items()},
+            "between": {q: finite(x) for q, x in self.between.items()},
             "first_divergence": self.first_divergence,
             "worst": None
             if self.worst is None
             else {
                 "quantity": self.worst.quantity,
                 "index": list(self.worst.index),
-                "values": [_finite(x) for x in (self.worst.f, self.worst.g, self.worst.truth)],
+                "values": [finite(x) for x in (self.worst.f, self.worst.g, self.worst.truth)],
             },
         }
 
@@ -201,21 +201,43 @@ class Comparison:
 
     def to_html(self, path: Any = None, *, force: bool = False) -> str:
         """One self-contained page; written to `path` if given, over an existing file only with force=True."""
-        page = comparison_page(self)
+        page = self._page()
         if path is not None:
             write(page, path, force=force)
         return page
+
+    def _page(self) -> str:
+        f, g = self.sides
+        names = (f"{f.name} ({f.library})", f"{g.name} ({g.library})", "between")
+        rows = [
+            Row(q, [eta_cell(a), eta_cell(b), eta_cell(c, 2 * ACCEPTANCE)]) for q, a, b, c in self._etas()
+        ]
+        matrices = [Matrix(f"eta in {self.dtype}", "quantity", names, rows)]
+        if stages := self.stage_rows():
+            note = f"The first stage that differs: {self.first_divergence or 'none'}."
+            lines = [
+                Row(name, [eta_cell(f.stage_etas[name]), eta_cell(g.stage_etas[name])]) for name, *_ in stages
+            ]
+            matrices.append(Matrix("Stages", "stage", names[:2], lines, note))
+        w = self.worst
+        return render(
+            Page(
+                title=f"{f.name} and {g.name}",
+                verdict=self.verdict,
+                agrees=self.agrees,
+                matrices=matrices,
+                environment={**self.environment, "seed": str(self.seed)},
+                bars=bars((side.name, max(side.etas.values(), default=math.inf)) for side in self.sides),
+                findings=self.findings(),
+                worst=""
+                if w is None or self.agrees
+                else f"{w.quantity}{list(w.index)}\n{f.name}: {w.f!r}\n{g.name}: {w.g!r}\ntruth: {w.truth!r}",
+                script="" if self.agrees else self.script(),
+                notes=[f"{side.name}: {note}" for side in self.sides for note in side.notes],
+            )
+        )
 
     def _repr_html_(self) -> str:
         from html import escape
 
         return f"<pre>{escape(str(self))}</pre>"
-
-
-def one_line(text: str) -> str:
-    """A label that cannot break a line, a terminal or a program."""
-    return "".join(c if c.isprintable() else "?" for c in text)[:80]
-
-
-def _finite(x: float) -> float | None:
-    return x if math.isfinite(x) else None

@@ -9,16 +9,25 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 from xml.etree import ElementTree
 
-from polyattn.parity.environment import environment
 from polyattn.truth.measure import ACCEPTANCE
 
-if TYPE_CHECKING:
-    from polyattn.parity.comparison import Comparison
-    from polyattn.parity.verify import Verification
-    from polyattn.testing import Outcome
+__all__ = [
+    "Cell",
+    "Matrix",
+    "Page",
+    "Row",
+    "bars",
+    "eta_cell",
+    "finite",
+    "junit",
+    "number",
+    "one_line",
+    "render",
+    "write",
+]
 
 
 class Cell(NamedTuple):
@@ -78,7 +87,7 @@ def render(page: Page) -> str:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError:
         raise ImportError(
-            "polyattn.parity: reports are made with Jinja2, which is not here; pip install 'polyattn[cli]'"
+            "polyattn.parity: expected Jinja2, which makes reports, got an environment without it; pip install 'polyattn[cli]'"
         ) from None
     folder = Path(__file__).parent
     style = (folder / "report.css").read_text(encoding="utf-8")
@@ -96,83 +105,16 @@ def write(page: str, path: str | os.PathLike[str], *, force: bool = False) -> No
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(
-            f"polyattn.parity: expected an existing folder for the report {path.name!r}, got {str(path.parent)!r}; make it first"
+            f"polyattn.parity.Comparison.to_html: expected an existing folder for the report {path.name!r}, got {str(path.parent)!r}; make it first"
         )
     try:
         with path.open("w" if force else "x", encoding="utf-8") as file:
             file.write(page)
     except FileExistsError:
         raise FileExistsError(
-            f"polyattn.parity: expected a new file for the report, got {str(path)!r}, which is there; force it, or "
+            f"polyattn.parity.Comparison.to_html: expected a new file for the report, got {str(path)!r}, which is there; force it, or "
             "name another"
         ) from None
-
-
-def comparison_page(comparison: Comparison) -> str:
-    """The report of `polyattn.parity.compare`."""
-    f, g = comparison.sides
-    names = (f"{f.name} ({f.library})", f"{g.name} ({g.library})", "between")
-    quantities = list(dict.fromkeys([*f.etas, *g.etas]))
-    rows = [
-        Row(
-            q,
-            [
-                _eta_cell(f.etas.get(q)),
-                _eta_cell(g.etas.get(q)),
-                _eta_cell(comparison.between.get(q), 2 * ACCEPTANCE),
-            ],
-        )
-        for q in quantities
-    ]
-    matrices = [Matrix(f"eta in {comparison.dtype}", "quantity", names, rows)]
-    if stages := comparison.stage_rows():
-        note = f"The first stage that differs: {comparison.first_divergence or 'none'}."
-        lines = [
-            Row(name, [_eta_cell(f.stage_etas[name]), _eta_cell(g.stage_etas[name])]) for name, *_ in stages
-        ]
-        matrices.append(Matrix("Stages", "stage", names[:2], lines, note))
-    w = comparison.worst
-    return render(
-        Page(
-            title=f"{f.name} and {g.name}",
-            verdict=comparison.verdict,
-            agrees=comparison.agrees,
-            matrices=matrices,
-            environment={**comparison.environment, "seed": str(comparison.seed)},
-            bars=_bars((side.name, max(side.etas.values(), default=math.inf)) for side in comparison.sides),
-            findings=comparison.findings(),
-            worst=""
-            if w is None or comparison.agrees
-            else f"{w.quantity}{list(w.index)}\n{f.name}: {w.f!r}\n{g.name}: {w.g!r}\ntruth: {w.truth!r}",
-            script="" if comparison.agrees else comparison.script(),
-            notes=[f"{side.name}: {note}" for side in comparison.sides for note in side.notes],
-        )
-    )
-
-
-def verification_page(work: Verification) -> str:
-    """The report of `polyattn verify`."""
-    columns = [f"{bench} {dtype}" for bench, dtype in work.columns]
-    rows = []
-    for case in work.cases:
-        outcomes = [work.outcomes.get((case.name, bench, dtype)) for bench, dtype in work.columns]
-        rows.append(Row(case.name, [_outcome_cell(outcome) for outcome in outcomes]))
-    largest = [
-        (name, max(o.eta for o in work.outcomes.values() if (o.bench, o.dtype) == column))
-        for name, column in zip(columns, work.columns, strict=True)
-    ]
-    return render(
-        Page(
-            title="polyattn verify",
-            verdict=work.verdict,
-            agrees=work.agrees,
-            matrices=[Matrix("eta of every case", "case", columns, rows)],
-            environment={**environment(), "seed": str(work.seed)},
-            bars=_bars(largest),
-            findings=[str(outcome) for outcome in work.disagreements],
-            notes=work.notes,
-        )
-    )
 
 
 def junit(suite: str, cases: Sequence[tuple[str, str, str | None, bool]]) -> str:
@@ -196,18 +138,24 @@ def _visible(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
 
 
-def _number(value: float) -> str:
+def one_line(text: str) -> str:
+    """A label that cannot break a line, a terminal or a program."""
+    return "".join(c if c.isprintable() else "?" for c in text)[:80]
+
+
+def finite(value: float) -> float | None:
+    """A number as JSON has it: None for what is not finite."""
+    return value if math.isfinite(value) else None
+
+
+def number(value: float) -> str:
+    """An eta in a few characters."""
     return f"{value:.2f}" if value < 100 else "inf" if math.isinf(value) else f"{value:.1e}"
 
 
-def _outcome_cell(outcome: Outcome | None) -> Cell:
-    if outcome is None:
-        return Cell("")
-    return Cell("error" if outcome.error else _number(outcome.eta), outcome.agrees, str(outcome))
-
-
-def _eta_cell(value: float | None, limit: float = ACCEPTANCE) -> Cell:
-    return Cell("-") if value is None else Cell(_number(value), value <= limit)
+def eta_cell(value: float | None, limit: float = ACCEPTANCE) -> Cell:
+    """An eta, good up to the limit."""
+    return Cell("-") if value is None else Cell(number(value), value <= limit)
 
 
 def _width(value: float) -> int:
@@ -216,5 +164,6 @@ def _width(value: float) -> int:
     return round(380 * (math.log10(clipped) + 2) / 11) + 1
 
 
-def _bars(columns: Iterable[tuple[str, float]]) -> list[Bar]:
-    return [Bar(name[:28], _width(x), _number(x), x <= ACCEPTANCE) for name, x in columns]
+def bars(columns: Iterable[tuple[str, float]]) -> list[Bar]:
+    """A bar for each name and eta."""
+    return [Bar(name[:28], _width(x), number(x), x <= ACCEPTANCE) for name, x in columns]

@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import math
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from polyattn.parity.bench import BENCHES, Bench, load_bench
 from polyattn.parity.case import Case
 from polyattn.parity.cases import cases
-from polyattn.parity.report import junit, verification_page
-from polyattn.testing import BENCHES, Bench, Outcome, run_cases
+from polyattn.parity.environment import environment
+from polyattn.parity.judging import Outcome, run_cases
+from polyattn.parity.report import Cell, Matrix, Page, Row, bars, finite, junit, number, render
 from polyattn.truth.measure import ACCEPTANCE
 
-if TYPE_CHECKING:
-    from polyattn.models.trial import Trial
+__all__ = ["SHORT", "Trial", "Verification", "plan"]
 
 SHORT = {"float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 
-def _onnx() -> Bench:
-    from polyattn.parity.exported import OnnxBench
+class Trial(Protocol):
+    """What is verified beside cases of attention: a whole model."""
 
-    return OnnxBench()
+    @property
+    def name(self) -> str: ...
 
+    def applies(self, bench: Bench, dtype: str) -> bool:
+        """Whether it runs there."""
 
-#: What can be verified: the array libraries, and the models that are exported from them.
-SYSTEMS: Mapping[str, Callable[[], Bench]] = {**BENCHES, "onnx": _onnx}
-
-
-class MissingBackend(LookupError):
-    """A backend that was asked for cannot be loaded."""
+    def judge(self, bench: Bench, dtype: str) -> Outcome:
+        """What it gives there."""
 
 
 @dataclass
@@ -101,8 +100,8 @@ class Verification:
                     "backend": o.bench,
                     "dtype": o.dtype,
                     "agrees": o.agrees,
-                    "eta": {name: _finite(value) for name, value in o.etas.items()},
-                    "floor_ratio": o.floor if o.floor is None else _finite(o.floor),
+                    "eta": {name: finite(value) for name, value in o.etas.items()},
+                    "floor_ratio": o.floor if o.floor is None else finite(o.floor),
                     "error": o.error,
                 }
                 for o in self.outcomes.values()
@@ -121,7 +120,27 @@ class Verification:
 
     def to_html(self) -> str:
         """One self-contained page."""
-        return verification_page(self)
+        columns = [f"{bench} {dtype}" for bench, dtype in self.columns]
+        rows = []
+        for case in self.cases:
+            outcomes = [self.outcomes.get((case.name, bench, dtype)) for bench, dtype in self.columns]
+            rows.append(Row(case.name, [_outcome_cell(outcome) for outcome in outcomes]))
+        largest = [
+            (name, max(o.eta for o in self.outcomes.values() if (o.bench, o.dtype) == column))
+            for name, column in zip(columns, self.columns, strict=True)
+        ]
+        return render(
+            Page(
+                title="polyattn verify",
+                verdict=self.verdict,
+                agrees=self.agrees,
+                matrices=[Matrix("eta of every case", "case", columns, rows)],
+                environment={**environment(), "seed": str(self.seed)},
+                bars=bars(largest),
+                findings=[str(outcome) for outcome in self.disagreements],
+                notes=self.notes,
+            )
+        )
 
 
 def plan(
@@ -129,63 +148,48 @@ def plan(
     dtypes: Sequence[str] = (),
     only: Sequence[str] = (),
     seed: int = 0,
-    benches: dict[str, Callable[[], Bench]] | None = None,
+    *,
+    more: Sequence[Case | Trial] = (),
+    notes: Sequence[str] = (),
 ) -> Verification:
-    """What to run: empty sequences mean everything that is installed.
+    """What to run: empty sequences mean everything that is installed. more: beside the cases of the contract.
 
-    ValueError for an unknown backend, dtype or case; MissingBackend for one that cannot be loaded.
+    ValueError for an unknown backend, dtype or case; MissingBench for a backend that cannot be loaded.
     """
-    known = dict(SYSTEMS if benches is None else benches)
-    available, notes = _available_cases()
-    unknown = [name for name in backends if name not in known]
-    if unknown:
-        raise ValueError(f"unknown backend {unknown[0]!r}; there are {', '.join(known)}")
     if wrong := [dtype for dtype in dtypes if dtype not in SHORT]:
-        raise ValueError(f"unknown dtype {wrong[0]!r}; there are {', '.join(SHORT)}")
-    chosen = tuple(c for c in available if not only or any(word.lower() in c.name.lower() for word in only))
+        raise ValueError(
+            f"polyattn verify: expected a dtype among {', '.join(SHORT)}, got {wrong[0]!r}; choose one"
+        )
+    available, said = (*cases(), *more), list(notes)
     for word in only:
         if not any(word.lower() in c.name.lower() for c in available):
             raise ValueError(
-                f"no case has {word!r} in its name; there are: {', '.join([c.name for c in available])}"
-                + "".join(f"; {note}" for note in notes)
+                f"polyattn verify: expected a part of the name of a case, got {word!r}; there are "
+                f"{', '.join(c.name for c in available)}" + "".join(f"; {note}" for note in said)
             )
-    loaded: list[Bench] = []
-    for name in backends or known:
+    chosen = tuple(c for c in available if not only or any(word.lower() in c.name.lower() for word in only))
+    loaded = [load_bench(name, who="polyattn verify") for name in backends]
+    for name in () if backends else BENCHES:
         try:
-            loaded.append(known[name]())
+            loaded.append(BENCHES[name]())
         except ImportError as error:
-            if backends:
-                raise MissingBackend(
-                    f"backend {name!r} was asked for and cannot be loaded: {error}"
-                ) from error
-            notes.append(f"{name} was not run: {error}")
+            said.append(f"{name} was not run: {error}")
     columns = [
         (b.name, dtype)
         for b in loaded
         for dtype in SHORT
         if dtype in b.dtypes and (not dtypes or dtype in dtypes)
     ]
-    if not columns:
-        raise ValueError(f"none of the backends has dtype {' or '.join(dtypes)}; choose another")
-    work = Verification(seed, chosen, loaded, columns, notes)
+    work = Verification(seed, chosen, loaded, columns, said)
     if not any(True for _ in work.places()):
         raise ValueError(
-            f"none of the cases {', '.join(c.name for c in chosen)} runs on {', '.join(map(' '.join, columns))}; "
-            "choose others"
+            f"polyattn verify: expected a case that runs on {', '.join(b.name for b in loaded)} in "
+            f"{' or '.join(dtypes or SHORT)}, got none among {', '.join(c.name for c in chosen)}; choose others"
         )
     return work
 
 
-def _available_cases() -> tuple[tuple[Case | Trial, ...], list[str]]:
-    try:
-        from polyattn.models.real import real_cases
-        from polyattn.models.trial import trials
-
-        models, notes = trials()
-        return (*cases(), *real_cases(), *models), notes
-    except ImportError as error:
-        return cases(), [f"real input was not run: {error}"]
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _outcome_cell(outcome: Outcome | None) -> Cell:
+    if outcome is None:
+        return Cell("")
+    return Cell("error" if outcome.error else number(outcome.eta), outcome.agrees, str(outcome))

@@ -202,7 +202,7 @@ def dropout_seed(call: Call) -> int | Array:
                 f"{seed.dtype} of shape {tuple(seed.shape)}; one seed serves the whole call"
             )
         return seed
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+    if type(seed) is not int and (isinstance(seed, bool) or not hasattr(seed, "__index__")):
         raise TypeError(
             f"{call.who}: expected dropout_seed to be an integer or a 0-d integer array, got {seed!r}; "
             "pass a Python int"

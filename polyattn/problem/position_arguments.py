@@ -79,6 +79,8 @@ def _offset(call: Call, side: str) -> Any:
     offset = call.get(name)
     if offset is None:
         return 0
+    if type(offset) is int:  # asked first: compilers have symbols of integers
+        return offset
     end = " or 'end'" if side == "query" else ""
     if isinstance(offset, str):
         if offset != "end" or not end:

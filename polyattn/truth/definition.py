@@ -7,11 +7,14 @@ times u times the condition `c` given here, whatever the dtype and the amplitude
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from polyattn.truth.spec import Floats, Spec
+
+__all__ = ["Judged", "truth"]
 
 
 class Judged(NamedTuple):
@@ -26,20 +29,22 @@ class Judged(NamedTuple):
     floor: Floats | float = 0.0
 
 
-def truth(spec: Spec, cotangent: Floats | None = None) -> dict[str, Judged]:
+See = Callable[[str, Judged], object]
+
+
+@np.errstate(all="ignore")
+def truth(
+    spec: Spec, cotangent: Floats | None = None, see: See = lambda name, judged: None
+) -> dict[str, Judged]:
     """out and lse; with a cotangent of out also the gradients dq, dk, dv, dbias, dsinks, dscale.
 
-    Condition of the output: c = sum_j w_j |v_j| (1 + sabs_j + sum_k w_k sabs_k).
+    Condition of the output: c = sum_j w_j |v_j| (1 + sabs_j + sum_k w_k sabs_k). `see` is shown every stage on the
+    way there, by its name in `polyattn.trace`; what hidden scores hold before the mask is free: an infinite condition.
 
     >>> x = np.array([[[[0.0], [1.0]]]])
     >>> truth(Spec(x, x, x, scale=1.0))["out"].value.ravel().astype(float).round(6).tolist()
     [0.5, 0.731059]
     """
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore", under="ignore"):
-        return _truth(spec, cotangent)
-
-
-def _truth(spec: Spec, cotangent: Floats | None) -> dict[str, Judged]:
     real = np.longdouble
     batch, heads, _, _ = shape = spec.shape
     group = heads // spec.k.shape[1] if spec.k.shape[1] else 1
@@ -54,26 +59,36 @@ def _truth(spec: Spec, cotangent: Floats | None) -> dict[str, Judged]:
     if spec.bias is not None:
         allowed = allowed & (spec.bias != -np.inf)
 
+    def before_the_mask(name: str) -> None:
+        see(name, Judged(s, np.where(allowed, sabs + np.abs(s), np.inf)))
+
     raw = scale * (q @ k.mT)
     sabs = raw_sabs = np.abs(scale) * (np.abs(q) @ np.abs(k).mT)
     s, slope = raw, np.ones(shape, real)
+    before_the_mask("scores")
     if spec.softcap is not None:
         bent = np.tanh(raw / spec.softcap)
         s, slope = spec.softcap * bent, 1 - bent**2
         sabs = sabs * slope + 2 * spec.softcap * np.abs(bent)
+        before_the_mask("after softcap")
     for term in (spec.shift, spec.bias):
         if term is not None:
-            term = np.where(allowed, np.broadcast_to(term, shape), 0).astype(real)
-            s = s + term
-            sabs = sabs + np.abs(term) + np.abs(s)
+            s = s + np.broadcast_to(term, shape).astype(real)
+            sabs = sabs + np.where(allowed, np.abs(np.broadcast_to(term, shape)) + np.abs(s), 0)
+    if spec.bias is not None:
+        before_the_mask("biased")
     s = np.where(allowed, s, -np.inf)
     sabs = np.where(allowed, sabs, 0)
+    if not allowed.all():
+        see("masked", Judged(s, np.where(allowed, sabs + np.abs(s), 0)))
 
     top = s.max(axis=-1, keepdims=True, initial=-np.inf)
     sink = np.full((heads, 1, 1), -np.inf, real)
     if spec.sinks is not None:
         sink = np.asarray(spec.sinks, real)[:, None, None]
     peak = np.maximum(top, sink)
+    largest = 1 + sabs.max(axis=-1, initial=0) + np.where(np.isfinite(peak), np.abs(peak), 0)[..., 0]
+    see("row maximum", Judged(peak[..., 0], largest))
     peak = np.where(peak == -np.inf, 0, peak)
     expo = np.exp(s - peak)
     over_keys = expo.sum(axis=-1, keepdims=True)
@@ -86,10 +101,12 @@ def _truth(spec: Spec, cotangent: Floats | None) -> dict[str, Judged]:
     keep = np.ones(shape, real) if spec.keep is None else np.broadcast_to(spec.keep, shape).astype(real)
     mean_sabs = (w * sabs).sum(-1, keepdims=True) + w_sink * np.abs(np.where(np.isfinite(sink), sink, 0))
     spread = 1 + sabs + mean_sabs
+    see("weights", Judged(w, w * spread, np.ones_like(w)))
     judged = {
         "out": Judged((w * keep) @ v, (w * keep * spread) @ np.abs(v), (allowed * keep) @ np.abs(v)),
         "lse": Judged(lse, 1 + np.abs(np.where(np.isfinite(lse), lse, 0)) + (own * sabs).sum(-1)),
     }
+    see("output", judged["out"])
     if cotangent is None:
         return judged
 
@@ -122,21 +139,10 @@ def _truth(spec: Spec, cotangent: Floats | None) -> dict[str, Judged]:
     floor = slope * ds_floor
     aq, ak, ascale = np.abs(q), np.abs(k), np.abs(scale)
 
-    def back(x: Floats, ds: Floats, scale: Floats) -> Any:
-        return scale * (ds @ x)
-
-    judged["dq"] = Judged(
-        *(
-            ungroup(back(*parts), spec.q)
-            for parts in ((k, d_raw, scale), (ak, weight, ascale), (ak, floor, ascale))
-        )
-    )
-    judged["dk"] = Judged(
-        *(
-            ungroup(back(*parts), spec.k)
-            for parts in ((q, d_raw.mT, scale), (aq, weight.mT, ascale), (aq, floor.mT, ascale))
-        )
-    )
+    of_scores = (d_raw, weight, floor)
+    for name, x, size, along in (("q", k, ak, of_scores), ("k", q, aq, [ds.mT for ds in of_scores])):
+        parts = zip((scale, ascale, ascale), along, (x, size, size), strict=True)
+        judged[f"d{name}"] = Judged(*(ungroup(c * (ds @ y), getattr(spec, name)) for c, ds, y in parts))
     judged["dv"] = Judged(
         *(
             ungroup((x * keep).mT @ y, spec.v)

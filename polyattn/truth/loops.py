@@ -12,6 +12,8 @@ import numpy as np
 
 from polyattn.truth.spec import Floats, Spec
 
+__all__ = ["OracleResult", "oracle"]
+
 
 class OracleResult(NamedTuple):
     out: Floats  # (B, Hq, L, E) float64

@@ -9,6 +9,8 @@ import numpy as np
 from polyattn.truth.definition import Judged
 from polyattn.truth.spec import Floats
 
+__all__ = ["ACCEPTANCE", "FLOOR_ACCEPTANCE", "UNIT_ROUNDOFF", "eta", "floor_ratio", "round_to"]
+
 #: Largest relative error of one rounding, u = 2^-p.
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 

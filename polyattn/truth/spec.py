@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+__all__ = ["Floats", "Spec"]
+
 Floats = np.ndarray[Any, np.dtype[Any]]
 
 

@@ -14,15 +14,14 @@ import pytest
 
 from polyattn import AuxRequest, attention, layers, masks, mods, weights
 from polyattn.caches import KVCache
-from polyattn.conventions.call import pose
-from polyattn.conventions.stages import spec_of
+from polyattn.conventions.call import call_of
+from polyattn.conventions.visible import spec_of
 from polyattn.linear import linear_attention
 from polyattn.onnx import export
 from polyattn.onnx.lengths import formula, lengths_to_trace
 from polyattn.parity import ACCEPTANCE, eta
-from polyattn.parity.exported import OnnxBench
 from polyattn.rotary import Rotary
-from polyattn.testing import check_backend
+from polyattn.testing import check_backend, load_bench
 from polyattn.truth import truth
 from polyattn.truth.rounding import noise
 
@@ -98,7 +97,7 @@ def check(name: str, out: Floats, inputs: dict[str, Floats]) -> None:
         assert np.abs(out - call(name)(*wide)).max() <= bound
         return
     q, k, v, *rest = inputs.values()
-    judged = truth(spec_of(pose(q, k, v, VARIANTS[name][0](*rest))))
+    judged = truth(spec_of(call_of(q, k, v, VARIANTS[name][0](*rest))))
     assert eta(out, judged["out"], "float32") <= ACCEPTANCE
 
 
@@ -212,7 +211,7 @@ def test_an_embedding_looks_up_tokens_of_any_integer_type() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
 def test_every_case_of_the_contract_agrees_as_an_exported_model(dtype: str) -> None:
-    assert len(check_backend(OnnxBench(), dtypes=[dtype])) >= 30
+    assert len(check_backend(load_bench("onnx"), dtypes=[dtype])) >= 30
 
 
 def test_causal_attention_of_as_many_queries_as_keys_may_be_dynamic() -> None:
@@ -222,7 +221,7 @@ def test_causal_attention_of_as_many_queries_as_keys_may_be_dynamic() -> None:
     model = export(f, inputs, dynamic={name: {2: "L"} for name in inputs})
     assert [node.op_type for node in model.graph.node] == ["Attention", "Identity"]
     longer = {name: normal(2, 4, 19, 8) for name in inputs}
-    judged = truth(spec_of(pose(*longer.values(), {"is_causal": True})))
+    judged = truth(spec_of(call_of(*longer.values(), {"is_causal": True})))
     assert eta(_run(model, longer)[0], judged["out"], "float32") <= ACCEPTANCE
     with pytest.raises(ValueError, match="query_offset=0 aligns the first rows"):
         export(f, inputs, dynamic={"query": {2: "L"}, "key": {2: "S"}, "value": {2: "S"}})
@@ -254,7 +253,7 @@ def test_a_mask_that_hides_nothing_at_the_traced_lengths_is_in_the_model(mask: m
     f = lambda x: attention(x, x, x, mask=mask)  # noqa: E731
     model = export(f, {"x": normal(1, 1, 5, 8)}, dynamic={"x": {2: "L"}})
     x = normal(1, 1, 600, 8)
-    judged = truth(spec_of(pose(x, x, x, {"mask": mask})))
+    judged = truth(spec_of(call_of(x, x, x, {"mask": mask})))
     assert eta(_run(model, {"x": x})[0], judged["out"], "float32") <= ACCEPTANCE
 
 
@@ -273,7 +272,7 @@ def test_a_scale_that_the_operator_refuses_is_a_composite() -> None:
     for scale in (0.0, -0.5):
         model = export(lambda q, k, v, scale=scale: attention(q, k, v, scale=scale), inputs)
         assert "Attention" not in _operators(model)
-        judged = truth(spec_of(pose(*inputs.values(), {"scale": scale})))
+        judged = truth(spec_of(call_of(*inputs.values(), {"scale": scale})))
         assert eta(_run(model, inputs)[0], judged["out"], "float32") <= ACCEPTANCE
 
 

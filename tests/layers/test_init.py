@@ -10,11 +10,10 @@ import jax
 import numpy as np
 import pytest
 import torch
-from shared.running import mapped
+from shared.running import LIBRARIES, bench_of, mapped
 
 from polyattn import layers
 from polyattn.layers import Constant, Distribution, Normal, Uniform
-from polyattn.testing import BENCHES
 
 N = 2**16  # numbers drawn: 256 x 256
 # The variance of a standard normal number cut at 2: 1 - 4 pdf(2) / (cdf(2) - cdf(-2)).
@@ -44,8 +43,8 @@ def drawn(
 def test_init_gives_the_same_bits_on_every_library(dtype: str) -> None:
     with jax.enable_x64(dtype == "float64"):
         made = {}
-        for name, make in BENCHES.items():
-            bench = make()
+        for name in LIBRARIES:
+            bench = bench_of(name)
             if dtype in bench.dtypes:
                 params = EVERYTHING.init(3, like=bench.array(np.zeros(()), dtype))
                 made[name] = np.concatenate([x.ravel() for x in flat(mapped(bench.numpy, params))])

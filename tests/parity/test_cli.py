@@ -46,8 +46,7 @@ class Wrong(testing.NumpyBench):
 
 
 def test_verify_of_wrong_numbers_disagrees(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(testing.BENCHES, "numpy", Wrong)  # type: ignore[arg-type]
-    monkeypatch.setattr("polyattn.parity.verify.SYSTEMS", {"numpy": Wrong})
+    monkeypatch.setattr("polyattn.parity.bench._loaders", lambda: {"numpy": lambda: Wrong})
     result = run("verify", "--dtype", "float32", "--case", "plain", "--junit", str(tmp_path / "r.xml"))
     assert result.exit_code == 1
     assert "DISAGREE: 1 of 1 results" in result.output
@@ -57,12 +56,17 @@ def test_verify_of_wrong_numbers_disagrees(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_a_missing_backend_that_was_asked_for_is_status_3(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> object:
-        raise ImportError("No module named 'jax'")
+        raise ImportError("No module named 'jax'", name="jax")
 
-    monkeypatch.setattr("polyattn.parity.verify.SYSTEMS", {"numpy": testing.NumpyBench, "jax": missing})
+    bench = testing.BENCHES["numpy"]
+    known = {"numpy": lambda: bench, "jax": missing}
+    monkeypatch.setattr("polyattn.parity.bench._loaders", lambda: known)
     result = run("verify", "--backend", "jax")
     assert result.exit_code == 3
-    assert "backend 'jax' was asked for and cannot be loaded: No module named 'jax'" in result.output
+    assert result.output == (
+        "polyattn verify: expected the library of the bench 'jax', which was asked for, got No module named 'jax'; "
+        "pip install jax\n"
+    )
     unasked = run("verify", "--dtype", "float32", "--case", "plain")
     assert unasked.exit_code == 0
     assert "note: jax was not run: No module named 'jax'" in unasked.output
@@ -71,15 +75,21 @@ def test_a_missing_backend_that_was_asked_for_is_status_3(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (["--backend", "nump"], "unknown backend 'nump'; there are numpy, strict, jax, torch, onnx"),
-        (["--dtype", "int8"], "unknown dtype 'int8'; there are float64, float32, float16, bfloat16"),
         (
-            ["--case", "nothing of the kind"],
-            "no case has 'nothing of the kind' in its name; there are: golden",
+            ["--backend", "nump"],
+            "polyattn verify: expected a bench among numpy, jax, onnx, strict, torch, got 'nump'; choose one of them",
         ),
         (
-            ["--backend", "strict", "--dtype", "float16"],
-            "none of the backends has dtype float16; choose another",
+            ["--dtype", "int8"],
+            "polyattn verify: expected a dtype among float64, float32, float16, bfloat16, got 'int8'; choose one",
+        ),
+        (
+            ["--case", "nothing of the kind"],
+            "polyattn verify: expected a part of the name of a case, got 'nothing of the kind'; there are golden",
+        ),
+        (
+            ["--backend", "strict", "--dtype", "float16", "--case", "plain"],
+            "polyattn verify: expected a case that runs on strict in float16, got none among plain; choose others",
         ),
         (
             ["--peers", "--case", "MiniLM"],
@@ -98,7 +108,7 @@ def test_wrong_usage_is_status_2_and_a_sentence(args: list[str], sentence: str) 
 def test_info_names_versions_and_precision() -> None:
     result = run("info")
     assert result.exit_code == 0
-    for word in ("numpy", "strict", "jax", "torch", "x64 off", "float32 matmul precision"):
+    for word in ("numpy", "strict", "jax", "torch", "JAX x64: off", "float32 matmul precision"):
         assert word in result.output
 
 
@@ -145,15 +155,20 @@ def test_a_plan_says_what_auto_would_run_and_why() -> None:
     assert result.exit_code == 0
     assert result.output.splitlines() == [
         "numpy: blockwise, because the scores take more than 1 MiB",
+        "jax: blockwise, because not native: there is no GPU, and on other devices jax.nn.dot_product_attention is no "
+        "fused kernel",
+        "onnx: native, because the operator Attention is one node where it computes the contract",
         "strict: blockwise, because the scores take more than 1 MiB",
-        "jax: blockwise, because the scores take more than 1 MiB",
         "torch: native, because the library's own kernel is the fastest where it is exact",
     ]
     small = run("info", "--plan", "L=64,H=2,softcap=30,sinks=1,window=4,dtype=float16").output
-    assert "numpy: reference, because the scores take at most 1 MiB" in small
+    assert "numpy: reference, because not blockwise: the scores take at most 1 MiB" in small
     assert "strict: has no float16" in small
     decode = run("info", "--plan", "B=8,L=1,S=4096,H=32,Hkv=8").output
-    assert "numpy: reference, because a few query rows: one product per kv head, K and V read once" in decode
+    assert (
+        "numpy: reference, because not blockwise: a few query rows: one product per kv head, K and V"
+        in decode
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,4 +177,4 @@ def test_a_plan_says_what_auto_would_run_and_why() -> None:
 def test_what_is_no_plan_is_refused(text: str) -> None:
     result = run("info", "--plan", text)
     assert result.exit_code == 2
-    assert "polyattn: plan: expected " in result.output
+    assert "polyattn info: expected " in result.output

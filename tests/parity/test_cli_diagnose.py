@@ -55,7 +55,10 @@ def test_what_was_meant_is_read_from_the_file(tmp_path: Path) -> None:
     ("more", "sentence"),
     [
         ({"sclae": 1.0}, "in 'case.npz', got it without none of them and with sclae unknown; rename them"),
-        ({"window": [1, 2, 3]}, "expected window to be two numbers, left and right, got 3; -1 is unbounded"),
+        (
+            {"window": [1, 2, 3]},
+            "expected window to be two numbers, left and right, got 3; write -1 for a side without bound",
+        ),
         ({"scale": [1.0, 2.0]}, "expected scale to be one value, got shape (2,)"),
         ({"mask": np.ones((24, 24))}, "expected a bool mask, True = may attend, got float64"),
         ({"output": np.zeros((2, 4, 8, 24))}, "expected output of shape (2, 4, 24, 8)"),
@@ -66,7 +69,7 @@ def test_a_bad_file_is_refused_in_a_sentence(tmp_path: Path, more: dict[str, Any
     output = more.pop("output", np.zeros_like(Q))
     status, _, err = _run("diagnose", "--npz", _file(tmp_path, output, **more))
     assert status == 2
-    assert err.startswith("polyattn: ")
+    assert err.startswith(("polyattn diagnose: expected ", "polyattn.parity.diagnose: expected "))
     assert sentence in err
 
 
@@ -85,7 +88,10 @@ def test_verify_writes_a_report_and_never_over_a_file(tmp_path: Path) -> None:
     path.write_text("mine")
     status, _, err = _run(*words)
     assert status == 2
-    assert err == f"polyattn: expected a new file for the report, got {path}, which is there; add --force\n"
+    assert (
+        err
+        == f"polyattn verify: expected a new file for the report, got {path}, which is there; add --force\n"
+    )
     assert path.read_text() == "mine"
     assert _run(*words, "--force")[0] == 0
     assert path.read_text() != "mine"

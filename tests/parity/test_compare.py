@@ -41,9 +41,7 @@ def test_two_libraries_that_agree(dtype: str) -> None:
     else:
         found = compare(sdpa, jax_nn, INPUTS, on=("torch", "jax"), layouts=("BHLD", "BLHD"), dtype=dtype)
     assert found.agrees
-    assert found.verdict.startswith(
-        "AGREE: tests.test_compare.sdpa and " if "." in sdpa.__module__ else "AGREE: "
-    )
+    assert found.verdict.startswith(f"AGREE: {sdpa.__module__}.sdpa and ")
     assert set(found.between) == {"out", "dq", "dk", "dv"}
     assert max(found.between.values()) <= 8
 
@@ -212,11 +210,11 @@ def test_nan_in_an_output_is_a_disagreement() -> None:
     [
         ({"query": Q}, {}, "polyattn.parity.compare: expected inputs 'query', 'key' and 'value', got query; the truth is computed from them"),
         (INPUTS, {"on": "torch"}, "polyattn.parity.compare: expected on to be two names, for f and g, got 'torch'"),
-        (INPUTS, {"on": ("torch", "mxnet")}, "polyattn.parity.compare: expected a library among numpy, strict, jax, torch in on=, got 'mxnet'"),
+        (INPUTS, {"on": ("torch", "mxnet")}, "polyattn.parity.compare: expected a bench among numpy, jax, onnx, strict, torch, got 'mxnet'; choose one of them"),
         (INPUTS, {"dtype": "int8"}, "polyattn.parity.compare: expected dtype among float64, float32, float16, bfloat16, got int8; pass dtype="),
         ({**INPUTS, "query": [1.0]}, {}, "polyattn.parity.compare: expected query to be an array, got list; convert it"),
-        (INPUTS, {"meant": {"mask": Q}}, "polyattn.parity: expected a bool mask, True = may attend, got float32; additive values are bias="),
-        (INPUTS, {"meant": {"sclae": 1}}, "polyattn.parity: expected arguments of polyattn.attention that have conventions, rotary or embed_dim, got sclae; leave them out"),
+        (INPUTS, {"meant": {"mask": Q}}, "polyattn.parity.compare: expected a bool mask, True = may attend, got float32; additive values are bias="),
+        (INPUTS, {"meant": {"sclae": 1}}, "polyattn.parity.compare: expected arguments of polyattn.attention that have conventions, rotary or embed_dim, got sclae; leave them out"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_in_a_sentence(

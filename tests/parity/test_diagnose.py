@@ -18,8 +18,7 @@ from shared.running import LIBRARIES, bench_of
 
 from polyattn import attention, masks, mods, trace
 from polyattn.conventions.causes import CAUSES
-from polyattn.parity import compare
-from polyattn.parity.diagnose import Diagnosis, diagnose
+from polyattn.parity import Diagnosis, compare, diagnose
 from polyattn.rotary import Rotary
 
 Floats = np.ndarray[Any, Any]
@@ -368,58 +367,58 @@ def test_rows_of_nan_are_diagnosed() -> None:
         (
             {"query": np.ones(Q.shape, int)},
             TypeError,
-            "polyattn.parity: expected query to be a real floating array, got int64; convert it",
+            "polyattn.parity.diagnose: expected query to be a real floating array, got int64; convert it",
         ),
         (
             {"query": Q[0, 0, 0]},
             ValueError,
-            "polyattn.parity: expected arrays of rank 2 to 4, got shape (16,)",
+            "polyattn.parity.diagnose: expected arrays of rank 2 to 4, got shape (16,); add axes",
         ),
         (
             {"query": Q[None]},
             ValueError,
-            "polyattn.parity: expected arrays of rank 2 to 4, got shape (1, 2, 4, 20, 16); join the leading axes",
+            "polyattn.parity.diagnose: expected arrays of rank 2 to 4, got shape (1, 2, 4, 20, 16); join the leading axes",
         ),
         (
             {"key": K[..., :8]},
             ValueError,
-            "polyattn.parity: expected query (B, Hq, L, D), key (B, Hkv, S, D) and value (B, Hkv, S, E), got "
+            "polyattn.parity.diagnose: expected query (B, Hq, L, D), key (B, Hkv, S, D) and value (B, Hkv, S, E), got "
             "(2, 4, 20, 16), (2, 4, 20, 8) and (2, 4, 20, 16) (in layout BHLD); do they belong together?",
         ),
         (
             {"key": K[:, :3], "value": V[:, :3]},
             ValueError,
-            "polyattn.parity: expected Hkv to divide Hq, got 3 and 4",
+            "polyattn.parity.diagnose: expected Hkv to divide Hq, got 3 and 4; are the axes in order?",
         ),
         (
             {"layout": "HBLD"},
             ValueError,
-            "polyattn.parity: expected layout 'BHLD' or 'BLHD', got 'HBLD'",
+            "polyattn.parity.diagnose: expected layout 'BHLD' or 'BLHD', got 'HBLD'; transpose the arrays",
         ),
         (
             {"mask": np.ones((20, 20))},
             TypeError,
-            "polyattn.parity: expected a bool mask, True = may attend, got float64; additive values are bias=",
+            "polyattn.parity.diagnose: expected a bool mask, True = may attend, got float64; additive values are bias=",
         ),
         (
             {"scale": np.ones(4)},
             ValueError,
-            "polyattn.parity: expected scale to be a number, got one per head",
+            "polyattn.parity.diagnose: expected scale to be a number, got one per head; ask head by head",
         ),
         (
             {"query_offset": np.zeros(2, int)},
             ValueError,
-            "polyattn.parity: expected one query_offset, got one per batch item; ask item by item",
+            "polyattn.parity.diagnose: expected one query_offset, got one per batch item; ask item by item",
         ),
         (
             {"bias": np.ones((20, 20), bool)},
             TypeError,
-            "polyattn.parity: expected bias to be a real floating array, got bool; convert it",
+            "polyattn.parity.diagnose: expected bias to be a real floating array, got bool; convert it",
         ),
         (
             {"dropout_rate": 0.1, "casual": True},
             TypeError,
-            "polyattn.parity: expected arguments of polyattn.attention that have conventions, rotary or embed_dim, got "
+            "polyattn.parity.diagnose: expected arguments of polyattn.attention that have conventions, rotary or embed_dim, got "
             "casual, dropout_rate; leave them out",
         ),
     ],

@@ -106,7 +106,7 @@ def test_a_report_never_overwrites_unless_forced(hostile: Comparison, tmp_path: 
     with pytest.raises(FileExistsError) as there:
         hostile.to_html(path)
     assert str(there.value) == (
-        f"polyattn.parity: expected a new file for the report, got {str(path)!r}, which is there; force it, or name another"
+        f"polyattn.parity.Comparison.to_html: expected a new file for the report, got {str(path)!r}, which is there; force it, or name another"
     )
     path.write_text("mine")
     hostile.to_html(path, force=True)

@@ -10,13 +10,12 @@ import torch
 
 from polyattn.arrays.special import erf
 from polyattn.models import trial as pretrained
-from polyattn.models.minilm import MINILM, SENTENCES, load, model_directory, tokenize
+from polyattn.models.minilm import MINILM, load, model_directory, tokenize
 from polyattn.models.real import real_cases
-from polyattn.models.search import ranking
+from polyattn.models.search import SENTENCES, ranking
 from polyattn.onnx import export
 from polyattn.parity import ACCEPTANCE
-from polyattn.parity.verify import SYSTEMS
-from polyattn.testing import NumpyBench, check_backend
+from polyattn.testing import BENCHES, check_backend, load_bench
 
 Floats = np.ndarray[Any, Any]
 
@@ -49,16 +48,16 @@ TRIALS = pretrained.trials()[0]
 
 
 @pytest.mark.parametrize("dtype", pretrained.DTYPES)
-@pytest.mark.parametrize("library", SYSTEMS)
+@pytest.mark.parametrize("library", BENCHES)
 def test_embeddings_and_ranking_are_the_same_on_every_library(library: str, dtype: str) -> None:
-    outcome = TRIALS[0].judge(SYSTEMS[library](), dtype)
+    outcome = TRIALS[0].judge(load_bench(library), dtype)
     assert outcome.agrees, outcome
     assert set(outcome.etas) == {"embeddings", "ranking"}
 
 
 @pytest.mark.parametrize("dtype", pretrained.DTYPES)
 def test_embeddings_and_ranking_are_the_same_in_transformers_with_polyattn(dtype: str) -> None:
-    outcome = TRIALS[1].judge(SYSTEMS["torch"](), dtype)
+    outcome = TRIALS[1].judge(load_bench("torch"), dtype)
     assert outcome.agrees, outcome
 
 
@@ -79,9 +78,9 @@ def test_embeddings_and_ranking_are_the_same_in_the_exported_model() -> None:
 
 def test_a_model_that_sees_its_padding_is_noticed() -> None:
     embed = lambda bench, dtype, ids, lengths: TRIALS[0].embed(bench, dtype, ids, lengths * 0 + ids.shape[1])  # noqa: E731
-    outcome = pretrained.Trial("sees padding", embed).judge(SYSTEMS["numpy"](), "float32")
+    outcome = pretrained.EmbeddingTrial("sees padding", embed).judge(load_bench("numpy"), "float32")
     assert outcome.eta == np.inf
-    crash = pretrained.Trial("crash", lambda *_: 1 / 0).judge(SYSTEMS["numpy"](), "float32")  # type: ignore[arg-type, return-value]
+    crash = pretrained.EmbeddingTrial("crash", lambda *_: 1 / 0).judge(load_bench("numpy"), "float32")  # type: ignore[arg-type, return-value]
     assert crash.error == "ZeroDivisionError: division by zero"
 
 
@@ -97,7 +96,7 @@ def test_padding_does_not_change_a_sentence(tokens: tuple[Floats, Floats]) -> No
 
 
 def test_the_queries_of_all_layers_are_real_input() -> None:
-    outcomes = check_backend(NumpyBench(), dtypes=["float32"], only=real_cases())
+    outcomes = check_backend(load_bench("numpy"), dtypes=["float32"], only=real_cases())
     assert len(outcomes) == MINILM.encoder.depth
 
 

@@ -37,7 +37,7 @@ def test_wrong_usage_of_the_commands_is_status_2_and_a_sentence() -> None:
         (["dialects", "torch.sdpa", "jax.nn", "--call", "L=x"], "expected NAME=NUMBER"),
         (["dialects", "torch.sdpa", "jax.nn", "--call", "L=9000"], "explain a smaller call"),
         (["verify", "--peers", "--backend", "jax"], "expected --peers with --case, --seed and --json alone"),
-        (["verify", "--peers", "--case", "nobody"], "no case has 'nobody' in its name"),
+        (["verify", "--peers", "--case", "nobody"], "got 'nobody'; there are golden six tokens"),
     ):
         result = run(*args)
         assert result.exit_code == 2

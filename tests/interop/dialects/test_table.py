@@ -17,7 +17,8 @@ import pytest
 import torch
 from shared.foreign import HERE, PAGE, bound, library
 
-from polyattn.conventions.answers import Answer, Settings, answer
+from polyattn.conventions.answers import Answer, answer
+from polyattn.conventions.settings import Settings
 from polyattn.dialects import DIALECTS, QUESTIONS, dialect
 from polyattn.dialects.markdown import table_markdown, update
 from polyattn.dialects.probes import calls, check

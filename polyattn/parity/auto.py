@@ -9,8 +9,10 @@ import numpy as np
 
 from polyattn import masks, mods
 from polyattn.implementations import choose
+from polyattn.parity.bench import BENCHES
 from polyattn.problem import pose
-from polyattn.testing import BENCHES
+
+__all__ = ["explain_plan", "parse_plan"]
 
 _NUMBERS = {"B": 1, "H": 8, "Hkv": 0, "L": 1024, "S": 0, "D": 64, "E": 0, "causal": 0, "window": 0, "softcap": 0, "sinks": 0, "lse": 0}  # fmt: skip
 
@@ -31,8 +33,8 @@ def parse_plan(text: str) -> tuple[dict[str, int], str]:
             numbers[name] = int(value)
         else:
             raise ValueError(
-                f"plan: expected NAME=NUMBER with NAME one of {', '.join(numbers)}, or dtype=float32, joined by "
-                f"commas, got {word.strip()[:40]!r}; write for example L=4096,H=8,causal=1"
+                f"polyattn info: expected NAME=NUMBER with NAME one of {', '.join(numbers)}, or dtype=float32, joined by "
+                f"commas in --plan, got {word.strip()[:40]!r}; write for example L=4096,H=8,causal=1"
             )
     for name, other in (("S", "L"), ("Hkv", "H"), ("E", "D")):
         numbers[name] = numbers[name] or numbers[other]
@@ -49,7 +51,7 @@ def explain_plan(text: str) -> Iterator[str]:
     ]
     if (largest := max(int(np.prod(shape)) for shape in shapes)) > 2**28:
         raise ValueError(
-            f"plan: expected arrays of at most 2**28 elements, got {largest}; plan a smaller problem"
+            f"polyattn info: expected a plan with arrays of at most 2**28 elements, got {largest}; plan a smaller problem"
         )
     lines = []
     for name, make in BENCHES.items():
@@ -69,6 +71,7 @@ def explain_plan(text: str) -> Iterator[str]:
         if n["sinks"]:
             options["sinks"] = bench.array(np.zeros(n["H"]), dtype)
         arrays = (bench.array(np.zeros(shape, np.float32), dtype) for shape in shapes)
-        choice = choose(pose("plan", *arrays, wanted=("lse",) if n["lse"] else (), **options), "auto")
+        problem = pose("polyattn info", *arrays, wanted=("lse",) if n["lse"] else (), **options)
+        choice = choose(problem, "auto")
         lines.append(f"{name}: {choice.implementation.name}, because {choice.why}")
     return iter(lines)

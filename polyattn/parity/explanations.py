@@ -1,4 +1,4 @@
-"""Which convention explains an observed output: a search among what implementations do otherwise.
+"""The search among explanations: which convention, of those that implementations follow, gives an observed output.
 
 The output is compared with what an implementation with other settings would have returned
 (`polyattn.conventions.answers`), one change at a time and two at a time. What explains it must do so to rounding.
@@ -8,128 +8,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations, product
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from polyattn.arrays import backend_of, is_array
-from polyattn.conventions.answers import CONTRACT, Answer, Settings, allowed_keys, answer, merge
-from polyattn.conventions.call import Call, pose
-from polyattn.conventions.causes import CAUSES, LOW, NAMES, ROUNDINGS, Cause
+from polyattn.conventions.answers import Answer, answer, merged_rightly
+from polyattn.conventions.call import Call
+from polyattn.conventions.causes import CAUSES, LOW, NAMES, ROUNDINGS, Cause, settings_of, without_merge
 from polyattn.conventions.dropped import dropout_rate
+from polyattn.conventions.settings import CONTRACT, Settings
+from polyattn.conventions.visible import allowed_keys
+from polyattn.parity.findings import Diagnosis, Finding
 from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF, round_to
 from polyattn.truth.spec import Floats
+
+__all__ = ["Search"]
 
 ROWS = 16  # query rows of the first screening
 LARGE = 2**22  # scores beyond which pairs of changes that need every row are not tried
 SCREEN = 2.0**5  # what the screening in float32 adds to an eta at most, for an output in float32
 ALIKE = 0.05  # two outputs whose difference is below this eta are the same
-
-
-@dataclass(frozen=True)
-class Finding:
-    """An explanation: the settings, in words, and how well they fit."""
-
-    settings: Settings
-    sentences: tuple[str, ...]
-    eta: float
-
-    def __str__(self) -> str:
-        return f"{' and '.join(self.sentences)}: eta {self.eta:.2g}"
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What `diagnose` found. `findings` explain the output, the best first; those that cannot be told apart on
-    these inputs stand side by side in `alike`. `nearest` is the best of the failed ones."""
-
-    stated: float  # eta of the output against the contract
-    findings: tuple[Finding, ...]
-    alike: tuple[Finding, ...]
-    nearest: Finding | None
-    tried: int
-    note: str = ""
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the output is what was asked for."""
-        return self.stated <= ACCEPTANCE
-
-    def __str__(self) -> str:
-        stated = f"as stated: eta {self.stated:.2g}"
-        if self.agrees:
-            return f"matches the contract ({stated}, accepted up to {ACCEPTANCE:g}){self.note}"
-        if not self.findings:
-            near = "" if self.nearest is None else f"; the nearest is {self.nearest}"
-            return f"no known convention explains this ({stated}; {self.tried} explanations tried{near}){self.note}"
-        best = self.findings[0]
-        lines = [f"matches {best}; {stated}"]
-        lines += [f"  or, the same on these inputs: {' and '.join(other.sentences)}" for other in self.alike]
-        lines += [f"  also possible: {other}" for other in self.findings[1:3]]
-        return "\n".join(lines) + self.note
-
-
-def diagnose(
-    output: Any,
-    query: Any,
-    key: Any,
-    value: Any,
-    *,
-    dtype: str | None = None,
-    pairs: bool = True,
-    **context: Any,
-) -> Diagnosis:
-    """Why an implementation of attention returned `output`: the convention or the mistake that explains it.
-
-    output (..., Hq, L, E) is what came from anywhere; query, key, value and context are what was meant:
-    arguments of `polyattn.attention` (mask, is_causal, scale, score_mod, bias, sinks, query_offset, layout), and
-    rotary=, a `positions.Rotary` still to be applied to query and key, and embed_dim=, the width of the model.
-    Arrays may be of any library. dtype: the precision of the implementation, if output does not tell.
-
-    Every known difference is tried alone, then in pairs; an explanation counts if eta, the error over what
-    rounding explains, is at most 4, and if what was wrong is at most half as wrong with it. What rounds inside (bfloat16, TF32) and dropout that was left on are
-    recognised by their traces. Nothing is called a cause that does not explain the numbers.
-
-    >>> import numpy as np
-    >>> from polyattn import attention
-    >>> q, k, v = np.random.default_rng(0).normal(size=(3, 4, 16, 8))
-    >>> print(diagnose(attention(q, k, v, scale=32**-0.5), q, k, v))
-    matches scale = 1/sqrt(32) (model width, not head width): eta ...; as stated: eta ...
-    """
-    call = pose(query, key, value, context)
-    seen, name = _observed(output, call, dtype, context.get("layout", "BHLD"))
-    return _Search(call, seen, name).run(pairs)
-
-
-def _observed(output: Any, call: Call, dtype: str | None, layout: str) -> tuple[Floats, str]:
-    if isinstance(output, tuple):
-        raise TypeError(
-            f"polyattn.parity.diagnose: expected output to be one array, got a tuple of {len(output)}; "
-            "pass the one that holds the result of attention"
-        )
-    plain = np.asarray(backend_of(output).to_numpy(output) if is_array(output) else output)
-    name = dtype or plain.dtype.name
-    if name not in UNIT_ROUNDOFF:
-        raise TypeError(
-            f"polyattn.parity.diagnose: expected dtype among {', '.join(UNIT_ROUNDOFF)}, got {name}; pass dtype="
-        )
-    seen = plain.astype(np.float64)
-    shape = (*call.shape[:3], call.v.shape[3])
-    apart = (shape[0], shape[2], shape[1], shape[3])
-    flat = (shape[0], shape[2], shape[1] * shape[3])
-    one = apart[1:] if layout == "BLHD" else shape[1:]  # without a batch axis
-    if seen.shape == flat and seen.shape != one:  # heads already side by side
-        seen = seen.reshape(apart).swapaxes(1, 2)
-    elif layout == "BLHD" and seen.ndim > 2:
-        seen = seen.swapaxes(-2, -3)
-    if seen.size != math.prod(shape) or seen.shape[-2:] != shape[-2:]:
-        raise ValueError(
-            f"polyattn.parity.diagnose: expected output of shape {shape} or {flat}, got {plain.shape}; "
-            "layout= says how heads and length lie"
-        )
-    return seen.reshape(shape), name
 
 
 class _Scored(NamedTuple):
@@ -140,20 +40,15 @@ class _Scored(NamedTuple):
     causes: tuple[Cause, ...]
 
 
-class _Search:
+class Search:
     """One observed output against everything that is known."""
 
     def __init__(self, call: Call, seen: Floats, dtype: str) -> None:
         self.call, self.seen, self.unit = call, seen, UNIT_ROUNDOFF[dtype]
-        self.absolute = (
-            2.0**-25 if dtype == "float16" else 0.0
-        )  # below the normal range a rounding is absolute
-        sizes = np.where(np.isfinite(call.v), np.abs(call.v), 0.0)
-        self.underflow = (
-            (2.0**-1022 if dtype == "float64" else 2.0**-126)
-            * call.shape[3]
-            * float(np.max(sizes, initial=0.0))
-        )
+        # Below the normal range a rounding is absolute.
+        self.absolute = 2.0**-25 if dtype == "float16" else 0.0
+        largest = float(np.max(np.abs(call.v), initial=0.0, where=np.isfinite(call.v)))
+        self.underflow = (2.0**-1022 if dtype == "float64" else 2.0**-126) * call.shape[3] * largest
         self.tried = 0
 
     def run(self, pairs: bool) -> Diagnosis:
@@ -248,19 +143,15 @@ class _Search:
         blind = np.argsort(visible.sum(-1).min(axis=(0, 1)), kind="stable") if visible.shape[2] > 1 else order
         spread = np.linspace(0, length - 1, ROWS // 2).astype(int)
         quarter = ROWS // 4
-        return np.unique(
-            np.concatenate([order[-quarter:], order[: quarter // 2], blind[: quarter // 2], spread])
-        )
+        return np.unique([*order[-quarter:], *order[: quarter // 2], *blind[: quarter // 2], *spread])
 
     def _cut(self) -> tuple[Call, Floats, Floats]:
         """The call and the output on at most two batch items, in float32; and the output as if merged wrongly."""
         batch = self.call.shape[0]
         items = np.arange(batch)
         if batch > 2:
-            wrong = self._ratio(self.seen[:, :, self.rows], self._answer(CONTRACT, self.rows)).max(
-                axis=(1, 2, 3)
-            )
-            items = np.unique([0, int(np.argmax(wrong))])
+            ratio = self._ratio(self.seen[:, :, self.rows], self._answer(CONTRACT, self.rows))
+            items = np.unique([0, int(np.argmax(ratio.max(axis=(1, 2, 3))))])
 
         def cut(x: Any) -> Any:
             if x is None:
@@ -270,7 +161,7 @@ class _Search:
 
         names = ("q", "k", "v", "mask", "bias", "shift", "sinks")
         part = replace(self.call, **{name: cut(getattr(self.call, name)) for name in names})
-        return part, self.seen[items][:, :, self.rows], merge(self.seen)[items][:, :, self.rows]
+        return part, self.seen[items][:, :, self.rows], merged_rightly(self.seen)[items][:, :, self.rows]
 
     def _effective(self, part: tuple[Call, Floats, Floats], causes: list[Cause]) -> Iterator[Cause]:
         """The causes that change anything on the part."""
@@ -279,7 +170,7 @@ class _Search:
             if cause.field == "merge":
                 yield cause
                 continue
-            changed = self._answer(_settings((cause,)), self.rows, part[0])
+            changed = self._answer(settings_of((cause,)), self.rows, part[0])
             if not np.array_equal(changed.out, contract.out, equal_nan=True):
                 yield cause
 
@@ -300,10 +191,10 @@ class _Search:
         scored = list[_Scored]()
         for causes in explanations:
             self.tried += 1
-            others, undone = _without_merge(causes)
+            others, undone = without_merge(causes)
             target = merged if undone else seen
             try:
-                expected = self._answer(_settings(others), self.rows, call)
+                expected = self._answer(settings_of(others), self.rows, call)
             except ValueError:  # shapes that do not fit together this way
                 continue
             if expected.out.shape == target.shape:
@@ -314,22 +205,21 @@ class _Search:
     def _confirm(self, scored: list[_Scored]) -> tuple[list[Finding], Finding | None]:
         """What explains every element, and the nearest of the rest."""
         found = []
+        limit = ACCEPTANCE + SCREEN * max(UNIT_ROUNDOFF["float32"] / self.unit, 1.0)
         for eta, _, causes in scored:
-            if eta > ACCEPTANCE + SCREEN * UNIT_ROUNDOFF["float32"] / min(
-                self.unit, UNIT_ROUNDOFF["float32"]
-            ):
+            if eta > limit:
                 break
-            expected = self._answer(_settings(causes))
+            expected = self._answer(settings_of(causes))
             whole = self._eta(self.seen, expected)
             if whole <= ACCEPTANCE and self._removes(expected):
-                found.append(Finding(_settings(causes), self._words(causes), whole))
+                found.append(Finding(settings_of(causes), self._words(causes), whole))
         # The order of the table decides between explanations that fit equally: the usual suspects come first.
         found.sort(key=lambda finding: round(finding.eta, 1))
         nearest = None
         if not found and scored:
             eta, left, causes = min(scored, key=lambda scored: scored.left)
-            if math.isfinite(left) and self._removes(self._answer(_settings(causes))):
-                nearest = Finding(_settings(causes), self._words(causes), eta)
+            if math.isfinite(left) and self._removes(self._answer(settings_of(causes))):
+                nearest = Finding(settings_of(causes), self._words(causes), eta)
         return found, nearest
 
     def _removes(self, expected: Answer) -> bool:
@@ -350,9 +240,9 @@ class _Search:
         """A lower precision inside: simulating it must remove most of the error, and the rest be of its size."""
         found = list[tuple[float, Finding]]()
         for tried in ((), *((cause,) for cause in causes)):
-            others, undone = _without_merge(tried)
-            seen = (merge(self.seen) if undone else self.seen)[:, :, self.rows]
-            plain = self._answer(_settings(others), self.rows)
+            others, undone = without_merge(tried)
+            seen = (merged_rightly(self.seen) if undone else self.seen)[:, :, self.rows]
+            plain = self._answer(settings_of(others), self.rows)
             if not self._eta(seen, plain) * self.unit <= ACCEPTANCE * max(LOW.values()):
                 continue  # wrong by more than any rounding
             before = _rms(_distance(seen, plain.out))
@@ -361,7 +251,7 @@ class _Search:
                 if unit <= self.unit:
                     continue
                 self.tried += 1
-                simulated = self._answer(_settings((*others, rounding)), self.rows)
+                simulated = self._answer(settings_of((*others, rounding)), self.rows)
                 ratio = self._ratio(seen, simulated)
                 eta = float(np.max(ratio, initial=0.0))
                 left = _rms(_distance(seen, simulated.out))
@@ -369,7 +259,7 @@ class _Search:
                     words = self._words((*tried, rounding))
                     # Ties make a few elements wrong, whatever the rounding was: most elements decide.
                     missed = float(np.mean(np.minimum(ratio, ACCEPTANCE)))
-                    found.append((missed, Finding(_settings((*tried, rounding)), words, eta)))
+                    found.append((missed, Finding(settings_of((*tried, rounding)), words, eta)))
         return [finding for _, finding in sorted(found, key=lambda pair: pair[0])]
 
     def _dropout(self, causes: list[Cause]) -> list[Finding]:
@@ -377,31 +267,21 @@ class _Search:
         found = list[tuple[float, Finding]]()
         for tried in ((), *((cause,) for cause in causes)):
             self.tried += 1
-            others, undone = _without_merge(tried)
-            seen = merge(self.seen) if undone else self.seen
-            part = self._answer(_settings(others), self.rows)
+            others, undone = without_merge(tried)
+            seen = merged_rightly(self.seen) if undone else self.seen
+            part = self._answer(settings_of(others), self.rows)
             alone = not tried  # where statistics decide, they would fit too many combinations
             if dropout_rate(seen[:, :, self.rows], part, self.unit, 6, by_variance=alone) is None:
                 continue
-            expected = self._answer(_settings(others))
+            expected = self._answer(settings_of(others))
             rate = dropout_rate(seen, expected, self.unit, 48, by_variance=alone)
             if rate is not None:
                 words = (*self._words(tried), f"dropout of the weights left on (rate about {rate:.2g})")
-                found.append((rate, Finding(_settings(tried), words, self._eta(seen, expected))))
+                found.append((rate, Finding(settings_of(tried), words, self._eta(seen, expected))))
             if found and alone:
                 break
         # A wrong explanation leaves more to be explained by dropping.
         return [finding for _, finding in sorted(found, key=lambda pair: pair[0])]
-
-
-def _without_merge(causes: tuple[Cause, ...]) -> tuple[tuple[Cause, ...], bool]:
-    """The other causes. A wrong merge permutes the output: undoing that is cheaper than computing every row."""
-    others = tuple(cause for cause in causes if cause.field != "merge")
-    return others, len(others) < len(causes)
-
-
-def _settings(causes: tuple[Cause, ...]) -> Settings:
-    return replace(CONTRACT, **{cause.field: cause.choice for cause in causes})
 
 
 def _distance(a: Floats, b: Floats) -> Floats:
