@@ -271,6 +271,11 @@ IMPLEMENTATIONS = (
     SDPA,
     FLASH,
     FLEX,
-    replace(BLOCKWISE, why_not=_why_not_blockwise, passed_over=_passed_over_blockwise),
+    replace(
+        BLOCKWISE,
+        why_not=_why_not_blockwise,
+        passed_over=_passed_over_blockwise,
+        transforms=frozenset({"grad", "compile"}),
+    ),
     REFERENCE,
 )

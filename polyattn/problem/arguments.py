@@ -207,8 +207,9 @@ def dropout_seed(call: Call) -> int | Array:
             f"{call.who}: expected dropout_seed to be an integer or a 0-d integer array, got {seed!r}; "
             "pass a Python int"
         )
-    if not 0 <= seed.__index__() < 2**64:
+    seed = seed if type(seed) is int else seed.__index__()
+    if not 0 <= seed < 2**64:
         raise ValueError(
             f"{call.who}: expected 0 <= dropout_seed < 2**64, got {seed!r}; reduce it modulo 2**64"
         )
-    return int(seed.__index__())
+    return int(seed)
