@@ -118,7 +118,7 @@ OPERATOR = Implementation(
     name="native",
     title="the operator Attention",
     accepts=frozenset(
-        {"causal", "mask", "query_offset", "traced offset", "positions", "bias", "score_mod", "origin"}
+        {"causal", "mask", "query_offset", "traced_offset", "positions", "bias", "score_mod", "origin"}
     ),
     run=_attention,
     why_not=_why_not_operator,

@@ -241,7 +241,7 @@ def _passed_over_blockwise(p: Problem) -> str | None:
 SDPA = Implementation(
     name="native",
     title="scaled_dot_product_attention",
-    accepts=frozenset({"causal", "mask", "query_offset", "traced offset", "positions", "bias", "origin"}),
+    accepts=frozenset({"causal", "mask", "query_offset", "traced_offset", "positions", "bias", "origin"}),
     run=_run_sdpa,
     why_not=_nothing,
     passed_over=_derives_again,

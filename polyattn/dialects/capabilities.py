@@ -33,7 +33,7 @@ CARRIED: Mapping[str, Carried] = {
     "causal": Carried(("causal", *_MASK), "causal"),
     "mask": Carried(("causal", "window", "left", *_MASK), "bool mask"),
     "query_offset": Carried(_ALWAYS),
-    "traced offset": Carried(_ALWAYS),
+    "traced_offset": Carried(_ALWAYS),
     "positions": Carried(_ALWAYS),
     "bias": Carried((_BIAS,), "bias", "nothing else there can express it: leave it out"),
     "score_mod": Carried((_BIAS, *_CAP), "bias", "nothing else there can express it: leave it out"),

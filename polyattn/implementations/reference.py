@@ -19,7 +19,7 @@ from polyattn.implementations.implementation import TRANSFORMS, Implementation, 
 from polyattn.normalizers import softmax
 from polyattn.normalizers.softmax import Partial, finish, grouped_matmul, lift, log_sum, merge
 from polyattn.places import Positions
-from polyattn.problem import FEATURES, Problem
+from polyattn.problem import Problem
 
 See = Callable[[str, Any, Array], None]  # name of a stage, what made it, value
 
@@ -177,10 +177,16 @@ def _run(p: Problem, limit: Reference | None) -> Output:
     return define(p)
 
 
+# Written out: what is new to the table is refused until the definition has it.
+ACCEPTS = (
+    "causal mask query_offset traced_offset positions bias score_mod scale sinks dropout origin "
+    "lse weights scores max_scores"
+)
+
 REFERENCE = Implementation(
     name="reference",
     title="the definition",
-    accepts=frozenset(FEATURES),
+    accepts=frozenset(ACCEPTS.split()),
     run=_run,
     why="nothing else applies",
     settings=Reference,

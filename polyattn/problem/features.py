@@ -16,7 +16,7 @@ FEATURES: Mapping[str, str] = {
     "causal": "a plain causal mask (L = S, both from position 0)",
     "mask": "a mask",
     "query_offset": "a query_offset",
-    "traced offset": "an offset that is an array",
+    "traced_offset": "an offset that is an array",
     "positions": "a list of positions",
     "bias": "a bias",
     "score_mod": "a score_mod",
@@ -79,7 +79,7 @@ def _places(p: Problem, places: Any) -> set[str]:
     found = set()
     for side in (places.query, places.key):
         if not isinstance(side, int):  # an array, or a symbol of an exporter
-            found.add("positions" if is_array(side) and side.ndim == 2 else "traced offset")
+            found.add("positions" if is_array(side) and side.ndim == 2 else "traced_offset")
     if not found and not (places.query == 0 and places.key == 0):
         found.add("query_offset" if places.key == 0 else "positions")
     if any(is_array(n) or n != 0 for n in (places.batch, places.head)):

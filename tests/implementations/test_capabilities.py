@@ -38,7 +38,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "causal": {"is_causal": True},
     "mask": {"mask": masks.window(2, 1)},
     "query_offset": {"query_offset": 3},
-    "traced offset": {"query_offset": np.array([1, 2], np.int32)},
+    "traced_offset": {"query_offset": np.array([1, 2], np.int32)},
     "positions": {"query_positions": np.arange(L), "key_positions": np.array([0, 2, -1, 1, 5, 3])},
     "bias": {"bias": RNG.normal(size=(1, 1, L, S))},
     "score_mod": {"score_mod": mods.softcap(2.0)},
@@ -271,6 +271,19 @@ def test_a_feature_that_nobody_lists_is_refused_by_every_implementation(library:
             f"{implementation.title} does not take the argument whiskers"
         )
         assert "whiskers" not in str(implementation.refuses(Newer(**known)))
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_feature_that_is_new_to_the_table_is_accepted_by_nobody(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polyattn.problem.features.FEATURES", {**FEATURES, "whiskers": "whiskers"})
+    p = pose("test", *(to(library, x) for x in QKV))
+    newer = Newer(**{f.name: getattr(p, f.name) for f in fields(Problem)}, whiskers=2)
+    for implementation in implementations_of(p.backend):
+        assert implementation.refuses(newer) == f"{implementation.title} does not take whiskers"
+    definition = implementations_of(p.backend)[-1]
+    assert definition.accepts == frozenset(FEATURES), "the definition has everything that is described"
 
 
 def test_the_page_prints_the_table() -> None:
