@@ -16,6 +16,8 @@ try:
 except ImportError:  # the library itself does not need them
     raise SystemExit("polyattn: the command line needs typer and rich; pip install 'polyattn[cli]'") from None
 
+from polyattn.arrays import backend_named
+from polyattn.implementations.table import listing
 from polyattn.models.trial import real_input
 from polyattn.parity.bench import BENCHES, MissingBench
 from polyattn.parity.cases import cases
@@ -172,7 +174,7 @@ def info(
         ),
     ] = None,
 ) -> None:
-    """The array libraries here: versions, devices, threads, precision settings; or what auto would run."""
+    """The array libraries here: versions, settings, implementations and what they take; or what auto would run."""
     if plan is not None:
         from polyattn.parity.auto import explain_plan
 
@@ -189,6 +191,7 @@ def info(
         except ImportError as error:
             lines.append(f"{name}: not installed ({error})")
     lines += [f"{fact}: {value}" for fact, value in environment().items()]
+    lines += listing(name for name in BENCHES if backend_named(name) is not None)
     typer.echo("\n".join(lines))
 
 

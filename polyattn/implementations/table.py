@@ -8,7 +8,7 @@ from typing import NamedTuple
 from polyattn.arrays import Backend, backend_named
 from polyattn.implementations.choice import implementations_of
 from polyattn.implementations.implementation import TRANSFORMS, Implementation
-from polyattn.problem import FEATURES
+from polyattn.problem import FEATURES, say
 
 
 class Column(NamedTuple):
@@ -40,6 +40,17 @@ def rows() -> Iterator[tuple[str, str]]:
     yield from FEATURES.items()
     for name in TRANSFORMS:
         yield name, name
+
+
+def listing(libraries: Iterable[str]) -> Iterator[str]:
+    """The table in lines: what each implementation does not take, and the transforms that it goes through."""
+    for library, implementation in columns(libraries):
+        refused = frozenset(FEATURES) - implementation.accepts
+        without = f" takes all but {say(refused)}" if refused else " takes everything"
+        through = (
+            ", ".join(name for name in TRANSFORMS if name in implementation.transforms) or "no transform"
+        )
+        yield f"{library}: {implementation.title}{without}; goes through {through}"
 
 
 def markdown(libraries: Iterable[str]) -> str:

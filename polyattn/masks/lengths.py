@@ -40,8 +40,10 @@ class Below(Mask):
         index, lengths = self.index(at), self.lengths
         if isinstance(lengths, int):
             return index < lengths
+        backend = backend_of(index)
         if isinstance(lengths, tuple):
-            return index < look_up(lengths, at.item, backend_of(index).xp.int32)
+            return index < look_up(lengths, at.item, backend.xp.int32)
+        lengths = backend.astype(lengths, backend.xp.int32)
         return index < (lengths if lengths.ndim == 0 else lengths[(at.item,)])
 
     def box(self, box: Box) -> Tile:

@@ -66,7 +66,8 @@ def _by_name(name: str) -> Namer:
 
 def say(names: frozenset[str]) -> str:
     """The features in words, joined."""
-    words = [FEATURES.get(name, f"the argument {name}") for name in sorted(names)]
+    words = [FEATURES[name] for name in FEATURES if name in names]
+    words += [f"the argument {name}" for name in sorted(names.difference(FEATURES))]
     return ", ".join(words[:-1]) + " and " * (len(words) > 1) + words[-1]
 
 

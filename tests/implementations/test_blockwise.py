@@ -26,14 +26,18 @@ SMALL = tuple(case for case in cases() if case.name != "many keys")
 LARGE = tuple(case for case in cases() if case.name == "many keys")
 
 
+# Every case on every library at one size that cuts nine rows and keys raggedly; the other sizes where nothing is compiled,
+# since the plan that they try is the same for all.
+SIZES = [(name, tile) for name in BENCHES for tile in (1, 3, 7, 16, 64, None) if name != "jax" or tile == 7]
+
+
 @pytest.mark.rule("rule-20")
 @pytest.mark.slow
-@pytest.mark.parametrize("tile", [1, 3, 7, 16, 64, None])
-@pytest.mark.parametrize("name", BENCHES)
+@pytest.mark.parametrize(("name", "tile"), [*SIZES, ("jax", 64)])
 def test_blockwise_equals_the_definition_at_every_tile_size(name: str, tile: int | None) -> None:
     # 67 x 131 scores in tiles of one are 8777 tiles: left to the larger sizes; the others, of nine rows and keys, are
     # one tile from 16 on, as they are by default.
-    only = SMALL if tile in (1, 3) else LARGE if tile in (16, 64) else cases()
+    only = SMALL if tile in (1, 3) else cases() if tile == 7 else LARGE
     spoiled = functools.partial(attention, implementation=Blockwise(tile, tile))
     outcomes = check_backend(BENCHES[name](), dtypes=["float32"], only=only, attention=spoiled)
     assert len(outcomes) == len(only)

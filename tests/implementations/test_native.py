@@ -123,7 +123,7 @@ def test_sinks_rescale_the_kernel_by_its_lse() -> None:
     [
         ({"dropout_rate": 0.1, "dropout_seed": 0}, "with dropout, which none of them takes"),
         ({"scale": torch.ones(2)}, "with a scale that is an array, which none of them takes"),
-        ({"score_mod": mods.softcap(2.0), "query_offset": torch.tensor(0)}, "where scaled_dot_product_attention does not take a score_mod; the flash kernel of the CPU does not take a score_mod and an offset that is an array; FlexAttention does not take an offset that is an array"),
+        ({"score_mod": mods.softcap(2.0), "query_offset": torch.tensor(0)}, "where scaled_dot_product_attention does not take a score_mod; the flash kernel of the CPU does not take an offset that is an array and a score_mod; FlexAttention does not take an offset that is an array"),
         ({"sinks": torch.zeros(2), "bias": torch.zeros(3, 3)}, "where scaled_dot_product_attention does not take a sink; the flash kernel of the CPU does not take a bias; FlexAttention gives no lse on the CPU, which sinks need too"),
     ],
 )  # fmt: skip

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from polyattn import testing
 from polyattn.cli import app
+from polyattn.implementations import TRANSFORMS
 from polyattn.masks.grammar import parse_mask
 
 
@@ -110,6 +111,15 @@ def test_info_names_versions_and_precision() -> None:
     assert result.exit_code == 0
     for word in ("numpy", "strict", "jax", "torch", "JAX x64: off", "float32 matmul precision"):
         assert word in result.output
+
+
+def test_info_says_what_each_implementation_takes() -> None:
+    lines = run("info").output.splitlines()
+    assert "torch: the definition takes everything; goes through " + ", ".join(TRANSFORMS) in lines
+    flash = [line for line in lines if line.startswith("torch: the flash kernel of the CPU takes all but ")]
+    assert len(flash) == 1
+    assert "a sink" not in flash[0]
+    assert "a score_mod" in flash[0]
 
 
 def test_a_mask_is_drawn() -> None:
