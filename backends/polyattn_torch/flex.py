@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_mask
@@ -149,7 +149,7 @@ class Blocks(Function):
     def arrays(self) -> Iterator[Array]:
         return iter(())
 
-    def fit(self, frame: Frame) -> Blocks:
+    def fit(self, frame: Frame) -> Self:
         shape = (*self.states.shape[:2], *self.lengths)
         fits = frame.rows <= shape[2] and frame.keys <= shape[3]
         if not fits or shape[0] not in (1, frame.batch) or shape[1] not in (1, frame.heads):

@@ -20,6 +20,7 @@ class Shape(NamedTuple):
     """What is left of a dataclass: its type and the shapes of its fields."""
 
     kind: type
+    names: tuple[str, ...]
     values: tuple[Any, ...]
 
 
@@ -39,8 +40,8 @@ def take_out(value: Any, arrays: list[Array]) -> Any:
     if isinstance(value, tuple) and not hasattr(value, "_fields"):
         return tuple(take_out(part, arrays) for part in value)
     if is_dataclass(value) and not isinstance(value, type):
-        parts = tuple(take_out(getattr(value, f.name), arrays) for f in fields(value) if f.init)
-        return Shape(type(value), parts)
+        names = tuple([f.name for f in fields(value) if f.init])
+        return Shape(type(value), names, tuple([take_out(getattr(value, name), arrays) for name in names]))
     return value
 
 
@@ -49,7 +50,8 @@ def put_in(shape: Any, arrays: Sequence[Array]) -> Any:
     if isinstance(shape, Slot):
         return arrays[shape.number]
     if isinstance(shape, Shape):
-        return shape.kind(*(put_in(part, arrays) for part in shape.values))
+        filled = [put_in(part, arrays) for part in shape.values]
+        return shape.kind(**dict(zip(shape.names, filled, strict=True)))
     if isinstance(shape, tuple) and not hasattr(shape, "_fields"):
         return tuple(put_in(part, arrays) for part in shape)
     return shape

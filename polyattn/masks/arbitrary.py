@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from polyattn.arrays import Array, backend_of, is_array
 from polyattn.masks.algebra import Mask
@@ -58,6 +58,7 @@ class Function(Mask):
     """An arbitrary mask_mod(b, h, q_idx, kv_idx) -> bool."""
 
     function: Callable[[Array, Array, Array, Array], Array]
+    who: str = field(default="polyattn.masks.mask_mod", kw_only=True)  # speaks in errors
     compares_positions = True  # it may: it is given both
     exact = False
 
@@ -65,10 +66,13 @@ class Function(Mask):
         allowed = self.function(at.b, at.h, at.q, at.kv)
         if not is_array(allowed) or not backend_of(allowed).xp.isdtype(allowed.dtype, "bool"):
             raise TypeError(
-                "polyattn.attention: expected mask_mod(b, h, q_idx, kv_idx) to return a bool array, got "
+                f"{self.who}: expected mask_mod(b, h, q_idx, kv_idx) to return a bool array, got "
                 f"{getattr(allowed, 'dtype', type(allowed).__name__)}; return a comparison, True = may attend"
             )
         return fill_rank(allowed, at.kv.ndim)
+
+    def fit(self, frame: Frame) -> Self:
+        return replace(self, who=frame.who)
 
     def box(self, box: Box) -> Tile:
         return UNSURE
