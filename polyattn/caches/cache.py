@@ -15,7 +15,10 @@ class Cache(Protocol):
     """Earlier tokens, in whatever form: all that a layer asks of a cache, whose class is one file.
 
         before, cache = cache.length, cache.append(k, v)
-        out = attention(q, cache.key, cache.value, mask=cache.mask, is_causal=True, query_offset=before)
+        at = None if cache.in_order else cache.positions
+        out = attention(
+            q, cache.key, cache.value, mask=cache.mask, is_causal=True, query_offset=before, key_positions=at
+        )
 
     S is the number of slots. What a slot holds is the cache's affair: key and value may be kept (linear, circular),
     gathered (paged) or computed (latent) when they are read; where slots are not in the order of the tokens,
@@ -44,6 +47,10 @@ class Cache(Protocol):
     @property
     def positions(self) -> Array:
         """Where the key in each slot stands: integers (S,), or (B, S); negative = an empty slot."""
+
+    @property
+    def in_order(self) -> bool:
+        """Whether slot i holds token i wherever it holds one, so that positions say no more than mask does."""
 
     def append(self, key: Array, value: Array) -> Self:
         """The cache with these tokens behind its own: key (..., Hkv, n, D), value (..., Hkv, n, E), any n."""

@@ -36,6 +36,11 @@ class KVCache(NamedTuple):
     value: Array  # (..., Hkv, capacity, E)
     length: int | Array = 0  # how many tokens are there; 0-d, or one for each batch item
 
+    @property
+    def in_order(self) -> bool:
+        """Slot i holds token i."""
+        return True
+
     @classmethod
     def empty(
         cls,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from polyattn._attention import AuxRequest, Wish
 from polyattn.arrays import Array, backend_of, is_array
-from polyattn.caches import KVCache
+from polyattn.caches import Cache, KVCache
 from polyattn.layers.attending import OneAttention
 from polyattn.layers.initializers import ZEROS, Distribution, initializer
 from polyattn.layers.layer import Layer, LayerResult, Parameter, Params, linear
@@ -164,7 +164,7 @@ class MultiHeadAttention(OneAttention):
         bias: Array | None = None,
         is_causal: bool | None = None,
         query_offset: int | Literal["end"] | Array | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         dropout_seed: int | Array | None = None,
         return_aux: AuxRequest | None = None,
     ) -> LayerResult:
@@ -192,6 +192,7 @@ class MultiHeadAttention(OneAttention):
             score_mod=self.score_mod,
             is_causal=self.is_causal if is_causal is None else is_causal,
             query_offset=query_offset,
+            key_positions=None if cache is None or cache.in_order else cache.positions,
             scale=self.scale,
             sinks=params.get("sinks"),
             dropout_seed=dropout_seed,
@@ -217,7 +218,7 @@ class MultiHeadAttention(OneAttention):
             if not backend.is_concrete(keys):
                 return
             with backend.eager():
-                keys = backend.to_list(keys)
+                keys = backend.to_list(backend.xp.max(keys))
         if keys > self.context_length:
             raise ValueError(
                 f"{self.name}: expected at most context_length={self.context_length} tokens, got {keys}; cut the "

@@ -163,7 +163,8 @@ def _per_head(call: Call, value: Any, name: str) -> float | Array:
     if call.backend.compute_dtype(value.dtype) is None:
         raise TypeError(f"{call.who}: expected {name} of a real floating dtype, got {value.dtype}; cast it")
     shape, heads = tuple(value.shape), call.frame.heads
-    fits = math.prod(shape) in (1, heads) and (len(shape) < 2 or shape[-3:] == (*shape[-3:-2], 1, 1))
+    size = math.prod(shape)  # compared, not looked up: it may be a symbol
+    fits = (size == 1 or size == heads) and (len(shape) < 2 or shape[-3:] == (*shape[-3:-2], 1, 1))
     if not fits or len(shape) > 4:
         raise ValueError(
             f"{call.who}: expected {name} to be a scalar or of shape ({heads},), one per query head, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -272,6 +273,8 @@ class Latest(NamedTuple):
     def mask(self) -> masks.Mask:
         return masks.key_lengths(min(self.length, 5))
 
+    in_order = False
+
     @property
     def positions(self) -> Any:
         return np.maximum(self.length - 1 - np.arange(5), -1)
@@ -289,11 +292,24 @@ def test_a_layer_works_with_whatever_is_a_cache() -> None:
     for cache in (empty, filled(bench_of("numpy"), 1)):
         assert isinstance(cache, Cache)
     assert not isinstance((empty.key, empty.value), Cache)
-    cache = LAYER(PARAMS, X[:, :5], cache=empty, is_causal=False)[1]
-    out, cache = LAYER(PARAMS, X[:, 5:], cache=cache, is_causal=False)
+    cache = LAYER.run(PARAMS, X[:, :5], cache=empty, is_causal=False).cache
+    out, cache, _ = LAYER.run(PARAMS, X[:, 5:], cache=cache, is_causal=False)
     assert (cache.length, cache.positions.tolist()) == (6, [5, 4, 3, 2, 1])
     true = formulas.multihead(PARAMS, X[:, 5:], X[:, 1:])[0]
     assert np.abs(out - true).max() <= room() * 2.0**-29
+    # Causal, several tokens at once: what counts is where a key stands, not the slot that it has.
+    causal = LAYER.run(PARAMS, X[:, :5], cache=empty, is_causal=True).out
+    assert np.abs(causal - LAYER(PARAMS, X[:, :5], is_causal=True)).max() <= room() * 2.0**-29
+
+
+def test_a_context_length_bounds_the_longest_text_of_a_batch() -> None:
+    layer = replace(LAYER, context_length=4)
+    key, value, length = filled(bench_of("numpy"), 1, np.asarray([1, 3], np.int32))
+    cache = KVCache(key.astype(X.dtype), value.astype(X.dtype), length)
+    cache = layer.run(PARAMS, X[:, :1], cache=cache).cache
+    assert cache.length.tolist() == [2, 4]
+    with pytest.raises(ValueError, match=r"expected at most context_length=4 tokens, got 5; cut the input"):
+        layer.run(PARAMS, X[:, :1], cache=cache)
 
 
 # what does not fit
