@@ -14,6 +14,10 @@ import pytest
 
 from polyattn.testing import Bench, StrictBench, load_bench
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores: threads of OpenMP that wait for each other made small products forty times slower
+    # (measured 2026-11-24, two workers on two cores). Read when PyTorch is imported, and by what tests start.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: no test touches the network
 
 VARIANTS: dict[str, Callable[[], Bench]] = {

@@ -225,25 +225,25 @@ def test_each_item_goes_on_from_its_own_length_as_if_it_were_alone(library: str,
     bench = bench_of(library)
     layer = layers.MultiHeadAttention(8, 2, is_causal=True, rotary=rotary.Rotary())
     params, x = given(bench)
-    call: Any = layer
+    call: Any = layer.run
     if library == "jax":
-        call = jax.jit(layer)
+        call = jax.jit(layer.run)
     elif traced:
         torch.compiler.reset()
-        call = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        call = torch.compile(layer.run, fullgraph=True, backend="aot_eager")
     alone = []
     for i, held in enumerate((2, 0)):
         own = LAYER.empty_cache(1, 6, like=x)
-        alone.append(layer(params, x[i : i + 1, :held, :], cache=own)[1] if held else own)
+        alone.append(layer.run(params, x[i : i + 1, :held, :], cache=own).cache if held else own)
     key, value = (
         bench.array(np.concatenate([bench.numpy(getattr(c, name)) for c in alone]), "float32")
         for name in ("key", "value")
     )
     together = KVCache(key, value, bench.array(np.array([2, 0]), "int32"))
     for start, n in ((2, 3), (5, 1)):
-        out, together = call(params, x[:, start : start + n, :], cache=together)
+        out, together, _ = call(params, x[:, start : start + n, :], cache=together)
         for i in range(2):
-            true, alone[i] = layer(params, x[i : i + 1, start : start + n, :], cache=alone[i])
+            true, alone[i], _ = layer.run(params, x[i : i + 1, start : start + n, :], cache=alone[i])
             assert np.abs(bench.numpy(out)[i : i + 1] - bench.numpy(true)).max() <= 2 * room()
             assert np.abs(bench.numpy(together.key)[i] - bench.numpy(alone[i].key)[0]).max() <= 2 * room()
     assert bench.numpy(together.length).tolist() == [6, 4]
@@ -253,7 +253,7 @@ def test_each_item_goes_on_from_its_own_length_as_if_it_were_alone(library: str,
 def test_an_item_that_does_not_fit_reads_as_nan_and_the_others_as_they_are() -> None:
     params, x = given(bench_of("jax"))
     cache = LAYER.empty_cache(2, 4, like=x)._replace(length=jnp.asarray([4, 1]))
-    out, cache = COMPILED(params, x[:, :1], cache=cache)
+    out, cache, _ = COMPILED(params, x[:, :1], cache=cache)
     assert np.isnan(out[0]).all()
     assert np.isfinite(out[1]).all()
     assert cache.length.tolist() == [5, 2]
