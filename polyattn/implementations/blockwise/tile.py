@@ -16,7 +16,7 @@ from polyattn.places import Positions, positions
 from polyattn.problem import Problem
 
 
-class Tile(NamedTuple):
+class ScoreTile(NamedTuple):
     """A tile of scores, and what it was made of."""
 
     scores: Array  # (b, h, rows, keys)
@@ -70,7 +70,7 @@ class Blocks:
             q = self.backend.xp.broadcast_to(q, (self.items, *q.shape[1:]))
         return q * self.per_head(self.p.scale, g)
 
-    def tile(self, g: Any, q: Array, row: Any, key: Any, size: int, masked: bool) -> Tile:
+    def tile(self, g: Any, q: Array, row: Any, key: Any, size: int, masked: bool) -> ScoreTile:
         """The tile of block g whose queries q begin at `row`, with `size` keys from `key` on."""
         p, xp, backend = self.p, self.backend.xp, self.backend
         k, v = (
@@ -89,7 +89,7 @@ class Blocks:
             k, v = xp.where(visible, k, 0.0), xp.where(visible, v, 0.0)
         raw = grouped_product(backend, q, xp.matrix_transpose(k), slot=0)  # (b, h, rows, size)
         scores = raw if at is None else scores_at(p, at, raw, bias, allowed)
-        return Tile(scores, raw, k, v, keep, allowed, at)
+        return ScoreTile(scores, raw, k, v, keep, allowed, at)
 
     def fold(
         self, visits: Visits, g: Any, i: Any, extent: int, size: int, step: Callable[..., Any], state: Any
