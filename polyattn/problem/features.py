@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from polyattn.arrays import is_array
-
-if TYPE_CHECKING:
-    from polyattn.problem.problem import Problem
 
 #: name -> how it is said: "the kernel does not take ..."
 FEATURES: Mapping[str, str] = {
@@ -35,7 +32,7 @@ Namer = Callable[[Any, Any], set[str]]  # the features that a value of a field i
 _DESCRIBED: dict[type, tuple[tuple[str, Any, Namer], ...]] = {}  # compilers can look through a plain dict
 
 
-def features_of(p: Problem) -> frozenset[str]:
+def features_of(p: Any) -> frozenset[str]:
     """The features of a problem, from its fields that are not at their default.
 
     A field that nobody described is a feature of its own name, so that whoever does not know it refuses it.
@@ -71,11 +68,11 @@ def say(names: frozenset[str]) -> str:
     return ", ".join(words[:-1]) + " and " * (len(words) > 1) + words[-1]
 
 
-def _mask(p: Problem, mask: Any) -> set[str]:
+def _mask(p: Any, mask: Any) -> set[str]:
     return {"causal"} if p.is_causal_square else {"mask"}
 
 
-def _places(p: Problem, places: Any) -> set[str]:
+def _places(p: Any, places: Any) -> set[str]:
     found = set()
     for side in (places.query, places.key):
         if not isinstance(side, int):  # an array, or a symbol of an exporter
