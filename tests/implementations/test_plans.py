@@ -114,6 +114,7 @@ def test_blocks_have_equal_numbers_of_kv_heads(
         ({}, 512),  # no mask
         ({"is_causal": True}, 512),  # more visits cost more than what is left out
         ({"mask": masks.sliding_window(256)}, 256),
+        ({"mask": masks.window(None, 100)}, 256),
         ({"mask": masks.sliding_window(16)}, 128),
         ({"mask": masks.window(None, 2000)}, 512),
         ({"mask": masks.mask_mod(lambda b, h, q, kv: abs(q - kv) < 16)}, 512),  # nobody knows what it hides
@@ -121,7 +122,18 @@ def test_blocks_have_equal_numbers_of_kv_heads(
         ({"mask": masks.from_array(np.tri(2048, k=16, dtype=bool))}, 512),
         ({"mask": masks.key_lengths([16, 16]) & masks.sliding_window(16)}, 512),  # not the same for all items
     ],
-    ids=["all", "causal", "middle", "narrow", "wide", "function", "array offset", "array", "lengths"],
+    ids=[
+        "all",
+        "causal",
+        "middle",
+        "beyond",
+        "narrow",
+        "wide",
+        "function",
+        "array offset",
+        "array",
+        "lengths",
+    ],
 )
 def test_tiles_are_as_fine_as_the_mask_is_narrow(options: dict[str, Any], size: int) -> None:
     p = posed(2048, 2048, heads=1, kv_heads=1, **options)
