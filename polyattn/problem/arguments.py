@@ -164,8 +164,10 @@ def _per_head(call: Call, value: Any, name: str) -> float | Array:
         raise TypeError(f"{call.who}: expected {name} of a real floating dtype, got {value.dtype}; cast it")
     shape, heads = tuple(value.shape), call.frame.heads
     size = math.prod(shape)  # compared, not looked up: it may be a symbol
-    fits = (size == 1 or size == heads) and (len(shape) < 2 or shape[-3:] == (*shape[-3:-2], 1, 1))
-    if not fits or len(shape) > 4:
+    alone = len(shape) < 2 or (
+        shape[-2:] == (1, 1) and all(n == 1 for n in shape[:-3])
+    )  # on the axis of heads
+    if not alone or len(shape) > 4 or not (size == 1 or size == heads):
         raise ValueError(
             f"{call.who}: expected {name} to be a scalar or of shape ({heads},), one per query head, "
             f"got shape {shape}; pass one value per head"

@@ -73,13 +73,7 @@ def test_one_value_for_all_heads_is_a_number_or_an_array_of_one(name: str, value
         (1, 1, 4),
         (1, 2, 2, 1),
         (1, 1, 1, 1, 1),
-        pytest.param(
-            (4, 1, 1, 1),
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="values along the batch axis, where it is as long as there are heads, are taken",
-            ),
-        ),
+        (4, 1, 1, 1),
     ],
 )
 def test_values_that_lie_along_no_head_axis_are_refused(name: str, shape: tuple[int, ...]) -> None:
