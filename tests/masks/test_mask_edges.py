@@ -1,0 +1,136 @@
+"""Masks at their edges: traced, called on numbers, laid on leading axes, cut item by item."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from polyattn import Blockwise, attention, masks
+from polyattn.masks import EMPTY, FULL, PARTIAL, Mask
+from polyattn.truth import Spec, eta, truth
+
+B, H, L, S = 2, 2, 6, 7
+RNG = np.random.default_rng(0)
+Q, K, V = (RNG.normal(size=(B, H, n, 4)) for n in (L, S, S))
+ROW, KEY = np.arange(L)[:, None], np.arange(S)
+IDS, KEY_IDS = RNG.integers(0, 3, (B, L)), RNG.integers(0, 3, (B, S))
+ARRAY = RNG.random((B, H, L, S)) < 0.6
+AT = np.array([1, -2])[:, None, None, None] + ROW
+
+#: what is traced -> the mask made of it, and what may be seen with offsets of 1 and -2
+TRACED: dict[str, tuple[Any, Any, np.ndarray]] = {
+    "chunks": ((), lambda: masks.chunked(3), AT // 3 == KEY // 3),
+    "dilation": ((), lambda: masks.dilated(2), (AT - KEY) % 2 == 0),
+    "window": ((), lambda: masks.window(1, 2), (KEY >= AT - 1) & (KEY <= AT + 2)),
+    "lengths": ((np.array([3, 7]),), masks.key_lengths, np.array([3, 7])[:, None, None, None] > KEY),
+    "prefix": ((np.array([2, 0]),), lambda n: masks.prefix(n) | masks.causal(), (np.array([2, 0])[:, None, None, None] > KEY) | (KEY <= AT)),
+    "ids": ((IDS, KEY_IDS), masks.segments, (IDS[:, :, None] == KEY_IDS[:, None, :])[:, None]),
+    "array": ((ARRAY,), masks.from_array, ARRAY),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRACED)
+def test_a_traced_mask_hides_what_it_hides(name: str) -> None:
+    given, make, allowed = TRACED[name]
+
+    @jax.jit
+    def run(q: Any, k: Any, v: Any, offset: Any, *given: Any) -> Any:
+        return attention(q, k, v, mask=make(*given), query_offset=offset, implementation=Blockwise(2, 3))
+
+    arrays = (jnp.asarray(x, jnp.float32) for x in (Q, K, V))
+    out = run(*arrays, jnp.asarray([1, -2]), *(jnp.asarray(x) for x in given))
+    rounded = (x.astype(np.float32).astype(float) for x in (Q, K, V))
+    judged = truth(Spec(*rounded, allowed=np.broadcast_to(allowed, (B, H, L, S))))["out"]
+    assert eta(np.asarray(out), judged, "float32") <= 4
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        masks.key_lengths([3, 7]),
+        masks.query_lengths([2, 5]),
+        masks.prefix([4, 1]),
+        masks.segments(IDS, KEY_IDS),
+        masks.from_array(ARRAY),
+        masks.from_array(ARRAY[:1, :, :1]),
+        masks.from_array(ARRAY[:, :1, :, :1]),
+    ],
+    ids=str,
+)
+def test_a_mask_called_on_numbers_is_its_dense_form(mask: Mask) -> None:
+    """As FlexAttention calls it: one place at a time, or all at once on index arrays."""
+    dense = mask.dense(L, S, batch=B, heads=H)
+    index = [
+        np.arange(n).reshape([-1 if i == axis else 1 for i in range(4)])
+        for axis, n in enumerate((B, H, L, S))
+    ]
+    assert (np.broadcast_to(mask(*index), dense.shape) == dense).all()
+    for place in np.ndindex(*dense.shape):
+        assert bool(mask(*(np.asarray(i) for i in place))) == dense[place], place
+
+
+LEAD = (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [(name, shape) for name in ("mask", "bias") for shape in ((L, S), (H, 1, S), (1, 1, L, 1), (1, 1, H, 1, S), (2, 1, 1, L, S), (1, 3, H, L, 1), (2, 3, 1, 1, S), (2, 3, H, L, S))],
+)  # fmt: skip
+def test_arrays_are_laid_on_leading_axes(name: str, shape: tuple[int, ...]) -> None:
+    q, k, v = (RNG.normal(size=(*LEAD, *x.shape[1:])) for x in (Q, K, V))
+    given = RNG.random(shape) < 0.7 if name == "mask" else RNG.normal(size=shape)
+    full = np.broadcast_to(given, (*LEAD, H, L, S)).reshape(6, H, L, S)
+    spec = Spec(
+        *(x.reshape(6, *x.shape[2:]) for x in (q, k, v)), **{{"mask": "allowed"}.get(name, name): full}
+    )
+    for way in ("reference", Blockwise(2, 3)):
+        out = attention(q, k, v, **{name: given}, implementation=way)
+        assert eta(out.reshape(6, H, L, 4), truth(spec)["out"], "float64") <= 4
+
+
+@pytest.mark.parametrize("way", ["reference", Blockwise(2, 3)], ids=str)
+def test_lengths_and_ids_are_laid_on_leading_axes(way: Any) -> None:
+    q, k, v = (RNG.normal(size=(*LEAD, *x.shape[1:])) for x in (Q, K, V))
+    lengths = RNG.integers(0, S + 1, LEAD)
+    ids, key_ids = RNG.integers(0, 2, (*LEAD, L)), RNG.integers(0, 2, (*LEAD, S))
+    same = (ids[..., :, None] == key_ids[..., None, :]).reshape(6, 1, L, S)
+    short = (lengths[..., None] > KEY).reshape(6, 1, 1, S)
+    for mask, allowed in (
+        (masks.key_lengths(lengths), short),
+        (masks.key_lengths(lengths.reshape(6)), short),
+        (masks.segments(ids, key_ids), same),
+        (masks.segments(ids, key_ids) & masks.key_lengths(lengths.ravel().tolist()), same & short),
+        (masks.segments(ids[:1, :1].reshape(1, L), key_ids[0, 0]), same[:1]),
+        (masks.key_lengths(np.array([4])), KEY[None, None, None] < 4),
+    ):
+        out = attention(q, k, v, mask=mask, implementation=way)
+        spec = Spec(
+            *(x.reshape(6, *x.shape[2:]) for x in (q, k, v)), allowed=np.broadcast_to(allowed, (6, 1, L, S))
+        )
+        assert eta(out.reshape(6, H, L, 4), truth(spec)["out"], "float64") <= 4
+
+
+def test_a_tile_of_all_items_is_what_its_items_have_in_common() -> None:
+    full, none, some = (
+        masks.key_lengths([4, 4, 4]),
+        masks.key_lengths([0, 0, 0]),
+        masks.key_lengths([4, 0, 4]),
+    )
+    rows, keys = range(4), range(4)
+    assert [m.tile(rows, keys) for m in (full, none, some)] == [FULL, EMPTY, PARTIAL]
+    ids = np.array([[0] * 4, [0] * 4, [1] * 4])
+    assert masks.segments(ids).tile(rows, keys) is FULL
+    assert masks.segments(ids, ids[::-1].copy()).tile(rows, keys) is PARTIAL
+    assert masks.segments(ids, ids + 5).tile(rows, keys) is EMPTY
+    by_item = np.array([9, 9, -9])
+    assert masks.causal().tile(rows, keys, query_offset=by_item) is PARTIAL
+    assert masks.causal().tile(rows, keys, query_offset=by_item, b=2) is EMPTY
+    both = masks.segments(ids[:2]) & masks.from_array(np.array([True, False]).reshape(2, 1, 1, 1))
+    assert both.tile(rows, keys) is PARTIAL
+    heads = masks.from_array(np.array([True, False]).reshape(1, 2, 1, 1)) & masks.segments(ids[:1])
+    assert heads.tile(rows, keys) is PARTIAL
+    assert (heads.tile(rows, keys, h=0), heads.tile(rows, keys, h=1)) == (FULL, EMPTY)
