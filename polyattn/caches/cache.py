@@ -15,10 +15,8 @@ class Cache(Protocol):
     """Earlier tokens, in whatever form: all that a layer asks of a cache, whose class is one file.
 
         before, cache = cache.length, cache.append(k, v)
-        at = None if cache.in_order else cache.positions
-        out = attention(
-            q, cache.key, cache.value, mask=cache.mask, is_causal=True, query_offset=before, key_positions=at
-        )
+        where = {"query_offset": before, "key_positions": None if cache.in_order else cache.positions}
+        out = attention(q, cache.key, cache.value, mask=cache.mask, is_causal=True, **where)
 
     S is the number of slots. What a slot holds is the cache's affair: key and value may be kept (linear, circular),
     gathered (paged) or computed (latent) when they are read; where slots are not in the order of the tokens,

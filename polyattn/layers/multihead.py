@@ -39,9 +39,8 @@ class MultiHeadAttention(OneAttention):
     `polyattn.rotary.Rotary` for q and k. qk_norm: a norm of dim D for each head of q and k. is_causal: the
     default of the call. context_length: the most keys that a call may have.
 
-        layer(params, x, context=None, *, mask=None, bias=None, is_causal=None, query_offset=None,
-              dropout_seed=None) -> out
-        layer.run(..., cache=None, return_aux=None) -> LayerResult(out, cache, aux)
+        layer(params, x, context=None, mask=, bias=, is_causal=, query_offset=, dropout_seed=) -> out
+        layer.run(params, x, ..., cache=, return_aux=) -> LayerResult(out, cache, aux)
 
     mask: hides in addition; broadcasts to (..., H, L, S), as does bias, which is added to the scores. cache: a
     `KVCache` with the earlier tokens of x; x continues them, and S is its capacity. dropout_seed: weights are
