@@ -134,3 +134,45 @@ def test_a_tile_of_all_items_is_what_its_items_have_in_common() -> None:
     heads = masks.from_array(np.array([True, False]).reshape(1, 2, 1, 1)) & masks.segments(ids[:1])
     assert heads.tile(rows, keys) is PARTIAL
     assert (heads.tile(rows, keys, h=0), heads.tile(rows, keys, h=1)) == (FULL, EMPTY)
+
+
+def test_lengths_that_change_in_place_are_read_anew() -> None:
+    lengths = np.array([S, S])
+    mask = masks.key_lengths(lengths)
+    for way in ("reference", Blockwise(2, 3)):
+        lengths[:] = S
+        assert (
+            attention(Q, K, V, mask=mask, implementation=way) == attention(Q, K, V, implementation=way)
+        ).all()
+        lengths[:] = 3
+        spec = Spec(Q, K, V, allowed=(KEY < 3)[None, None, None])
+        assert eta(attention(Q, K, V, mask=mask, implementation=way), truth(spec)["out"], "float64") <= 4
+
+
+def test_what_two_partial_masks_have_in_common_is_looked_up_in_every_head_and_item() -> None:
+    rows, keys = range(4), range(4)
+    halves = np.array([[[True, True, False, False]], [[False, False, True, True]]])  # of two heads or items
+    second = masks.segments(np.zeros(4, np.int32), np.array([1, 1, 0, 0]))
+    for shape in ((1, 2, 1, 4), (2, 1, 1, 4)):
+        assert (masks.from_array(halves.reshape(shape)) & second).tile(rows, keys) is PARTIAL
+    assert masks.causal().tile(rows, keys, query_offset=np.array([9, -9])) is PARTIAL
+
+
+@pytest.mark.parametrize("mask", [masks.window(None, 1), masks.dilated(2), masks.window(0, 3)], ids=str)
+def test_the_tiles_of_a_diagonal_that_are_cut_short_are_looked_at_again(mask: Mask) -> None:
+    expected = [
+        [mask.tile(range(i, min(i + 2, 6)), range(j, min(j + 4, 6))) for j in (0, 4)] for i in (0, 2, 4)
+    ]
+    assert mask.tiles(6, 6, (2, 4)) == expected
+
+
+def test_ids_of_queries_alone_may_have_leading_axes_and_a_mask_one_axis_more() -> None:
+    q, k, v = (RNG.normal(size=(*LEAD, *x.shape[1:])) for x in (Q, K, V))
+    ids, key_ids = RNG.integers(0, 2, (*LEAD, L)), RNG.integers(0, 2, S)
+    same = (ids.reshape(6, 1, L, 1) == key_ids).reshape(6, 1, L, S)
+    out = attention(q, k, v, mask=masks.segments(ids, key_ids))
+    spec = Spec(*(x.reshape(6, *x.shape[2:]) for x in (q, k, v)), allowed=same)
+    assert eta(out.reshape(6, H, L, 4), truth(spec)["out"], "float64") <= 4
+    of_one = attention(Q[0], K[0], V[0], mask=ARRAY[:1])
+    spec = Spec(Q[:1], K[:1], V[:1], allowed=ARRAY[:1])
+    assert eta(of_one[None], truth(spec)["out"], "float64") <= 4
