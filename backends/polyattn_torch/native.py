@@ -132,8 +132,12 @@ def _sinks_on_flash(p: Problem, settings: Any) -> Output:
     """A sink takes its share of every row: out * sigmoid(lse - sink)."""
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     out, lse = flash(p.q, p.k, p.v, 0.0, p.mask is not None, scale=p.scale)
-    assert p.sinks is not None
-    return Output(out * torch.sigmoid(lse - p.sinks[..., 0])[..., None].to(out.dtype))
+    return Output(_beside_sinks(p, out, lse))
+
+
+def _beside_sinks(p: Problem, out: Array, lse: Array) -> Array:
+    """What a sink leaves of every row."""
+    return out if p.sinks is None else out * torch.sigmoid(lse - p.sinks[..., 0])[..., None].to(out.dtype)
 
 
 def _flex_reason(p: Problem) -> str | None:
@@ -197,9 +201,7 @@ def _flex(p: Problem, settings: Any) -> Output:
             return_lse=not on_cpu,
         )
     out, lse = (result, None) if on_cpu else result
-    if p.sinks is not None:
-        out = out * torch.sigmoid(lse - p.sinks[..., 0])[..., None].to(out.dtype)
-    return Output(out, lse)
+    return Output(_beside_sinks(p, out, lse), lse)
 
 
 def _nothing(p: Problem) -> str | None:
