@@ -75,7 +75,9 @@ def _mathml(block: bool) -> Any:
     return visit
 
 
-def _type_names(app: Any, what: str, name: str, thing: Any, options: Any, signature: str, returns: str) -> Any:
+def _type_names(
+    app: Any, what: str, name: str, thing: Any, options: Any, signature: str, returns: str
+) -> Any:
     """Type aliases by their names, in dataclasses too."""
     plain = [text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text) for text in (signature, returns)]
     return tuple(plain)
