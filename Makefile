@@ -34,6 +34,7 @@ bench: .venv/ready
 
 docs: .venv/ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	rm -rf docs/_build
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 	$(BIN)/python docs/links.py docs/_build/html
 
