@@ -12,6 +12,7 @@ from polyattn import layers
 from polyattn.layers import PRESETS
 
 DOCS = Path(__file__).parents[2] / "docs"
+CODE = sorted([*DOCS.glob("**/*.md"), *DOCS.parent.glob("examples/*/README.md")])
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
@@ -31,6 +32,14 @@ def test_the_programs_of_a_page_run(
         # What is printed as one number is a difference of two ways to the same result.
         assert all(float(line) < 1e-5 for line in printed.splitlines() if re.fullmatch(r"[\d.e-]+", line))
     assert said
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(DOCS.parent)))
+def test_no_line_of_code_is_longer_than_a_page_is_wide(path: Path) -> None:
+    blocks = re.findall(
+        r"^```(?:python|sh|\{code-cell\})\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert [line for block in blocks for line in block.splitlines() if len(line) > 110] == []
 
 
 def test_the_table_of_presets_is_that_of_the_code() -> None:
