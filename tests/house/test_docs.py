@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +70,13 @@ def test_what_the_page_shows_as_given_must_be_given() -> None:
     ):
         with pytest.raises(TypeError, match=f"missing 1 required keyword-only argument: '{argument}'"):
             layer(8, 4)
+
+
+def test_every_public_module_has_a_page_of_reference() -> None:
+    surface = tomllib.loads((Path(__file__).parent / "surface.toml").read_text(encoding="utf-8"))
+    index = (DOCS / "reference" / "index.md").read_text(encoding="utf-8")
+    for module in [module for module, names in surface.items() if names]:
+        assert f".. automodule:: {module}\n" in (DOCS / "reference" / f"{module}.md").read_text(
+            encoding="utf-8"
+        )
+        assert f"[{module}]({module}.md)" in index
