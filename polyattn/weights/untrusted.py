@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 #: What NumPy, zipfile and their decompressors raise where bytes are not what they should be.
-_DAMAGED = (
+_DAMAGED: tuple[type[Exception], ...] = (
     ValueError,
     TypeError,
     OSError,
@@ -34,6 +34,10 @@ _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
 )
+with suppress(ImportError):  # not every Python has it
+    from lzma import LZMAError
+
+    _DAMAGED = (*_DAMAGED, LZMAError)
 #: An archive that grows beyond both is no file of weights: it was made to fill the memory.
 _BOMB_BYTES, _BOMB_RATIO = 2**30, 100
 
@@ -120,20 +124,11 @@ def read_npz(who: str, path: Path) -> dict[str, Any]:
                 with archive.open(member) as file:
                     arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
             return arrays
-    except (*_DAMAGED, *_lzma()) as error:
+    except _DAMAGED as error:
         raise ValueError(
             f"{who}: expected a whole .npz file of plain arrays, got {path.name!r}, of which the reader says: "
             f"{_first(error)}; was it cut short, or does it hold pickled objects?"
         ) from error
-
-
-def _lzma() -> tuple[type[Exception], ...]:
-    """What the decompressor of LZMA raises, in a Python that has it."""
-    try:
-        from lzma import LZMAError
-    except ImportError:
-        return ()
-    return (LZMAError,)
 
 
 def _first(error: BaseException) -> str:
