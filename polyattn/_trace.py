@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, Generic
 
 from polyattn.arrays import Array, backend_of, is_array, readable
+from polyattn.arrays.numbers import SameArray
 from polyattn.implementations.reference import define
 from polyattn.mods import Mod
 from polyattn.problem import pose
@@ -80,14 +81,14 @@ _LARGEST = {"float16": 65504.0, "bfloat16": 3.3895e38, "float32": 3.4028e38, "fl
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class Trace(Generic[SameArray]):
     """The stages of one call, in order. `trace["weights"]` is a stage, `trace.out` the result.
 
     Printed it is a table; in a notebook an HTML table; `figure()` draws the stages that are matrices of scores.
     """
 
     stages: tuple[Stage, ...]
-    out: Array
+    out: SameArray
 
     def __getitem__(self, name: str) -> Stage:
         for stage in self.stages:
@@ -147,7 +148,7 @@ class Trace:
 HEADINGS = ("stage", "equation", "shape", "dtype", "range", "NaN", "Inf", "empty rows", "headroom")
 
 
-def trace(query: Array, key: Array, value: Array, **options: Any) -> Trace:
+def trace(query: SameArray, key: Array, value: Array, **options: Any) -> Trace[SameArray]:
     """Every intermediate value of `attention(query, key, value, **options)`, by its definition.
 
     options: as `attention` takes them, without implementation and return_aux. Stages: "scores", one for each

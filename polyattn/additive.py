@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 from polyattn import _attention
 from polyattn.arrays import Array, Backend, backend_of, is_array
-from polyattn.problem import pose
+from polyattn.arrays.numbers import SameArray
+from polyattn.problem import AuxRequest, pose
 
 __all__ = ["additive_attention", "additive_scores"]
 
 TILE = 2**20  # the most numbers of one intermediate array
 
 
+@overload
+def additive_attention(
+    query: SameArray, key: Array, value: Array, weight: Array, *, return_aux: None = None, **options: Any
+) -> SameArray: ...
+@overload
+def additive_attention(
+    query: SameArray, key: Array, value: Array, weight: Array, *, return_aux: AuxRequest, **options: Any
+) -> tuple[SameArray, _attention.AttentionAux]: ...
 def additive_attention(query: Array, key: Array, value: Array, weight: Array, **options: Any) -> Any:
     """softmax_j(v . tanh(q_i + k_j)) applied to the values: attention as it was first.
 

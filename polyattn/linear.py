@@ -11,12 +11,13 @@ from numbers import Real
 from typing import Any
 
 from polyattn.arrays import Array, Backend, backend_of, is_array
+from polyattn.arrays.numbers import SameArray
 
 __all__ = ["linear_attention"]
 
 
 def linear_attention(
-    query: Array,
+    query: SameArray,
     key: Array,
     value: Array,
     *,
@@ -25,7 +26,7 @@ def linear_attention(
     state: Array | None = None,
     scale: float | None = None,
     chunk_size: int = 64,
-) -> tuple[Array, Array]:
+) -> tuple[SameArray, SameArray]:
     """Causal attention without softmax, by a recurrence over the tokens t: the outputs, and the last state.
 
         S_t = F_t + k_t u_t^T,   F_t = exp(g_t) * S_(t-1),   o_t = scale S_t^T q_t

@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from polyattn.arrays import Array, backend_of
+from polyattn.arrays.numbers import SameArray
 
 __all__ = ["Rotary", "angles", "rotate", "sinusoidal"]
 
@@ -35,7 +36,7 @@ class Rotary:
     width: int | None = None
     interleaved: bool = False
 
-    def __call__(self, x: Array, positions: Array, *, layout: str = "BHLD") -> Array:
+    def __call__(self, x: SameArray, positions: Array, *, layout: str = "BHLD") -> SameArray:
         """x (..., H, L, D), or (..., L, H, D) with layout "BLHD", turned to positions, integers (L,) or (B, L)."""
         backend = backend_of(x)
         width = x.shape[-1] if self.width is None else self.width
@@ -57,7 +58,7 @@ class Rotary:
         return rotate(x, backend.cos(angle), backend.xp.sin(angle), interleaved=self.interleaved)
 
 
-def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Array:
+def rotate(x: SameArray, cos: Array, sin: Array, *, interleaved: bool = False) -> SameArray:
     """Pairs (a, b) of the first entries of x as (a cos - b sin, a sin + b cos), the other entries as they are.
 
     x (..., D); cos and sin (..., width/2) broadcast to its leading axes, width <= D. Pairs as `Rotary` has them.
@@ -81,7 +82,7 @@ def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Ar
     return xp.concat((backend.astype(turned, x.dtype), x[..., width:]), axis=-1)
 
 
-def sinusoidal(length: int, dim: int, like: Array, *, base: float = 10000.0) -> Array:
+def sinusoidal(length: int, dim: int, like: SameArray, *, base: float = 10000.0) -> SameArray:
     """sin and cos of position * base^(-2i / dim) side by side, (length, dim), to be added to embeddings.
 
     Source: Vaswani 2017, arXiv:1706.03762, section 3.5.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import array_api_compat
 
 from polyattn.arrays.special import erf
 
 Array = Any
+#: In a signature: what comes out is an array of the library, and of the type, of what went in.
+SameArray = TypeVar("SameArray", bound=Any)
 Namespace = Any
 
 

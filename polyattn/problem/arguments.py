@@ -111,7 +111,7 @@ def score_mod(call: Call) -> mods.ScoreMod | None:
                     f"{call.who}: expected score_mod to have parameters for {call.frame.heads} heads, got "
                     f"{mod.heads}; give one slope or column per head"
                 )
-    return given  # type: ignore[no-any-return]
+    return given
 
 
 def bias(call: Call) -> Array | None:
