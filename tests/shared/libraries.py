@@ -27,7 +27,7 @@ SPOKEN = {
 #: name in tests -> where it comes from
 _FROM = {"jnp": "jax.numpy", "eqx": "equinox", "nnx": "flax.nnx", "mpl": "matplotlib"}
 _PARTS = {
-    "jax": ("jax.export", "jax.extend.core", "jax.extend.random", "jax.test_util"),
+    "jax": ("jax.export", "jax.extend.random", "jax.test_util"),
     "polyattn_torch": ("polyattn_torch.native",),
 }  # which the module itself does not load
 
