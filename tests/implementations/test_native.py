@@ -160,11 +160,14 @@ def test_flex_attention_asked_for_by_name_is_the_definition() -> None:
     )
     bias = rng.normal(size=(1, 4, 1, 130))
     q, k, v, bias = (x.astype(np.float32).astype(np.float64) for x in (q, k, v, bias))
-    poisoned = [x.copy() for x in (k, v)]
-    for x in poisoned:
-        x[:, :, 100:] = np.nan
+    bias = np.broadcast_to(bias, (1, 4, 130, 130)).copy()
+    bias[:, :, :, 90:95], bias[:, :, 60] = -np.inf, -np.inf
+    poisoned = [x.copy() for x in (q, k, v)]
+    poisoned[0][:, :, 60] = np.nan
+    for x in poisoned[1:]:
+        x[:, :, 90:95], x[:, :, 100:] = np.inf, np.nan
     out, aux = attention(
-        *(torch.tensor(x).float() for x in (q, *poisoned)),
+        *(torch.tensor(x).float() for x in poisoned),
         mask=masks.key_lengths(100) & masks.causal(),
         score_mod=mods.softcap(2.0),
         bias=torch.tensor(bias).float(),
@@ -175,6 +178,7 @@ def test_flex_attention_asked_for_by_name_is_the_definition() -> None:
     at, kv = np.arange(130)[:, None], np.arange(130)
     spec = Spec(q, k, v, allowed=((kv <= at) & (kv < 100))[None, None], softcap=2.0, bias=bias)
     assert eta(out.numpy(), truth(spec)["out"], "float32") <= 4
+    assert not out[:, :, 60].any()
 
 
 AUTOCAST: dict[str, Any] = {
