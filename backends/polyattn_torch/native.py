@@ -18,15 +18,23 @@ from polyattn.implementations.reference import allowed_at, visible_keys
 from polyattn.masks.tiles import EMPTY, FULL, grid
 from polyattn.places import gather, positions
 from polyattn.problem import Problem
-from polyattn_torch.state import can_read, derives_again, precisely
+from polyattn_torch.state import can_read, derives_again, precisely, wants_gradients
 
 ROWS = 128  # query rows of one call for a sparse mask
+_HALVES = (torch.float16, torch.bfloat16)
 
 
-def _sdpa(p: Problem, q: Array, k: Array, v: Array, **options: Any) -> Array:
+def _sdpa(p: Problem, q: Array, k: Array, v: Array, attn_mask: Array | None = None, **options: Any) -> Array:
     # K and V of different lengths would be read past their end here: `pose` has compared them.
+    given = (q, k, v, attn_mask)
+    if q.device.type == "cpu" and q.dtype in _HALVES and wants_gradients(*given):
+        # There the backward of the kernel rounds scores to half precision on its way.
+        q, k, v, attn_mask = (x.float() if x is not None and x.dtype in _HALVES else x for x in given)
     with precisely(q):
-        return scaled_dot_product_attention(q, k, v, scale=p.scale, **_grouped(q, k), **options)
+        out = scaled_dot_product_attention(
+            q, k, v, attn_mask=attn_mask, scale=p.scale, **_grouped(q, k), **options
+        )
+    return out.to(p.q.dtype)
 
 
 def _grouped(q: Array, k: Array) -> dict[str, bool]:
@@ -131,7 +139,7 @@ def _why_not_flash(p: Problem) -> str | None:
     given = (p.q, p.k, p.v, p.sinks)
     if p.q.device.type != "cpu" or not can_read(p.q):
         return "the fused kernel that tells its lse is one of the CPU, called eagerly"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in given if x is not None):
+    if wants_gradients(*given):
         return "autograd cannot pass through the fused kernel that tells its lse"
     if p.q.shape[3] != p.v.shape[3] or not p.q.shape[:2] == p.k.shape[:2] == p.v.shape[:2]:
         return "widths, heads or batches differ"
@@ -156,7 +164,7 @@ def _flex_reason(p: Problem) -> str | None:
         return "the call is already being compiled or transformed"
     if p.q.dtype == torch.float64:
         return "FlexAttention has no float64 kernel"
-    if p.q.device.type == "cpu" and torch.is_grad_enabled() and any(x.requires_grad for x in (p.q, p.k, p.v)):
+    if p.q.device.type == "cpu" and wants_gradients(p.q, p.k, p.v, p.bias, *mods.parameters(p.score_mod)):
         return "FlexAttention has no derivatives on the CPU"
     if p.q.device.type == "cpu" and ("lse" in p.wanted or p.sinks is not None):
         return "FlexAttention gives no lse on the CPU, which sinks need too"
