@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from polyattn import mods
 from polyattn.arrays import Array, backend_of, is_array
+from polyattn.draw import heat_maps, html_table, range_of
 from polyattn.implementations import Blockwise, Reference, choose
 from polyattn.implementations.blockwise import with_derivative
 from polyattn.problem import AuxRequest, Options, pose
@@ -29,6 +30,23 @@ class AttentionAux:
     scores: Array | None = None  # (..., Hq, L, S) before softmax, -inf where hidden
     max_scores: Array | None = None  # (..., Hq, L) largest score, -inf where a row sees nothing
     implementation: str = "reference"  # what ran
+
+    def _repr_html_(self) -> str:
+        """In a notebook: what there is, and the weights of the first item where they are few enough to see."""
+        there = [(f.name, value) for f in fields(self) if is_array(value := getattr(self, f.name))]
+        rows = [
+            (
+                name,
+                str(tuple(value.shape)),
+                str(value.dtype).rpartition(".")[2],
+                "-" if (span := range_of(value)) is None else f"{span[0]:.4g} .. {span[1]:.4g}",
+            )
+            for name, value in there
+        ]
+        table = html_table(
+            ("aux", "shape", "dtype", "range"), [*rows, ("implementation", self.implementation, "", "")]
+        )
+        return table + ("" if self.weights is None else heat_maps(self.weights))
 
 
 @overload
