@@ -64,6 +64,32 @@ BUILDERS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "polyattn.masks.segments: expected arrays of integer ids, got float64; number the documents",
     ),
+    "ranges of floats": (
+        lambda: masks.key_ranges(np.zeros(3, int), np.ones(3)),
+        TypeError,
+        "polyattn.masks.key_ranges: expected stops to be an array of integers, got float64; give the keys of every "
+        "query row, as numpy.arange(L) + 1",
+    ),
+    "ranges of lists": (
+        lambda: masks.key_ranges([0], np.ones(1, int)),
+        TypeError,
+        "polyattn.masks.key_ranges: expected starts to be an array of integers, got list; give the keys of every "
+        "query row, as numpy.arange(L) + 1",
+    ),
+    "one range": (
+        lambda: masks.key_ranges(np.array(0), np.array(1)),
+        ValueError,
+        "polyattn.masks.key_ranges: expected starts of shape (L,) or (batch, L), got a single number; give one per "
+        "query row",
+    ),
+    "ranges of other rows": (
+        lambda: attention(
+            *(np.ones((2, 3, 5, 4)),) * 3, mask=masks.key_ranges(np.zeros(4, int), np.ones(4, int))
+        ),
+        ValueError,
+        "polyattn.attention: expected starts of masks.key_ranges to have shape (5,) or (2, 5), got (4,); give one per "
+        "query row",
+    ),
     "from_array of floats": (
         lambda: masks.from_array(np.ones((2, 2))),
         TypeError,
