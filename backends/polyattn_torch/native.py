@@ -14,7 +14,7 @@ from polyattn import mods
 from polyattn.arrays import Array
 from polyattn.implementations import BLOCKWISE, REFERENCE, Implementation, Output
 from polyattn.implementations.blockwise import small, symbols
-from polyattn.implementations.reference import allowed_at, visible_keys
+from polyattn.implementations.reference import allowed_at, modified, visible_keys
 from polyattn.masks.tiles import EMPTY, FULL, grid
 from polyattn.places import gather, positions
 from polyattn.problem import Problem
@@ -183,6 +183,7 @@ def _flex(p: Problem, settings: Any) -> Output:
     from torch.nn.attention.flex_attention import create_block_mask
 
     frame, offset, mask, bias, mod = p.frame, p.places.query, p.mask, p.bias, p.score_mod
+    _check_mod(p)
     seen, block_mask = Seen(None, None), None
     if mask is not None or bias is not None:
         tiles = [_allowed(p, i, min(1024, frame.rows - i), 0, frame.keys) for i in range(0, frame.rows, 1024)]
@@ -222,6 +223,15 @@ def _flex(p: Problem, settings: Any) -> Output:
     return Output(_zero(seen, _beside_sinks(p, out, lse)), lse)
 
 
+def _check_mod(p: Problem) -> None:
+    """What is wrong with a score_mod, said of a few scores: FlexAttention has other words for it."""
+    sizes = tuple(min(n, 2) for n in p.scores_shape)
+    at = positions(p.backend, p.q, sizes, p.places)
+    score = torch.zeros(sizes, dtype=p.compute_dtype, device=p.q.device)
+    for mod in mods.parts(p.score_mod):
+        modified(p, mod, score, at)
+
+
 def _nothing(p: Problem) -> str | None:
     return "there is nothing to compute" if 0 in (*p.scores_shape, p.q.shape[3]) else None
 
@@ -247,7 +257,8 @@ def _why_not_blockwise(p: Problem) -> str | None:
         return None
     zero = torch.zeros((1, 1, 1, 1), dtype=torch.int32, device=p.q.device)
     score = torch.zeros((1, 1, 1, 1), dtype=p.compute_dtype, device=p.q.device)
-    if any(f(score, zero, zero, zero, zero).requires_grad for f in functions):
+    found = [f(score, zero, zero, zero, zero) for f in functions]  # checked by whoever runs it
+    if any(isinstance(x, torch.Tensor) and x.requires_grad for x in found):
         return "score_mod captures a tensor that requires a gradient, which the engine cannot see"
     return None
 
