@@ -113,7 +113,7 @@ def attend(
     chosen = choose(problem, implementation)
     found = chosen.run(problem)
     leave = problem.axes.leave
-    out = leave(problem.backend.astype(found.out, query.dtype), width=True)
+    out = leave(problem.backend.astype(found.out, problem.q.dtype), width=True)
     if return_aux is None:
         return out
     values = {name: leave(getattr(found, name), width=False) for name in wanted}
@@ -176,7 +176,7 @@ def attention_vjp(
             for name, x in given.items()
         }
 
-    return axes.leave(astype(out, query.dtype), width=True), pullback  # type: ignore[attr-defined]
+    return axes.leave(astype(out, p.q.dtype), width=True), pullback
 
 
 spelled_out(attention)

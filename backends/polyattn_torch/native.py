@@ -18,6 +18,7 @@ from polyattn.implementations.reference import allowed_at, modified, visible_key
 from polyattn.masks.tiles import EMPTY, FULL, grid
 from polyattn.places import gather, positions
 from polyattn.problem import Problem
+from polyattn_torch.once import given_once
 from polyattn_torch.state import can_read, derives_again, precisely, wants_gradients
 
 ROWS = 128  # query rows of one call for a sparse mask
@@ -31,6 +32,7 @@ def _sdpa(p: Problem, q: Array, k: Array, v: Array, attn_mask: Array | None = No
         # There the backward of the kernel rounds scores to half precision on its way.
         q, k, v, attn_mask = (x.float() if x is not None and x.dtype in _HALVES else x for x in given)
     with precisely(q):
+        q, k, v, attn_mask = given_once(q, k, v, attn_mask)
         out = scaled_dot_product_attention(
             q, k, v, attn_mask=attn_mask, scale=p.scale, **_grouped(q, k), **options
         )
@@ -204,7 +206,7 @@ def _flex(p: Problem, settings: Any) -> Output:
             score = score + bias[tuple(i if n > 1 else i * 0 for i, n in zip(where, bias.shape, strict=True))]
         return score
 
-    q, k, v = (x.expand(frame.batch, -1, -1, -1) for x in _clean(seen, p.q, p.k, p.v))
+    q, k, v = (x.expand(frame.batch, -1, -1, -1) for x in given_once(*_clean(seen, p.q, p.k, p.v)))
     on_cpu = q.device.type == "cpu"  # inference, without lse
     with precisely(q):
         result = _compiled_flex()(
@@ -232,6 +234,10 @@ def _check_mod(p: Problem) -> None:
         modified(p, mod, score, at)
 
 
+def _why_not_definition(p: Problem) -> str | None:
+    return "the lengths of a nested tensor are no numbers" if p.q.is_nested else None
+
+
 def _nothing(p: Problem) -> str | None:
     return "there is nothing to compute" if 0 in (*p.scores_shape, p.q.shape[3]) else None
 
@@ -250,7 +256,7 @@ def _passed_over_flex(p: Problem) -> str | None:
 
 def _why_not_blockwise(p: Problem) -> str | None:
     """Why the blockwise engine cannot run, or would lose a gradient, which it must not."""
-    if reason := symbols(p):
+    if reason := _why_not_definition(p) or symbols(p):
         return reason
     functions = mods.functions(p.score_mod)
     if not functions or not torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -308,5 +314,5 @@ IMPLEMENTATIONS = (
         passed_over=_passed_over_blockwise,
         transforms=frozenset({"grad", "compile"}),
     ),
-    REFERENCE,
+    replace(REFERENCE, why_not=_why_not_definition),
 )

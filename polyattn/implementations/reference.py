@@ -76,8 +76,13 @@ def define(p: Problem, see: See = unseen) -> Output:
         lse,
         weights,
         s if "scores" in wanted else None,
-        keys.top[..., 0] if "max_scores" in wanted else None,
+        _largest(s, keys) if "max_scores" in wanted else None,
     )
+
+
+def _largest(s: Array, keys: Partial) -> Array:
+    """The largest score of every row, with its gradient, which `top` has not."""
+    return backend_of(s).xp.max(s, axis=-1) if s.shape[-1] else keys.top[..., 0]
 
 
 def allowed_at(mask: Any, at: Positions, bias: Array | None) -> Array | None:
