@@ -132,7 +132,7 @@ def attend(
     chosen = choose(problem, implementation)
     found = chosen.run(problem)
     leave = problem.axes.leave
-    out = leave(problem.backend.astype(found.out, query.dtype), width=True)
+    out = leave(problem.backend.astype(found.out, problem.q.dtype), width=True)
     if return_aux is None:
         return out
     values = {name: leave(getattr(found, name), width=False) for name in wanted}
@@ -210,7 +210,7 @@ def attention_vjp(
             named["score_mod"] = tuple(astype(d, x.dtype) for d, x in zip(found.mod, held, strict=True))
         return named
 
-    return axes.leave(astype(out, query.dtype), width=True), pullback  # type: ignore[attr-defined]
+    return axes.leave(astype(out, p.q.dtype), width=True), pullback
 
 
 spelled_out(attention)

@@ -175,11 +175,11 @@ def trace(query: Array, key: Array, value: Array, **options: Any) -> Trace:
         elif p.sinks is not None:
             equation += {"row maximum": " and the sink", "weights": ", the sink in the sum"}.get(name, "")
         shown = xp.broadcast_to(value, p.scores_shape) if axes == "BHLS" else value
-        stages.append(Stage(name, equation, axes, shown, query.dtype))
+        stages.append(Stage(name, equation, axes, shown, p.q.dtype))
 
     with p.backend.eager():
         out = define(p, see).out
-    return Trace(tuple(stages), p.axes.leave(p.backend.astype(out, query.dtype), width=True))
+    return Trace(tuple(stages), p.axes.leave(p.backend.astype(out, p.q.dtype), width=True))
 
 
 #: name of a stage -> its axes and equation

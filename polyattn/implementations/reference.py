@@ -76,8 +76,13 @@ def define(p: Problem, see: See = unseen) -> Output:
         lse,
         weights,
         s if "scores" in wanted else None,
-        keys.top[..., 0] if "max_scores" in wanted else None,
+        _largest(s, keys) if "max_scores" in wanted else None,
     )
+
+
+def _largest(s: Array, keys: Partial) -> Array:
+    """The largest score of every row, with its gradient, which `top` has not."""
+    return backend_of(s).xp.max(s, axis=-1) if s.shape[-1] else keys.top[..., 0]
 
 
 def allowed_at(mask: Any, at: Positions, bias: Array | None) -> Array | None:
@@ -98,7 +103,7 @@ def scores_at(
         if allowed is not None:
             s = xp.where(allowed, s, 0.0)  # a modification never meets a hidden score
         for mod in mods.parts(p.score_mod):
-            s = _modified(p, mod, s, at)
+            s = modified(p, mod, s, at)
             see("modified", mod, s)
     if bias is not None:
         s = s + bias
@@ -132,20 +137,21 @@ def visible_keys(allowed: Array, kv_heads: int, xp: Namespace) -> Array:
     return some[..., None]
 
 
-def _modified(p: Problem, mod: mods.ScoreMod, s: Array, at: Positions) -> Array:
-    modified = mod(s, at.b, at.h, at.q, at.kv)
-    if not is_array(modified) or p.backend.compute_dtype(modified.dtype) is None:
+def modified(p: Problem, mod: mods.ScoreMod, s: Array, at: Positions) -> Array:
+    """What a modification makes of the scores of a tile, checked."""
+    found = mod(s, at.b, at.h, at.q, at.kv)
+    if not is_array(found) or p.backend.compute_dtype(found.dtype) is None:
         raise TypeError(
             f"{p.who}: expected score_mod(score, b, h, q_idx, kv_idx) to return real floating scores, "
-            f"got {getattr(modified, 'dtype', type(modified).__name__)}; return an array made from score"
+            f"got {getattr(found, 'dtype', type(found).__name__)}; return an array made from score"
         )
     full = (p.frame.batch, *s.shape[1:])
-    if tuple(modified.shape) not in (tuple(s.shape), full):
+    if tuple(found.shape) not in (tuple(s.shape), full):
         raise ValueError(
             f"{p.who}: expected score_mod(score, b, h, q_idx, kv_idx) to return scores of the shape of "
-            f"score, {tuple(s.shape)}, got {tuple(modified.shape)}; modify every score, or broadcast"
+            f"score, {tuple(s.shape)}, got {tuple(found.shape)}; modify every score, or broadcast"
         )
-    return p.backend.astype(modified, p.compute_dtype)
+    return p.backend.astype(found, p.compute_dtype)
 
 
 @dataclass(frozen=True)

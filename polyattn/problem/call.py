@@ -32,9 +32,14 @@ class Call(NamedTuple):
         same_place(self.who, self.backend, self.query, name, arrays)
 
 
-def same_place(who: str, backend: Backend, query: Array, name: str, arrays: Iterable[Array]) -> None:
+def same_place(
+    who: str, backend: Backend, query: Array, name: str, arrays: Iterable[Array], plain: bool = False
+) -> None:
+    """plain: whether these are query, key or value, with nothing else said that concerns their entries."""
     for array in arrays:
         here = backend_of(array)
+        if unfit := here.unfit(array, plain):
+            raise TypeError(f"{who}: expected {name} to be {unfit}")
         if here is not backend:
             raise TypeError(
                 f"{who}: expected {name} to be an array of the library of query ({backend.name}), "

@@ -15,7 +15,10 @@ MaskMod = Callable[[Array, Array, Array, Array], Array]
 
 
 class AuxRequest(NamedTuple):
-    """Which intermediate values `attention` returns beside its result."""
+    """Which intermediate values `attention` returns beside its result.
+
+    All of them have gradients; that of max_scores goes to the largest score of a row, in equal parts if there are several.
+    """
 
     lse: bool = False
     weights: bool = False

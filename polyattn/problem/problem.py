@@ -129,7 +129,8 @@ def pose(
             f"{who}: expected layout 'BHLD' or 'BLHD', got {layout!r}; "
             "name the axes of query, key and value (batch, heads, length, width)"
         )
-    backend = _one_library(who, query, key, value)
+    backend = _one_library(who, query, key, value, plain=not any(map(_says_something, options.items())))
+    query, key, value = backend.autocast(query, key, value)
     compute_dtype = _compute_dtype(who, backend, query, key, value)
     axes, ((heads, rows, width), (_, keys, _), _) = shapes(who, layout, query, key, value)
     frame = Frame(math.prod(axes.lead), heads, rows, keys, axes.lead, who)
@@ -148,7 +149,13 @@ def pose(
     )
 
 
-def _one_library(who: str, query: Array, key: Array, value: Array) -> Backend:
+def _says_something(option: tuple[str, Any]) -> bool:
+    name, value = option
+    nothing = value is None or (isinstance(value, (int, float)) and value == 0)
+    return not nothing and name not in ("layout", "scale")
+
+
+def _one_library(who: str, query: Array, key: Array, value: Array, plain: bool) -> Backend:
     """The backend of all of them; they must share it, and the device."""
     for name, array in (("query", query), ("key", key), ("value", value)):
         if not is_array(array):
@@ -157,8 +164,8 @@ def _one_library(who: str, query: Array, key: Array, value: Array) -> Backend:
                 f"...), got {type(array).__name__}; convert it, for example with numpy.asarray"
             )
     backend = backend_of(query)
-    same_place(who, backend, query, "key", [key])
-    same_place(who, backend, query, "value", [value])
+    for name, array in (("query", query), ("key", key), ("value", value)):
+        same_place(who, backend, query, name, [array], plain)
     return backend
 
 
