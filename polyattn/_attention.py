@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from polyattn.arrays import Array, is_array
+from polyattn.calls import answers, real, shown
 from polyattn.implementations import Blockwise, Reference, choose
 from polyattn.implementations.blockwise import with_derivative
-from polyattn.problem import AuxRequest, Options, pose
+from polyattn.problem import AuxRequest, Options, Problem, pose
+from polyattn.problem.call import same_place
 from polyattn.problem.options import spelled_out
 
 __all__ = ["AttentionAux", "AuxRequest", "Wish", "attend", "attention", "attention_vjp"]
@@ -50,6 +52,8 @@ def attention(
     implementation: Wish = ...,
     **options: Unpack[Options],
 ) -> tuple[A, AttentionAux]: ...
+@answers("polyattn.attention")
+@spelled_out
 def attention(
     query: Any,
     key: Any,
@@ -105,10 +109,10 @@ def attend(
     """`attention` for a layer, cache or adapter: errors speak in the name of the function that the user called."""
     if return_aux is not None and not isinstance(return_aux, AuxRequest):
         raise TypeError(
-            f"{who}: expected return_aux to be an AuxRequest or None, got {return_aux!r}; "
+            f"{who}: expected return_aux to be an AuxRequest or None, got {shown(return_aux)}; "
             "write return_aux=AuxRequest(lse=True)"
         )
-    wanted = () if return_aux is None else tuple(n for n in AuxRequest._fields if getattr(return_aux, n))
+    wanted = () if return_aux is None else return_aux.names(who)
     problem = pose(who, query, key, value, wanted=wanted, **options)
     chosen = choose(problem, implementation)
     found = chosen.run(problem)
@@ -120,6 +124,8 @@ def attend(
     return out, AttentionAux(**values, implementation=chosen.implementation.name)
 
 
+@answers("polyattn.attention_vjp")
+@spelled_out
 def attention_vjp(
     query: A,
     key: A,
@@ -148,10 +154,13 @@ def attention_vjp(
            [1., 1.]])
     """
     who = f"{WHO}_vjp"
-    if implementation != "blockwise" and not isinstance(implementation, Blockwise):
+    if not (
+        isinstance(implementation, Blockwise)
+        or (isinstance(implementation, str) and implementation == "blockwise")
+    ):
         raise ValueError(
             f"{who}: expected implementation 'blockwise' or a Blockwise, got "
-            f"{implementation!r}; the pullback is that of the blockwise engine"
+            f"{shown(implementation)}; the pullback is that of the blockwise engine"
         )
     p = pose(who, query, key, value, **options)
     xp, astype, axes = p.backend.xp, p.backend.astype, p.axes
@@ -162,11 +171,12 @@ def attention_vjp(
     )
     out_shape = axes.shape_of(p.frame, p.v.shape[-1])
 
+    @answers(f"{who}: pullback")
     def pullback(d_out: A, d_lse: A | None = None) -> dict[str, A]:
-        if tuple(d_out.shape) != out_shape:  # type: ignore[attr-defined]
-            raise ValueError(
-                f"{who}: expected d_out of the shape of out, {out_shape}, got "
-                f"{tuple(d_out.shape)}; it is the gradient of a loss for out"  # type: ignore[attr-defined]
+        _check_cotangent(p, "d_out", d_out, out_shape)
+        if d_lse is not None:
+            _check_cotangent(
+                p, "d_lse", d_lse, (*axes.lead, *(p.frame.heads,) * (axes.rank > 2), p.frame.rows)
             )
         of_lse = xp.zeros_like(lse) if d_lse is None else axes.enter_cotangent(d_lse, p.frame, width=False)
         gradients = derivative(axes.enter_cotangent(d_out, p.frame, width=True), of_lse)
@@ -179,5 +189,14 @@ def attention_vjp(
     return axes.leave(astype(out, query.dtype), width=True), pullback  # type: ignore[attr-defined]
 
 
-spelled_out(attention)
-spelled_out(attention_vjp)
+def _check_cotangent(p: Problem, name: str, given: Any, shape: tuple[int, ...]) -> None:
+    """The gradient of a loss for a result must be an array like that result."""
+    if is_array(given):
+        same_place(p.who, p.backend, p.q, name, [given])
+    real(p.who, name, given)
+    if tuple(given.shape) != shape:
+        result = name.removeprefix("d_")
+        raise ValueError(
+            f"{p.who}: expected {name} of the shape of {result}, {shape}, got {tuple(given.shape)}; it is the "
+            f"gradient of a loss for {result}"
+        )

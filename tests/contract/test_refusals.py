@@ -67,8 +67,9 @@ BUILDERS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "from_array of floats": (
         lambda: masks.from_array(np.ones((2, 2))),
         TypeError,
-        "polyattn.masks.from_array: expected a bool array (True = may attend), got float64; compare it "
-        "(mask != 0), or pass additive values as bias=",
+        "polyattn.masks.from_array: expected a bool mask (True = may attend), got dtype float64; write "
+        "masks.from_array(allowed != 0) if its numbers are 1 and 0, attention(..., bias=allowed) if they are 0 and -inf "
+        "or large negative ones",
     ),
     "mask_mod of a number": (
         lambda: masks.mask_mod(3),
