@@ -14,6 +14,7 @@ from typing import Any
 
 from polyattn import mods
 from polyattn.arrays import Array, Namespace, backend_of, is_array
+from polyattn.calls import SETTINGS, ambiguous, answers, shown
 from polyattn.dropout import keep_factors
 from polyattn.implementations.implementation import TRANSFORMS, Implementation, Output
 from polyattn.normalizers import softmax
@@ -139,7 +140,15 @@ def visible_keys(allowed: Array, kv_heads: int, xp: Namespace) -> Array:
 
 def modified(p: Problem, mod: mods.ScoreMod, s: Array, at: Positions) -> Array:
     """What a modification makes of the scores of a tile, checked."""
-    found = mod(s, at.b, at.h, at.q, at.kv)
+    try:
+        found = mod(s, at.b, at.h, at.q, at.kv)
+    except Exception as error:
+        if isinstance(mod, mods.Mod) or not ambiguous(error):
+            raise  # his own error
+        raise TypeError(
+            f"{p.who}: expected score_mod(score, b, h, q_idx, kv_idx) to compute with whole arrays, got if, and, or, "
+            "min, max or float(), which want single numbers; write the where, minimum and maximum of the array library"
+        ) from error
     if not is_array(found) or p.backend.compute_dtype(found.dtype) is None:
         raise TypeError(
             f"{p.who}: expected score_mod(score, b, h, q_idx, kv_idx) to return real floating scores, "
@@ -154,6 +163,7 @@ def modified(p: Problem, mod: mods.ScoreMod, s: Array, at: Positions) -> Array:
     return p.backend.astype(found, p.compute_dtype)
 
 
+@answers("polyattn.Reference", SETTINGS)
 @dataclass(frozen=True)
 class Reference:
     """The definition, which holds whole score matrices, with a limit on their bytes (default 4 GiB).
@@ -171,7 +181,7 @@ class Reference:
     def __post_init__(self) -> None:
         if isinstance(self.max_bytes, bool) or not isinstance(self.max_bytes, int) or self.max_bytes < 0:
             raise ValueError(
-                f"polyattn.Reference: expected max_bytes to be an integer >= 0, got {self.max_bytes!r}; "
+                f"polyattn.Reference: expected max_bytes to be an integer >= 0, got {shown(self.max_bytes)}; "
                 "it limits the memory of the score matrices"
             )
 

@@ -119,9 +119,9 @@ def _values(name: str, args: str, text: str) -> list[Any]:
     """The arguments of one mask: integers, None, and lists of integers."""
     plain = re.fullmatch(r"(?:[\s\d,\[\]-]|None)*", args, re.ASCII)
     try:
-        values: list[Any] = json.loads(f"[{args.replace('None', 'null')}]") if plain else None
+        values: list[Any] | None = json.loads(f"[{args.replace('None', 'null')}]") if plain else None
     except (ValueError, RecursionError):
-        values = None  # type: ignore[assignment]
+        values = None
     if values is None:
         raise _wrong(text, f"{name}({args[:40]}) is given something else than integers, None and [lists]")
     for value in values:

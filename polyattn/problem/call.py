@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from polyattn.arrays import Array, Backend, backend_of
+from polyattn.calls import flag
 from polyattn.places import Frame, Places
 
 
@@ -22,6 +23,10 @@ class Call(NamedTuple):
     @property
     def who(self) -> str:
         return self.frame.who
+
+    @property
+    def is_causal(self) -> bool:
+        return flag(self.who, "is_causal", self.options.get("is_causal", False), "a mask goes to mask=")
 
     def get(self, name: str) -> Any:
         """What the caller said, None if nothing."""
