@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from shared.libraries import jnp, torch
 
 from polyattn import attention, masks, mods
 from polyattn.testing import Bench, StrictBench

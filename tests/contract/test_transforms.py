@@ -6,12 +6,9 @@ from collections.abc import Callable
 from itertools import product
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from jax.test_util import check_grads
+from shared.libraries import jax, jnp, torch
 
 from polyattn import AuxRequest, Blockwise, attention, masks, mods
 from polyattn.parity import ACCEPTANCE, Spec, eta, round_to
@@ -309,7 +306,7 @@ def test_jax_gradients_in_both_modes_match_finite_differences(name: str) -> None
     f, arrays = _small(name)
     assert max(x.size for x in arrays) <= 16
     with jax.enable_x64(True):
-        check_grads(
+        jax.test_util.check_grads(
             jax.jit(f),
             tuple(map(jnp.asarray, arrays)),
             order=2 if name == "plain" else 1,

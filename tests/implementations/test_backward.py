@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from shared.libraries import torch
 
 from polyattn import Blockwise, attention, attention_vjp, mods
 from polyattn.parity import Spec, eta

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from polyattn_torch import native
+from shared.libraries import polyattn_torch, torch
 
 from polyattn import AuxRequest, attention, masks, mods
 from polyattn.truth import Spec, eta, truth
@@ -31,8 +30,10 @@ def test_hidden_nan_stays_out_of_query_tiles_bit_for_bit(
     mask: Any, hidden: slice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Any] = []
-    by_key_ranges = native._by_key_ranges
-    monkeypatch.setattr(native, "_by_key_ranges", lambda p: calls.append(p) or by_key_ranges(p))
+    by_key_ranges = polyattn_torch.native._by_key_ranges
+    monkeypatch.setattr(
+        polyattn_torch.native, "_by_key_ranges", lambda p: calls.append(p) or by_key_ranges(p)
+    )
 
     def run(k: np.ndarray, v: np.ndarray) -> list[torch.Tensor]:
         leaves = [torch.tensor(x, requires_grad=True) for x in (Q, k, v)]

@@ -6,11 +6,10 @@ import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
-import torch
 from shared import formulas
+from shared.libraries import jax, torch
 from shared.running import LIBRARIES, Floats, bench_of, normal
 
 from polyattn import AuxRequest, additive, masks, mods

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from shared.libraries import torch
 
 from polyattn import layers, masks
 from polyattn.layers import MultiHeadAttention

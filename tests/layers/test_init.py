@@ -6,10 +6,9 @@ import math
 from typing import Any
 
 import array_api_strict
-import jax
 import numpy as np
 import pytest
-import torch
+from shared.libraries import jax, torch
 from shared.running import LIBRARIES, bench_of, mapped
 
 from polyattn import layers

@@ -6,11 +6,9 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from shared.libraries import jax, jnp, torch
 from shared.recurrence import judged
 from shared.running import LIBRARIES, Floats, applied
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from shared.libraries import jax, jnp
 
 from polyattn import Blockwise, attention, masks
 from polyattn.masks import EMPTY, FULL, PARTIAL, Mask
