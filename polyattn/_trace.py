@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
 from typing import Any, Generic
 
 from polyattn.arrays import Array, backend_of, is_array, readable
 from polyattn.arrays.numbers import SameArray
+from polyattn.calls import ANSWERS, Answer, answers
+from polyattn.draw import draw_stages, html_table, range_of
 from polyattn.implementations.reference import define
 from polyattn.mods import Mod
 from polyattn.problem import pose
+from polyattn.problem.options import spelled_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +54,7 @@ class Stage:
     @property
     def range(self) -> tuple[float, float] | None:
         """Smallest and largest finite entry, None if there is none."""
-        backend = backend_of(self.value)
-        xp = backend.xp
-        finite = xp.isfinite(self.value)
-        if self._count(finite) == 0:
-            return None
-        low, high = xp.where(finite, self.value, xp.inf), xp.where(finite, self.value, -xp.inf)
-        return float(backend.to_list(xp.min(low))), float(backend.to_list(xp.max(high)))
+        return range_of(self.value)
 
     @property
     def empty_rows(self) -> int | None:
@@ -84,7 +80,7 @@ _LARGEST = {"float16": 65504.0, "bfloat16": 3.3895e38, "float32": 3.4028e38, "fl
 class Trace(Generic[SameArray]):
     """The stages of one call, in order. `trace["weights"]` is a stage, `trace.out` the result.
 
-    Printed it is a table; in a notebook an HTML table; `figure()` draws the stages that are matrices of scores.
+    Printed it is a table, in a notebook too; `figure()` draws the stages that are matrices of scores.
     """
 
     stages: tuple[Stage, ...]
@@ -132,22 +128,27 @@ class Trace(Generic[SameArray]):
         return table
 
     def _repr_html_(self) -> str:
-        def line(cells: tuple[str, ...], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-        body = "".join(line(row, "td") for row in self.rows())
-        return f"<table><thead>{line(HEADINGS, 'th')}</thead><tbody>{body}</tbody></table>"
+        return html_table(HEADINGS, self.rows())
 
     def figure(self, batch: int = 0, head: int = 0) -> Any:
         """A matplotlib figure: every stage that has a column for each key, of one batch item and head."""
-        from polyattn.draw import draw_stages
-
         return draw_stages(self, batch, head)
 
 
 HEADINGS = ("stage", "equation", "shape", "dtype", "range", "NaN", "Inf", "empty rows", "headroom")
 
 
+_WORDS = {
+    **ANSWERS,
+    "implementation": (
+        Answer("the definition to run", "leave implementation out", others="polyattn.attention"),
+    ),
+    "return_aux": (Answer("every value to be wanted", "leave return_aux out", others="polyattn.attention"),),
+}
+
+
+@answers("polyattn.trace", _WORDS)
+@spelled_out
 def trace(query: SameArray, key: Array, value: Array, **options: Any) -> Trace[SameArray]:
     """Every intermediate value of `attention(query, key, value, **options)`, by its definition.
 
@@ -164,11 +165,6 @@ def trace(query: SameArray, key: Array, value: Array, **options: Any) -> Trace[S
     >>> steps["weights"].value[0, 0].round(3).tolist()
     [[1.0, 0.0], [0.269, 0.731]]
     """
-    for refused in ("implementation", "return_aux"):
-        if refused in options:
-            raise TypeError(
-                f"polyattn.trace: expected no {refused}, got {options[refused]!r}; a trace has every value, of the definition"
-            )
     p = pose("polyattn.trace", query, key, value, **options)
     if not readable(p.q, p.k, p.v):
         raise ValueError(
@@ -188,11 +184,11 @@ def trace(query: SameArray, key: Array, value: Array, **options: Any) -> Trace[S
         elif p.sinks is not None:
             equation += {"row maximum": " and the sink", "weights": ", the sink in the sum"}.get(name, "")
         shown = xp.broadcast_to(value, p.scores_shape) if axes == "BHLS" else value
-        stages.append(Stage(name, equation, axes, shown, query.dtype))
+        stages.append(Stage(name, equation, axes, shown, p.q.dtype))
 
     with p.backend.eager():
         out = define(p, see).out
-    return Trace(tuple(stages), p.axes.leave(p.backend.astype(out, query.dtype), width=True))
+    return Trace(tuple(stages), p.axes.leave(p.backend.astype(out, p.q.dtype), width=True))
 
 
 #: name of a stage -> its axes and equation

@@ -23,6 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: no tes
 
 VARIANTS: dict[str, Callable[[], Bench]] = {
     "numpy": lambda: load_bench("numpy"),
+    "autograd": lambda: load_bench("autograd"),
     "strict": StrictBench,
     "strict-device1": lambda: StrictBench("device1", name="strict-device1"),
     "strict-no-float64": lambda: StrictBench("no_float64", float64=False, name="strict-no-float64"),
@@ -36,7 +37,9 @@ VARIANTS: dict[str, Callable[[], Bench]] = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--libraries", help="only these of numpy, strict, jax and torch, joined by commas")
+    parser.addoption(
+        "--libraries", help="only these of numpy, autograd, strict, jax and torch, joined by commas"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -61,7 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not others & _words(item)]
         return
-    for library in ("jax", "torch"):
+    for library in ("autograd", "jax", "torch"):
         if not installed(library):
             for item in items:
                 if SPOKEN[library] & _words(item):
@@ -73,7 +76,8 @@ def _words(item: pytest.Item) -> set[str]:
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
     spoken = [re.split(r"[-_ ]", x)[0] for x in parameters if isinstance(x, str)]
     code = item.function.__code__.co_names if hasattr(item, "function") else ()
-    return {*item.name.partition("[")[0].split("_"), *spoken, *(name.partition(".")[0] for name in code)}
+    called = {name.partition(".")[0] for name in code} - {"autograd"}  # which is PyTorch's: torch.autograd
+    return {*item.name.partition("[")[0].split("_"), *spoken, *called}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -100,7 +104,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     yield from _set_up(request.param)
 
 
-@pytest.fixture(params=["numpy", "strict", "jax-eager", "torch"])
+@pytest.fixture(params=["numpy", "autograd", "strict", "jax-eager", "torch"])
 def eager(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """Every library, run eagerly: for laws that do not depend on a compiler."""
     yield from _set_up(request.param)

@@ -98,6 +98,9 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
         s, sabs = _capped(s, sabs, cap, "as stated", scale)
     if settings.mask == "added as 0/1" and call.mask is not None:
         s = s + np.where(at_rows(call.mask, here), 1.0, 0.0)
+    if settings.mask == "all added as 0/1":
+        hiding = replace(settings, mask="hides")
+        s = s + np.where(allowed_keys(replace(call, bias=None), hiding, here), 1.0, 0.0)
     if low and stage == "scores":
         s = _rounded(s, low)
     fill = {"-inf": -np.inf, "0": 0.0, "-1e4": -1e4}.get(settings.hidden, -np.inf)

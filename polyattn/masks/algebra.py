@@ -54,6 +54,13 @@ class Mask(Forms):
             )
         return other
 
+    def _no_number(self, other: Any = None) -> Any:
+        raise TypeError(
+            f"polyattn.masks: the mask {self} is no number; combine masks with & | ~ (not + - *), or write mask.additive(n)"
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __neg__ = _no_number
+
     def __bool__(self) -> bool:
         raise TypeError(
             f"polyattn.masks: the mask {self} has no truth value; combine masks with & | ~ (not and, or, not)"
@@ -90,6 +97,14 @@ class Combination(Mask):
 
     def head_count(self) -> int:
         return max(part.head_count() for part in self._parts.values())
+
+    def own_size(self) -> tuple[int | None, int | None]:
+        rows, keys = zip(*(part.own_size() for part in self._parts.values()), strict=True)
+        return next(filter(None, rows), None), next(filter(None, keys), None)
+
+    def least_size(self) -> tuple[int, int]:
+        rows, keys = zip(*(part.least_size() for part in self._parts.values()), strict=True)
+        return max(rows), max(keys)
 
 
 @dataclass(frozen=True, repr=False)

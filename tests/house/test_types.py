@@ -37,7 +37,6 @@ SAID = {
     "attention(t, t, t, is_causal=True, scale=0.5)": "Tensor",
     "attention(q, q, q, return_aux=aux)": f"tuple[{ARRAY}, AttentionAux]",
     "out": ARRAY,
-    "pullback(q)": f"dict[str, {ARRAY}]",
     "trace(t, t, t).out": "Tensor",
     "additive_attention(q, q, q, q)": ARRAY,
     "additive_attention(q, q, q, q, return_aux=aux)": f"tuple[{ARRAY}, AttentionAux]",

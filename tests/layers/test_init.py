@@ -128,6 +128,12 @@ def test_fan_in_and_fan_out_are_those_of_the_linear_map(kind: layers.Layer, name
     assert abs((x**2).mean() - limit**2 / 3) < 6 * limit**2 * math.sqrt((1 / 5 - 1 / 9) / x.size)
 
 
+def test_the_scoring_vector_of_additive_attention_is_a_map_to_one_number() -> None:
+    layer = layers.AdditiveAttention(8, 2)
+    drawn = np.concatenate([layer.init(seed, like=np.zeros(()))["v"] for seed in range(64)])
+    assert math.sqrt(6 / (2 + 2)) < np.abs(drawn).max() < math.sqrt(6 / (2 + 1))
+
+
 def test_biases_begin_at_zero_and_scales_at_one() -> None:
     params = layers.EncoderBlock.preset("torch", 8, 2, 16).init(0, like=np.zeros(()))
     assert not any(params["attention"][f"b_{x}"].any() for x in "qkvo")

@@ -14,7 +14,7 @@ from shared.libraries import jax
 from polyattn.testing import Bench, MissingBench, load_bench
 
 Floats = np.ndarray[Any, Any]
-LIBRARIES = ["numpy", "strict", "jax", "torch"]  # those that compute
+LIBRARIES = ["numpy", "autograd", "strict", "jax", "torch"]  # those that compute
 
 
 @cache
