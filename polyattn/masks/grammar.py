@@ -46,15 +46,15 @@ def parse_mask(text: str) -> Mask:
     """
     if len(text) > LONGEST:
         raise ValueError(
-            f"mask: expected at most {LONGEST} characters, got {len(text)}; write a shorter mask"
+            f"polyattn mask: expected at most {LONGEST} characters, got {len(text)}; write a shorter mask"
         )
     masks: list[tuple[Mask, int]] = []  # with how deep each is
     waiting: list[str] = []  # operators and open brackets
     complete = False  # whether a mask has just ended
     for token in _TOKEN.finditer(text):
         sign, here = token[0], f"at character {token.start() + 1}"
-        if sign in _SAID_OTHERWISE:
-            raise _wrong(text, f"{sign!r} {here}; {_SAID_OTHERWISE[sign]} is the word for that")
+        if (word := token["name"] or sign) in _SAID_OTHERWISE:
+            raise _wrong(text, f"{word!r} {here}; {_SAID_OTHERWISE[word]} is the sign for that")
         if complete == (sign in "~(" or token["name"] is not None):
             raise _wrong(
                 text, f"{sign[:40]!r} {here}, where {'& or |' if complete else 'a mask'} should stand"
@@ -117,13 +117,13 @@ def _call(name: str, args: str | None, text: str) -> Mask:
 
 def _values(name: str, args: str, text: str) -> list[Any]:
     """The arguments of one mask: integers, None, and lists of integers."""
-    plain = re.fullmatch(r"(?:[\s\d,\[\]-]|None)*", args, re.ASCII)
+    said = f"{name}({args[:40]}) is given something else than integers, None and [lists]"
+    if not re.fullmatch(r"(?:[\s\d,\[\]-]|None)*", args, re.ASCII):
+        raise _wrong(text, said)
     try:
-        values: list[Any] = json.loads(f"[{args.replace('None', 'null')}]") if plain else None
+        values: list[Any] = json.loads(f"[{args.replace('None', 'null')}]")
     except (ValueError, RecursionError):
-        values = None  # type: ignore[assignment]
-    if values is None:
-        raise _wrong(text, f"{name}({args[:40]}) is given something else than integers, None and [lists]")
+        raise _wrong(text, said) from None
     for value in values:
         _check(name, value, text)
     return values
@@ -145,9 +145,9 @@ def _check(name: str, value: Any, text: str) -> None:
 
 
 def _ids(value: Any) -> Any:
-    if not isinstance(value, list):
+    if not isinstance(value, list) or value in ([], [[]] * len(value)):
         raise ValueError(
-            f"mask: expected documents to be given a list with the document of each token, got {value}; write for "
+            f"polyattn mask: expected documents to be given a list with the document of each token, got {value}; write for "
             "example: documents([0, 0, 1])"
         )
     return numpy_backend().xp.asarray(value, dtype="int64")
@@ -155,6 +155,6 @@ def _ids(value: Any) -> Any:
 
 def _wrong(text: str, why: str) -> ValueError:
     return ValueError(
-        f"mask: expected {', '.join(NAMES)} with integers or lists of them, joined by & | ~ and brackets, got "
+        f"polyattn mask: expected {', '.join(NAMES)} with integers or lists of them, joined by & | ~ and brackets, got "
         f"{text[:80]!r}: {why}; write for example: causal & window(2, 0)"
     )

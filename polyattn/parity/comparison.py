@@ -10,7 +10,19 @@ from typing import Any
 import numpy as np
 
 from polyattn.parity.findings import Diagnosis
-from polyattn.parity.report import Matrix, Page, Row, bars, eta_cell, finite, junit, one_line, render, write
+from polyattn.parity.report import (
+    JUnitCase,
+    Matrix,
+    Page,
+    Row,
+    bars,
+    eta_cell,
+    finite,
+    junit,
+    one_line,
+    render,
+    write,
+)
 from polyattn.truth.measure import ACCEPTANCE
 from polyattn.truth.spec import Floats
 
@@ -192,11 +204,21 @@ class Comparison:
         return junit(
             "polyattn compare",
             [
-                (side.name, q, None if value <= ACCEPTANCE else f"eta {value:.3g} of {ACCEPTANCE:g}", False)
+                JUnitCase(
+                    side.name,
+                    q,
+                    None if value <= ACCEPTANCE else f"eta {value:.3g} of {ACCEPTANCE:g}",
+                    False,
+                    properties={"eta": f"{value:.3g}"},
+                )
                 for side in self.sides
                 for q, value in side.etas.items()
             ]
-            + [(side.name, "call", side.error, True) for side in self.sides if side.error is not None],
+            + [
+                JUnitCase(side.name, "call", side.error, True)
+                for side in self.sides
+                if side.error is not None
+            ],
         )
 
     def to_html(self, path: Any = None, *, force: bool = False) -> str:

@@ -36,7 +36,10 @@ def test_wrong_usage_of_the_commands_is_status_2_and_a_sentence() -> None:
         (["dialects", "torch.sdpa", "nobody"], "expected one of torch.sdpa,"),
         (["dialects", "torch.sdpa", "jax.nn", "--call", "L=x"], "expected NAME=NUMBER"),
         (["dialects", "torch.sdpa", "jax.nn", "--call", "L=9000"], "explain a smaller call"),
-        (["verify", "--peers", "--backend", "jax"], "expected --peers with --case, --seed and --json alone"),
+        (
+            ["verify", "--peers", "--backend", "jax"],
+            "expected --peers with --case, --quick, --seed and --json alone",
+        ),
         (["verify", "--peers", "--case", "nobody"], "got 'nobody'; there are golden six tokens"),
     ):
         result = run(*args)
