@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, Unpack, overload
 
-from polyattn.arrays import Array, is_array
+from polyattn import mods
+from polyattn.arrays import Array, backend_of, is_array
+from polyattn.draw import heat_maps, html_table, range_of
 from polyattn.implementations import Blockwise, Reference, choose
 from polyattn.implementations.blockwise import with_derivative
 from polyattn.problem import AuxRequest, Options, pose
@@ -28,6 +30,23 @@ class AttentionAux:
     scores: Array | None = None  # (..., Hq, L, S) before softmax, -inf where hidden
     max_scores: Array | None = None  # (..., Hq, L) largest score, -inf where a row sees nothing
     implementation: str = "reference"  # what ran
+
+    def _repr_html_(self) -> str:
+        """In a notebook: what there is, and the weights of the first item where they are few enough to see."""
+        there = [(f.name, value) for f in fields(self) if is_array(value := getattr(self, f.name))]
+        rows = [
+            (
+                name,
+                str(tuple(value.shape)),
+                str(value.dtype).rpartition(".")[2],
+                "-" if (span := range_of(value)) is None else f"{span[0]:.4g} .. {span[1]:.4g}",
+            )
+            for name, value in there
+        ]
+        table = html_table(
+            ("aux", "shape", "dtype", "range"), [*rows, ("implementation", self.implementation, "", "")]
+        )
+        return table + ("" if self.weights is None else heat_maps(self.weights))
 
 
 @overload
@@ -127,7 +146,7 @@ def attention_vjp(
     *,
     implementation: Literal["blockwise"] | Blockwise = "blockwise",
     **options: Unpack[Options],
-) -> tuple[A, Callable[..., dict[str, A]]]:
+) -> tuple[A, Callable[..., dict[str, Any]]]:
     """`attention` and its pullback, on any array library: derivatives for NumPy too.
 
         out, pullback = attention_vjp(query, key, value, ...)
@@ -135,8 +154,9 @@ def attention_vjp(
 
     Takes the arguments of `attention` but for return_aux. The pullback maps the gradient of a loss for out
     (and for lse, if the loss has it) to those for "query", "key", "value", and for "bias", "sinks" and "scale"
-    where these are arrays, in the shapes and dtypes of the arguments. It recomputes the scores tile by tile,
-    so that memory stays O(L + S). A score_mod must be one of `polyattn.mods`, or the library have autodiff.
+    where these are arrays, in the shapes and dtypes of the arguments; for "score_mod" a tuple, one for each of
+    the arrays that the modification holds, in the order of `score_mod.arrays()`. It recomputes the scores tile by
+    tile, so that memory stays O(L + S). A score_mod must be one of `polyattn.mods`, or the library have autodiff.
 
     Source: Dao 2022, arXiv:2205.14135, appendix B.4.
 
@@ -160,21 +180,35 @@ def attention_vjp(
     (out, lse), derivative = with_derivative(
         p, implementation if isinstance(implementation, Blockwise) else Blockwise()
     )
-    out_shape = axes.shape_of(p.frame, p.v.shape[-1])
+    held = mods.parameters(options.get("score_mod"))
 
-    def pullback(d_out: A, d_lse: A | None = None) -> dict[str, A]:
-        if tuple(d_out.shape) != out_shape:  # type: ignore[attr-defined]
-            raise ValueError(
-                f"{who}: expected d_out of the shape of out, {out_shape}, got "
-                f"{tuple(d_out.shape)}; it is the gradient of a loss for out"  # type: ignore[attr-defined]
+    def cotangent(name: str, x: Array, width: int | None) -> Array:
+        shape = axes.shape_of(p.frame, width)
+        if not is_array(x) or backend_of(x) is not p.backend:
+            raise TypeError(
+                f"{who}: expected {name} to be an array of {p.backend.name}, like query, got {type(x).__name__}; it is "
+                f"the gradient of a loss for {name.removeprefix('d_')}"
             )
-        of_lse = xp.zeros_like(lse) if d_lse is None else axes.enter_cotangent(d_lse, p.frame, width=False)
-        gradients = derivative(axes.enter_cotangent(d_out, p.frame, width=True), of_lse)
-        found = dict(zip(("query", "key", "value", "scale", "bias", "sinks"), gradients, strict=False))
-        return {
-            name: astype(axes.leave_gradient(found[name], x, qkv=name in ("query", "key", "value")), x.dtype)
+        if tuple(x.shape) != shape:
+            raise ValueError(
+                f"{who}: expected {name} of the shape of {name.removeprefix('d_')}, {shape}, got {tuple(x.shape)}; it is "
+                f"the gradient of a loss for {name.removeprefix('d_')}"
+            )
+        return axes.enter_cotangent(x, p.frame, width=width is not None)
+
+    def pullback(d_out: A, d_lse: A | None = None) -> dict[str, Any]:
+        of_lse = xp.zeros_like(lse) if d_lse is None else cotangent("d_lse", d_lse, None)
+        found = derivative(cotangent("d_out", d_out, p.v.shape[-1]), of_lse)
+        gradients = dict(zip(("query", "key", "value", "scale", "bias", "sinks"), found[:-1], strict=True))
+        named: dict[str, Any] = {
+            name: astype(
+                axes.leave_gradient(gradients[name], x, qkv=name in ("query", "key", "value")), x.dtype
+            )
             for name, x in given.items()
         }
+        if held:
+            named["score_mod"] = tuple(astype(d, x.dtype) for d, x in zip(found.mod, held, strict=True))
+        return named
 
     return axes.leave(astype(out, query.dtype), width=True), pullback  # type: ignore[attr-defined]
 

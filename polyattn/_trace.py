@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from polyattn.arrays import Array, backend_of, is_array, readable
+from polyattn.draw import draw_stages, html_table, range_of
 from polyattn.implementations.reference import define
 from polyattn.mods import Mod
 from polyattn.problem import pose
@@ -51,13 +51,7 @@ class Stage:
     @property
     def range(self) -> tuple[float, float] | None:
         """Smallest and largest finite entry, None if there is none."""
-        backend = backend_of(self.value)
-        xp = backend.xp
-        finite = xp.isfinite(self.value)
-        if self._count(finite) == 0:
-            return None
-        low, high = xp.where(finite, self.value, xp.inf), xp.where(finite, self.value, -xp.inf)
-        return float(backend.to_list(xp.min(low))), float(backend.to_list(xp.max(high)))
+        return range_of(self.value)
 
     @property
     def empty_rows(self) -> int | None:
@@ -83,7 +77,7 @@ _LARGEST = {"float16": 65504.0, "bfloat16": 3.3895e38, "float32": 3.4028e38, "fl
 class Trace:
     """The stages of one call, in order. `trace["weights"]` is a stage, `trace.out` the result.
 
-    Printed it is a table; in a notebook an HTML table; `figure()` draws the stages that are matrices of scores.
+    Printed it is a table, in a notebook too; `figure()` draws the stages that are matrices of scores.
     """
 
     stages: tuple[Stage, ...]
@@ -131,16 +125,10 @@ class Trace:
         return table
 
     def _repr_html_(self) -> str:
-        def line(cells: tuple[str, ...], tag: str) -> str:
-            return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-        body = "".join(line(row, "td") for row in self.rows())
-        return f"<table><thead>{line(HEADINGS, 'th')}</thead><tbody>{body}</tbody></table>"
+        return html_table(HEADINGS, self.rows())
 
     def figure(self, batch: int = 0, head: int = 0) -> Any:
         """A matplotlib figure: every stage that has a column for each key, of one batch item and head."""
-        from polyattn.draw import draw_stages
-
         return draw_stages(self, batch, head)
 
 

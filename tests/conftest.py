@@ -22,6 +22,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: no tes
 
 VARIANTS: dict[str, Callable[[], Bench]] = {
     "numpy": lambda: load_bench("numpy"),
+    "autograd": lambda: load_bench("autograd"),
     "strict": StrictBench,
     "strict-device1": lambda: StrictBench("device1", name="strict-device1"),
     "strict-no-float64": lambda: StrictBench("no_float64", float64=False, name="strict-no-float64"),
@@ -102,7 +103,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     yield from _set_up(request.param)
 
 
-@pytest.fixture(params=["numpy", "strict", "jax-eager", "torch"])
+@pytest.fixture(params=["numpy", "autograd", "strict", "jax-eager", "torch"])
 def eager(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """Every library, run eagerly: for laws that do not depend on a compiler."""
     yield from _set_up(request.param)

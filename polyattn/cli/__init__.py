@@ -5,11 +5,8 @@ import sys
 try:
     import rich  # noqa: F401
     import typer  # noqa: F401
-except ImportError as error:  # the library itself does not need them
-    print(
-        f"polyattn: the command line needs typer and rich ({error}); pip install 'polyattn[cli]'",
-        file=sys.stderr,
-    )
+except ImportError:  # the library itself does not need them
+    print("polyattn: the command line needs typer and rich; pip install 'polyattn[cli]'", file=sys.stderr)
     raise SystemExit(3) from None  # MISSING; 1 would say that libraries disagree
 
 from polyattn.cli import diagnosing, showing, verifying  # noqa: F401 - each adds its commands

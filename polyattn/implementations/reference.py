@@ -45,7 +45,8 @@ def define(p: Problem, see: See = unseen) -> Output:
         # and backward.
         visible = visible_keys(allowed, p.k.shape[1], xp)
         k, v = xp.where(visible, k, 0.0), xp.where(visible, v, 0.0)
-        q = xp.where(xp.any(allowed, axis=-1, keepdims=True), q, 0.0)
+        sees = xp.any(allowed, axis=-1, keepdims=True)
+        q = xp.where(sees, q, 0.0)
 
     s = grouped_matmul(q, xp.matrix_transpose(k)) * p.scale  # (B, Hq, L, S)
     see("scores", p.scale, s)
@@ -55,6 +56,10 @@ def define(p: Problem, see: See = unseen) -> Output:
     keys = lift(s, v, keep)
     seen = keys if p.sinks is None else merge(keys, sink(p.sinks, keys))
     out = finish(seen)  # (B, Hq, L, E)
+    if allowed is not None and p.sinks is not None:
+        out = xp.where(
+            sees, out, 0.0
+        )  # a sink alone is a sum too, and what is sent back to it is not for the keys
 
     wanted = p.wanted if see is unseen else ("lse", "weights")
     lse = log_sum(keys) if "lse" in wanted else None

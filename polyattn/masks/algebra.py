@@ -91,6 +91,14 @@ class Combination(Mask):
     def head_count(self) -> int:
         return max(part.head_count() for part in self._parts.values())
 
+    def own_size(self) -> tuple[int | None, int | None]:
+        rows, keys = zip(*(part.own_size() for part in self._parts.values()), strict=True)
+        return next(filter(None, rows), None), next(filter(None, keys), None)
+
+    def least_size(self) -> tuple[int, int]:
+        rows, keys = zip(*(part.least_size() for part in self._parts.values()), strict=True)
+        return max(rows), max(keys)
+
 
 @dataclass(frozen=True, repr=False)
 class And(Combination):

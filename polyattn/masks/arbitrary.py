@@ -46,6 +46,10 @@ class FromArray(Mask):
     def head_count(self) -> int:
         return int(self._rank4.shape[1])
 
+    def own_size(self) -> tuple[int | None, int | None]:
+        rows, keys = self._rank4.shape[-2:]
+        return None if rows == 1 else rows, None if keys == 1 else keys
+
     def fit(self, frame: Frame) -> FromArray:
         return FromArray(fit_array(self.array, frame, "mask"))
 

@@ -59,6 +59,9 @@ class Segments(Mask):
     def batch_size(self) -> int:
         return max(a.shape[0] if a.ndim > 1 else 1 for a in (self.q_ids, self.kv_ids))
 
+    def own_size(self) -> tuple[int, int]:
+        return self.q_ids.shape[-1], self.kv_ids.shape[-1]
+
     def fit(self, frame: Frame) -> Segments:
         for ids, name, size in ((self.q_ids, "q_ids", frame.rows), (self.kv_ids, "kv_ids", frame.keys)):
             shape = tuple(ids.shape)

@@ -7,7 +7,16 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Self
 
-from polyattn.arrays import Array, Backend, backend_named, backend_of, eagerly, is_array, numpy_backend
+from polyattn.arrays import (
+    Array,
+    Backend,
+    backend_named,
+    backend_of,
+    eagerly,
+    is_array,
+    numpy_backend,
+    readable,
+)
 from polyattn.masks.tiles import Box, Tile, classify, grid
 from polyattn.places import Frame, Places, Positions, gather, positions
 
@@ -60,6 +69,14 @@ class Forms(ABC):
     def head_count(self) -> int:
         """The head axis of the mask's arrays, 1 if they have none."""
         return 1
+
+    def own_size(self) -> tuple[int | None, int | None]:
+        """The rows and keys that the mask's arrays are made for, None where they say nothing."""
+        return None, None
+
+    def least_size(self) -> tuple[int, int]:
+        """The rows and keys that there must be at least."""
+        return 0, 0
 
     def __repr__(self) -> str:
         return f"<mask {self}>"
@@ -193,6 +210,21 @@ class Forms(ABC):
         from polyattn import draw
 
         return draw.mask_figure(self._picture(queries, keys, query_offset, b, h), title=str(self))
+
+    def _repr_html_(self) -> str | None:
+        """In a notebook: the picture, 8 by 8 where the mask has no size of its own; its text where it is too large to see."""
+        from polyattn.masks.picture import svg
+
+        size = [
+            max(least, 8) if own is None else own
+            for own, least in zip(self.own_size(), self.least_size(), strict=True)
+        ]
+        if max(size) > 360 or not readable(*self.arrays()):  # no pixel for a key
+            return None
+        try:
+            return svg(self, *size)
+        except Exception:  # a function of the user may know its own sequence only
+            return None
 
     def _picture(self, queries: int, keys: int | None, query_offset: int, b: int, h: int) -> list[list[bool]]:
         batch, heads = max(b + 1, self.batch_size()), max(h + 1, self.head_count())

@@ -132,6 +132,9 @@ class KeyLengths(Below):
     def most(self, frame: Frame) -> int:
         return frame.keys
 
+    def least_size(self) -> tuple[int, int]:
+        return 0, max(self._values or (), default=0)
+
 
 class QueryLengths(Below):
     """Rows whose index is below a length."""
@@ -146,6 +149,9 @@ class QueryLengths(Below):
 
     def most(self, frame: Frame) -> int:
         return frame.rows
+
+    def least_size(self) -> tuple[int, int]:
+        return max(self._values or (), default=0), 0
 
 
 @word

@@ -18,6 +18,8 @@ class Mod:
     compares_positions = False
     #: The number of heads that it has parameters for; None for any.
     heads: int | None = None
+    #: The number of batch items that it has parameters for; None for any.
+    batch: int | None = None
 
     def __call__(self, score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
         raise NotImplementedError
@@ -119,11 +121,11 @@ def _derivative(
     return backend_of(score).derivative(lambda s: mod(s, at.b, at.h, at.q, at.kv), score, cotangent), ()
 
 
-def to_heads(x: Array, h: Array, heads: int) -> Array:
-    """(n, h) gradients of the heads `h` of a tile, as (n, heads) of all."""
+def to_all(x: Array, here: Array, count: int) -> Array:
+    """(..., n) gradients of the heads or items `here` of a tile, as (..., count) of all."""
     backend = backend_of(x)
-    here = backend.xp.reshape(h, (-1, 1)) == backend.xp.reshape(backend.arange(0, heads, x), (1, -1))
-    return backend.matmul(x, backend.astype(here, x.dtype))
+    one = backend.xp.reshape(here, (-1, 1)) == backend.xp.reshape(backend.arange(0, count, x), (1, -1))
+    return backend.matmul(x, backend.astype(one, x.dtype))
 
 
 def compares_positions(mod: ScoreMod) -> bool:

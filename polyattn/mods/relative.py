@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from polyattn.arrays import Array, backend_of, is_array
-from polyattn.mods.mod import Mod, to_heads
+from polyattn.mods.mod import Mod, to_all
 from polyattn.places import Positions
 
 
@@ -38,7 +38,7 @@ class RelativePositionBias(Mod):
             at.kv - at.q, buckets, bidirectional=self.bidirectional, max_distance=self.max_distance
         )
         per_bucket = [xp.sum(xp.where(bucket == n, cotangent, 0.0), axis=(0, 2, 3)) for n in range(buckets)]
-        return cotangent, (to_heads(xp.stack(per_bucket), at.h, self.table.shape[1]),)
+        return cotangent, (to_all(xp.stack(per_bucket), at.h, self.table.shape[1]),)
 
 
 def relative_position_bias(table: Array, *, bidirectional: bool = True, max_distance: int = 128) -> Mod:

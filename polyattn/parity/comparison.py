@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 import numpy as np
 
-from polyattn.parity.findings import Diagnosis
+from polyattn.draw import html_table
+from polyattn.parity.findings import Diagnosis, framed
 from polyattn.parity.report import (
     JUnitCase,
     Matrix,
@@ -260,6 +262,16 @@ class Comparison:
         )
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        return f"<pre>{escape(str(self))}</pre>"
+        """In a notebook: the verdict, the table, and what explains a difference."""
+        f, g = self.sides
+        tables = [html_table(("eta", f.name, g.name, "between"), self.rows())]
+        if stages := self.stage_rows():
+            tables.append(
+                html_table(
+                    (f"stage (first that differs: {self.first_divergence or 'none'})", f.name, g.name), stages
+                )
+            )
+        said = [*self.findings(), *(f"{side.name}: {note}" for side in self.sides for note in side.notes)]
+        return framed(
+            self.verdict, self.agrees, "".join([*tables, *(f"<p>{escape(text)}</p>" for text in said)])
+        )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 
 from polyattn.conventions.settings import Settings
+from polyattn.draw import BAD, GOOD, html_table
 from polyattn.truth.measure import ACCEPTANCE
 
 __all__ = ["Diagnosis", "Finding"]
@@ -51,3 +54,34 @@ class Diagnosis:
         lines += [f"  or, the same on these inputs: {' and '.join(other.sentences)}" for other in self.alike]
         lines += [f"  also possible: {other}" for other in self.findings[1:3]]
         return "\n".join(lines) + self.note
+
+    def _repr_html_(self) -> str:
+        """In a notebook: the verdict, and every explanation with how well it fits."""
+        if self.agrees:
+            verdict = "This is what was meant."
+        elif not self.findings:
+            verdict = f"No known convention explains this; {self.tried} explanations were tried."
+        else:
+            verdict = f"This is not what was meant. It matches {' and '.join(self.findings[0].sentences)}."
+        table = html_table(("", "what", "eta"), self._rows())
+        note = f"<p>{escape(self.note.removeprefix('; '))}</p>" if self.note else ""
+        return framed(verdict, self.agrees, table + note)
+
+    def _rows(self) -> Iterator[tuple[str, str, str]]:
+        yield "as stated", f"accepted up to {ACCEPTANCE:g}", f"{self.stated:.2g}"
+        for kind, found in (
+            ("explains it", self.findings[:1]),
+            ("the same on these inputs", self.alike),
+            ("also possible", self.findings[1:3]),
+            ("the nearest", () if self.nearest is None or self.findings else (self.nearest,)),
+        ):
+            for finding in found:
+                yield kind, " and ".join(finding.sentences), f"{finding.eta:.2g}"
+
+
+def framed(verdict: str, good: bool, below: str) -> str:
+    """A verdict as a notebook shows it, on whatever paper."""
+    return (
+        f'<div style="border-left: 4px solid {GOOD if good else BAD}; padding: 0.1em 1em">'
+        f"<p><strong>{escape(verdict)}</strong></p>{below}</div>"
+    )

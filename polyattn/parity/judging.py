@@ -154,7 +154,8 @@ def _measure(
     if grads is None and attention is polyattn.attention:  # no autodiff here: our own pullback
         _, pullback = polyattn.attention_vjp(**arrays, **fixed)
         with suppress(NotImplementedError):  # a function as score_mod has no derivative without autodiff
-            grads = pullback(convert(sample.from_spec(cotangent)))
+            found = pullback(convert(sample.from_spec(cotangent)))
+            grads = {name: found[name] for name in arrays}
     judged = truth(spec, cotangent if grads is not None else None)
     computed = {
         "out": sample.to_spec(bench.numpy(out), out_shape),

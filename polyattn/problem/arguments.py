@@ -104,13 +104,17 @@ def score_mod(call: Call) -> mods.ScoreMod | None:
         )
     if isinstance(given, mods.Mod):
         call.here("the arrays of score_mod", given.arrays())
-        whole = call.origin.head == 0 if isinstance(call.origin.head, int) else False
+        frame, origin = call.frame, call.origin
         for mod in given.built_in():
-            if mod.heads is not None and mod.heads != call.frame.heads and whole:
-                raise ValueError(
-                    f"{call.who}: expected score_mod to have parameters for {call.frame.heads} heads, got "
-                    f"{mod.heads}; give one slope or column per head"
-                )
+            for noun, own, all_of_them, first in (
+                ("heads", mod.heads, frame.heads, origin.head),
+                ("batch items", mod.batch, frame.batch, origin.batch),
+            ):
+                if own not in (None, all_of_them) and isinstance(first, int) and first == 0:
+                    raise ValueError(
+                        f"{call.who}: expected score_mod to have parameters for {all_of_them} {noun}, got {own}; give "
+                        "one slope or column per head, and per batch item only for all of them"
+                    )
     return given  # type: ignore[no-any-return]
 
 

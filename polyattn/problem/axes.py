@@ -39,9 +39,11 @@ class Axes(NamedTuple):
         shape = (*self.lead, *(x.shape[1:] if self.rank > 2 else x.shape[2:]))
         return x if tuple(x.shape) == shape else xp.reshape(x, shape)
 
-    def shape_of(self, frame: Frame, width: int) -> tuple[int, ...]:
-        """The shape of the output of a problem with values of that width."""
+    def shape_of(self, frame: Frame, width: int | None) -> tuple[int, ...]:
+        """The shape of the output of a problem with values of that width; None: of a result without one, as lse."""
         heads, rows = (frame.heads,) if self.rank > 2 else (), (frame.rows,)
+        if width is None:
+            return (*self.lead, *heads, *rows)
         inner = (*rows, *heads) if self.layout == "BLHD" else (*heads, *rows)
         return (*self.lead, *inner, width)
 

@@ -36,7 +36,6 @@ class Problem:
     k: Array
     v: Array
     scale: float | Array  # a number or (1, Hq|1, 1, 1)
-    backend: Backend
     frame: Frame
     axes: Axes
     compute_dtype: Any
@@ -53,6 +52,11 @@ class Problem:
     dropout_rate: float = field(default=0.0, metadata=by(arguments.dropout_rate))
     dropout_seed: int | Array = field(default=0, metadata=by(arguments.dropout_seed))
     wanted: tuple[str, ...] = ()  # which intermediate values
+
+    @property
+    def backend(self) -> Backend:
+        """That of the arrays which are in it now: those of a tracer inside what it traces."""
+        return backend_of(self.q)
 
     @property
     def who(self) -> str:
@@ -136,7 +140,6 @@ def pose(
         k=axes.enter(key),
         v=axes.enter(value),
         scale=arguments.scale(call, width),
-        backend=backend,
         frame=frame,
         axes=axes,
         compute_dtype=compute_dtype,

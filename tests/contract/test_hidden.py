@@ -45,7 +45,9 @@ def qkv(rows: int = 4, keys: int = 6) -> dict[str, np.ndarray]:
     }
 
 
-def run(bench: Bench, arrays: dict[str, np.ndarray], **options: Any) -> dict[str, np.ndarray]:
+def run(
+    bench: Bench, arrays: dict[str, np.ndarray], sent_back: np.ndarray | None = None, **options: Any
+) -> dict[str, np.ndarray]:
     """out, lse and, where the library has derivatives, the gradient of every array."""
 
     def f(given: Any) -> Any:
@@ -53,7 +55,9 @@ def run(bench: Bench, arrays: dict[str, np.ndarray], **options: Any) -> dict[str
         return out, aux.lse
 
     shape = (*arrays["query"].shape[:3], arrays["value"].shape[-1])
-    cotangent = bench.array(np.random.default_rng(5).choice([-1.0, 0.5, 1.0], shape), "float32")
+    if sent_back is None:
+        sent_back = np.random.default_rng(5).choice([-1.0, 0.5, 1.0], shape)
+    cotangent = bench.array(sent_back, "float32")
     given = {name: bench.array(x, "float32") for name, x in arrays.items()}
     out, lse, grads = bench.run(f, given, cotangent)
     return {name: bench.numpy(x) for name, x in {"out": out, "lse": lse, **(grads or {})}.items()}
@@ -140,6 +144,26 @@ def test_a_row_that_sees_nothing_is_zero_with_zero_gradients(bench: Bench, sinks
         assert not got["value"][1].any()
         assert not got["bias"][~allowed].any()
         assert got["query"][~hidden].any()
+
+
+@pytest.mark.rule("rule-6", "rule-23")
+@pytest.mark.parametrize("way", ["reference", "blockwise", "auto"])
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("where", ["query", "cotangent"])
+def test_poison_at_a_row_that_sees_nothing_changes_not_one_bit(
+    eager: Bench, where: str, sinks: bool, way: str
+) -> None:
+    allowed = np.ones((2, 4, 4, 6), bool)
+    allowed[0, :, 1], allowed[1, 2] = False, False
+    clean = qkv() | ({"sinks": draw(4)} if sinks else {})
+    spoilt, cotangent = {name: x.copy() for name, x in clean.items()}, np.ones((2, 4, 4, 5))
+    poisoned = spoilt["query"] if where == "query" else cotangent.copy()
+    poisoned[~allowed.any(-1)] = np.nan
+    mask = eager.array(allowed)
+    expected = run(eager, clean, cotangent, mask=mask, implementation=way)
+    got = run(eager, spoilt, poisoned if where == "cotangent" else cotangent, mask=mask, implementation=way)
+    for name in expected:
+        assert np.array_equal(expected[name], got[name]), name
 
 
 @pytest.mark.rule("rule-6")

@@ -41,6 +41,10 @@ MASKS: dict[str, tuple[Callable[[Any], Any], np.ndarray]] = {
     "sliding window": (lambda a: masks.sliding_window(2), LOWER & ~np.tri(5, k=-2, dtype=bool)),
     "lengths": (lambda a: masks.key_lengths(a(N)), (np.arange(5) < N[:, None])[:, None, None]),
     "segments": (lambda a: masks.segments(a(IDS)), (IDS[:, :, None] == IDS[:, None])[:, None]),
+    "key ranges": (
+        lambda a: masks.key_ranges(a(np.stack([np.arange(5) // 2] * 2)), a(np.arange(5) + 1)),
+        np.broadcast_to(LOWER & (np.arange(5) >= np.arange(5)[:, None] // 2), (2, 1, 5, 5)),
+    ),
     "combined": (
         lambda a: masks.prefix(a(N)) | ~masks.causal(),
         ~LOWER | (np.arange(5) < N[:, None])[:, None, None],

@@ -17,6 +17,7 @@ B, H, L, S = 2, 2, 6, 7
 RNG = np.random.default_rng(0)
 Q, K, V = (RNG.normal(size=(B, H, n, 4)) for n in (L, S, S))
 ROW, KEY = np.arange(L)[:, None], np.arange(S)
+STARTS, STOPS = np.sort(RNG.integers(0, S + 1, (2, B, L)), axis=0)
 IDS, KEY_IDS = RNG.integers(0, 3, (B, L)), RNG.integers(0, 3, (B, S))
 ARRAY = RNG.random((B, H, L, S)) < 0.6
 AT = np.array([1, -2])[:, None, None, None] + ROW
@@ -29,6 +30,7 @@ TRACED: dict[str, tuple[Any, Any, np.ndarray]] = {
     "lengths": ((np.array([3, 7]),), masks.key_lengths, np.array([3, 7])[:, None, None, None] > KEY),
     "prefix": ((np.array([2, 0]),), lambda n: masks.prefix(n) | masks.causal(), (np.array([2, 0])[:, None, None, None] > KEY) | (KEY <= AT)),
     "ids": ((IDS, KEY_IDS), masks.segments, (IDS[:, :, None] == KEY_IDS[:, None, :])[:, None]),
+    "ranges": ((STARTS, STOPS), masks.key_ranges, ((STARTS[..., None] <= np.arange(S)) & (np.arange(S) < STOPS[..., None]))[:, None]),
     "array": ((ARRAY,), masks.from_array, ARRAY),
 }  # fmt: skip
 
@@ -55,6 +57,8 @@ def test_a_traced_mask_hides_what_it_hides(name: str) -> None:
         masks.query_lengths([2, 5]),
         masks.prefix([4, 1]),
         masks.segments(IDS, KEY_IDS),
+        masks.key_ranges(STARTS, STOPS),
+        masks.key_ranges(STARTS[0], STOPS),
         masks.from_array(ARRAY),
         masks.from_array(ARRAY[:1, :, :1]),
         masks.from_array(ARRAY[:, :1, :, :1]),

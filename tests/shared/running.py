@@ -12,7 +12,7 @@ import numpy as np
 from polyattn.testing import Bench, load_bench
 
 Floats = np.ndarray[Any, Any]
-LIBRARIES = ["numpy", "strict", "jax", "torch"]  # those that compute; what is missing is an error
+LIBRARIES = ["numpy", "autograd", "strict", "jax", "torch"]  # those that compute; what is missing is an error
 
 
 @cache
