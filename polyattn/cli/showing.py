@@ -15,6 +15,8 @@ from polyattn.parity.bench import BENCHES
 from polyattn.parity.environment import environment
 from polyattn.parity.terminal import print_whole
 
+LARGEST = 500  # queries or keys of a picture
+
 
 @app.command(short_help="Versions, and what auto would run.")
 def info(
@@ -58,10 +60,10 @@ def mask(
     ],
     size: Annotated[
         int | None,
-        typer.Option(help="Number of queries; 8, or as documents in the mask say.", min=1, max=500),
+        typer.Option(help="Number of queries; if not given 8, or as the mask says.", min=1, max=LARGEST),
     ] = None,
     keys: Annotated[
-        int | None, typer.Option(help="Number of keys; as many as queries if not given.", min=1, max=500)
+        int | None, typer.Option(help="Number of keys; if not given as many as queries.", min=1, max=LARGEST)
     ] = None,
     offset: Annotated[
         str | None,
@@ -110,10 +112,10 @@ def mask(
 
 
 def _sizes(mask: Any, size: int | None, keys: int | None) -> tuple[int, int]:
-    """Numbers of queries and keys, where they are not given those of the documents in the mask."""
-    ids = [array.shape[-1] for array in mask.arrays()]  # of the queries, of the keys
-    queries = size or (ids[0] if ids else 8)
-    return queries, keys or (ids[1] if size is None and ids else queries)
+    """Numbers of queries and keys, where they are not given those that the mask is made for."""
+    own_queries, own_keys = mask.own_size()
+    queries = size or own_queries or min(max(8, *mask.least_size()), LARGEST)
+    return queries, keys or (own_keys if size is None else None) or queries
 
 
 def _first_position(mask: Any, queries: int, keys: int, offset: str | None) -> int:

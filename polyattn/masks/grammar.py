@@ -8,11 +8,13 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections.abc import Callable
 from difflib import get_close_matches
+from functools import wraps
 from typing import Any
 
 from polyattn.arrays import numpy_backend
-from polyattn.masks import documents
+from polyattn.masks import documents, ranges
 from polyattn.masks.algebra import Mask
 from polyattn.masks.words import WORDS
 
@@ -24,18 +26,29 @@ _SAID_OTHERWISE = {"and": "&", "or": "|", "not": "~", "&&": "&", "||": "|", "!":
 _TOKEN = re.compile(r"(?P<name>[A-Za-z_]\w*)\s*(?:\((?P<args>[^()]*)\))?|&&|\|\||[^\s\w]|\S", re.ASCII)
 
 
-def _documents(q_ids: Any, kv_ids: Any = None) -> Mask:
-    return documents.segments(_ids(q_ids), None if kv_ids is None else _ids(kv_ids))
+def _of_arrays(make: Callable[..., Mask]) -> Callable[..., Mask]:
+    """A function on arrays, given lists."""
+
+    @wraps(make)
+    def made(*values: Any) -> Mask:
+        return make(*(x if x is None else numpy_backend().xp.asarray(x, dtype="int64") for x in values))
+
+    return made
 
 
 #: What makes a mask, by name.
-NAMES = {**WORDS, "segments": _documents, "documents": _documents}
+NAMES = {
+    **WORDS,
+    "segments": _of_arrays(documents.segments),
+    "documents": _of_arrays(documents.segments),
+    "key_ranges": _of_arrays(ranges.key_ranges),
+}
 
 
 def parse_mask(text: str) -> Mask:
     """The mask that a text describes; ValueError with the place where it does not.
 
-    Lists are one number for each batch item, or the document of each token, in brackets once more for each item.
+    Lists are a number for each batch item, or one for each token, in brackets once more for each item.
 
     >>> parse_mask("causal & ~window(1, 0)")
     <mask causal() & ~window(1, 0)>
@@ -142,15 +155,6 @@ def _check(name: str, value: Any, text: str) -> None:
         if not isinstance(x, int):
             raise _wrong(text, f"{name} is given a list of something else than integers")
         _check(name, x, text)
-
-
-def _ids(value: Any) -> Any:
-    if not isinstance(value, list) or value in ([], [[]] * len(value)):
-        raise ValueError(
-            f"polyattn mask: expected documents to be given a list with the document of each token, got {value}; write for "
-            "example: documents([0, 0, 1])"
-        )
-    return numpy_backend().xp.asarray(value, dtype="int64")
 
 
 def _wrong(text: str, why: str) -> ValueError:

@@ -140,6 +140,8 @@ def test_a_mask_takes_lists_and_items_that_differ_have_a_picture_each() -> None:
     assert run("mask", "causal & documents([0, 0, 1])").output == "# . .\n# # .\n. . #\n"
     assert run("mask", "segments([[0, 0], [0, 1]])").output == "item 0\n# #\n# #\n\nitem 1\n# .\n. #\n"
     assert run("mask", "documents([0], [0, 1])").output == "# .\n"
+    assert run("mask", "key_ranges([0, 1, 1], [1, 3, 1])", "--keys", "3").output == "# . .\n. # #\n. . .\n"
+    assert run("mask", "key_lengths([12])").output == "# # # # # # # # # # # #\n" * 12
 
 
 def test_a_mask_becomes_an_svg_file(tmp_path: Path) -> None:
@@ -168,7 +170,7 @@ def test_a_mask_becomes_an_svg_file(tmp_path: Path) -> None:
             "polyattn mask: expected query_offset, because the mask or",
         ),
         (
-            ["key_lengths(9)"],
+            ["key_lengths(9)", "--size", "8"],
             "polyattn mask: expected the lengths of masks.key_lengths between 0 and 8, got 9",
         ),
         (["key_lengths([1, 2]) & prefix([1, 2, 3])"], "one per batch item, shape (3,), got shape (2,)"),
@@ -194,7 +196,13 @@ def test_a_mask_becomes_an_svg_file(tmp_path: Path) -> None:
         (["documents([[0, 1], [0]])"], "documents is given lists that are not equally long"),
         (["key_lengths([3, None])"], "key_lengths is given a list of something else than integers"),
         (["dilated(99999999999)"], "dilated is given a number of 2**31 or more"),
-        (["documents([])"], "expected documents to be given a list with the document of each token, got []"),
+        (["documents([])"], "expected q_ids of masks.segments to have shape (8,)"),
+        (
+            ["key_lengths(2000000000)"],
+            "expected the lengths of masks.key_lengths between 0 and 500, got 2000000000",
+        ),
+        (["documents(3)"], "expected ids of shape (L,) or (batch, L), got a single number"),
+        (["key_ranges([0, 1])"], "key_ranges takes starts, stops, got 1 values"),
         (["~" * 200 + "causal"], "it has more than 150 masks inside each other"),
     ],
 )
