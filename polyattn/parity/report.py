@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+from polyattn.parity.reasons import Reason
 from polyattn.truth.measure import ACCEPTANCE
 
 __all__ = [
@@ -175,9 +176,11 @@ def number(value: float) -> str:
     return f"{value:.2f}" if value < 100 else "inf" if math.isinf(value) else f"{value:.1e}"
 
 
-def eta_cell(value: float | None, limit: float = ACCEPTANCE) -> Cell:
-    """An eta, good up to the limit."""
-    return Cell("-") if value is None else Cell(number(value), value <= limit)
+def eta_cell(value: float | None, why: Reason | None = None, limit: float = ACCEPTANCE) -> Cell:
+    """An eta, good up to the limit; a word where it is no number."""
+    if value is None:
+        return Cell("-")
+    return Cell(number(value), value <= limit) if why is None else Cell(why.word, False, why.sentence)
 
 
 def _width(value: float) -> int:
