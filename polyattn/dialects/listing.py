@@ -60,5 +60,5 @@ def peers(outcomes: Iterable[PeerOutcome]) -> Grid:
 def _table(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == "dialect", overflow="fold")
     return table
