@@ -7,7 +7,7 @@ BIN := .venv/bin
 verify: .venv/ready
 	$(BIN)/polyattn verify
 
-test: lint chromium
+test: lint chromium docs
 	$(BIN)/python benchmarks/run.py --smoke
 	$(BIN)/python -m pytest -n 2 -m "not gpu"
 
@@ -34,7 +34,9 @@ bench: .venv/ready
 
 docs: .venv/ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	rm -rf docs/_build
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python docs/links.py docs/_build/html
 
 # PyTorch goes in first and by version: any later requirement is then already met, by the CPU build where
 # the machine has one.

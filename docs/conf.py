@@ -1,29 +1,103 @@
-"""Sphinx configuration."""
+"""Sphinx configuration. What it makes needs nothing from the net: no fonts, no scripts, formulas as MathML."""
 
+import re
+from collections.abc import Iterator
 from importlib.metadata import version as _version
+from itertools import groupby
 from typing import Any
+
+from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.pycode import ModuleAnalyzer
 
 project = "polyattn"
 release = version = _version("polyattn")
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
-myst_enable_extensions = ["colon_fence"]
+html_title = f"polyattn {version}"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_show_copyright = False
+html_math_renderer = "mathml"
+myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.header", "myst.xref_missing"]
-autodoc_typehints = "none"
+autodoc_default_options = {"members": True}
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_type_aliases = {name: name for name in ("Array", "Floats", "Params", "ScoreMod", "Wish")}
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 88
+toc_object_entries_show_parents = "hide"
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
+nb_execution_timeout = 600  # seconds a cell; a busy machine compiles slowly
+nb_mime_priority_overrides = [("html", "image/svg+xml", 0)]
 
 
 def _as_written(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Docstrings are plain English with formulas: * and | in them mean product and absolute value, not markup."""
-    example = False
-    for i, line in enumerate(lines):
-        example = line.lstrip().startswith(">>>") or (example and bool(line.strip()))
-        if not example:
-            lines[i] = line.replace("*", r"\*").replace("|", r"\|")
+    """Docstrings are plain English: * and | in them mean product and absolute value, an indented part is a formula
+    as it stands, and `words` in backticks are code."""
+    lines[:] = _markup(lines)
+
+
+def _markup(lines: list[str]) -> Iterator[str]:
+    for is_example, paragraph in _paragraphs(lines):
+        if is_example:
+            yield from paragraph
+        elif paragraph[0].startswith(" ") and not paragraph[0].lstrip().startswith("- "):
+            yield from (".. code-block:: text", "", *(f"   {line}" for line in paragraph))
+        else:
+            for line in paragraph:
+                words = re.split(r"(`+[^`]*`+)", line)
+                for i, word in enumerate(words):
+                    words[i] = f"``{word.strip('`')}``" if i % 2 else re.sub(r"([*|_])", r"\\\1", word)
+                yield "".join(words)
+        yield ""
+
+
+def _paragraphs(lines: list[str]) -> Iterator[tuple[bool, list[str]]]:
+    """Whether it is an example, and the lines of each paragraph."""
+    for blank, group in groupby(lines, key=lambda line: not line.strip()):
+        if not blank:
+            paragraph = list(group)
+            yield paragraph[0].lstrip().startswith(">>>"), paragraph
+
+
+def _mathml(block: bool) -> Any:
+    def visit(writer: Any, node: Any) -> None:
+        from docutils.nodes import SkipNode
+
+        formula = tex2mathml(node.astext(), as_block=block)
+        writer.body.append(f'<div class="formula">{formula}</div>' if block else formula)
+        raise SkipNode
+
+    return visit
+
+
+def _type_names(
+    app: Any, what: str, name: str, thing: Any, options: Any, signature: str, returns: str
+) -> Any:
+    """Type aliases by their names, in dataclasses too."""
+    plain = [text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text) for text in (signature, returns)]
+    return tuple(plain)
+
+
+def _skip(app: Any, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
+    """The fields of a NamedTuple are in its signature."""
+    return True if str(getattr(thing, "__doc__", "")).startswith("Alias for field number") else None
+
+
+def _one_signature(app: Any) -> None:
+    """Overloads are for type checkers: they say **options, the signature says every argument."""
+    analyzer = ModuleAnalyzer.for_module("polyattn._attention")
+    analyzer.analyze()
+    analyzer.overloads.clear()
 
 
 def setup(app: Any) -> None:
+    app.connect("builder-inited", _one_signature)
+    app.connect("autodoc-process-signature", _type_names)
+    app.connect("autodoc-skip-member", _skip)
     app.connect("autodoc-process-docstring", _as_written)
+    app.add_html_math_renderer("mathml", (_mathml(False), None), (_mathml(True), None))

@@ -7,11 +7,13 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from polyattn import mods
-from polyattn.arrays import Array, backend_of, is_array
+from polyattn.arrays import Array, is_array
+from polyattn.calls import answers, real, shown
 from polyattn.draw import heat_maps, html_table, range_of
 from polyattn.implementations import Blockwise, Reference, choose
 from polyattn.implementations.blockwise import with_derivative
-from polyattn.problem import AuxRequest, Options, pose
+from polyattn.problem import AuxRequest, Options, Problem, pose
+from polyattn.problem.call import same_place
 from polyattn.problem.options import spelled_out
 
 __all__ = ["AttentionAux", "AuxRequest", "Wish", "attend", "attention", "attention_vjp"]
@@ -69,6 +71,8 @@ def attention(
     implementation: Wish = ...,
     **options: Unpack[Options],
 ) -> tuple[A, AttentionAux]: ...
+@answers("polyattn.attention")
+@spelled_out
 def attention(
     query: Any,
     key: Any,
@@ -124,21 +128,23 @@ def attend(
     """`attention` for a layer, cache or adapter: errors speak in the name of the function that the user called."""
     if return_aux is not None and not isinstance(return_aux, AuxRequest):
         raise TypeError(
-            f"{who}: expected return_aux to be an AuxRequest or None, got {return_aux!r}; "
+            f"{who}: expected return_aux to be an AuxRequest or None, got {shown(return_aux)}; "
             "write return_aux=AuxRequest(lse=True)"
         )
-    wanted = () if return_aux is None else tuple(n for n in AuxRequest._fields if getattr(return_aux, n))
+    wanted = () if return_aux is None else return_aux.names(who)
     problem = pose(who, query, key, value, wanted=wanted, **options)
     chosen = choose(problem, implementation)
     found = chosen.run(problem)
     leave = problem.axes.leave
-    out = leave(problem.backend.astype(found.out, query.dtype), width=True)
+    out = leave(problem.backend.astype(found.out, problem.q.dtype), width=True)
     if return_aux is None:
         return out
     values = {name: leave(getattr(found, name), width=False) for name in wanted}
     return out, AttentionAux(**values, implementation=chosen.implementation.name)
 
 
+@answers("polyattn.attention_vjp")
+@spelled_out
 def attention_vjp(
     query: A,
     key: A,
@@ -168,10 +174,13 @@ def attention_vjp(
            [1., 1.]])
     """
     who = f"{WHO}_vjp"
-    if implementation != "blockwise" and not isinstance(implementation, Blockwise):
+    if not (
+        isinstance(implementation, Blockwise)
+        or (isinstance(implementation, str) and implementation == "blockwise")
+    ):
         raise ValueError(
             f"{who}: expected implementation 'blockwise' or a Blockwise, got "
-            f"{implementation!r}; the pullback is that of the blockwise engine"
+            f"{shown(implementation)}; the pullback is that of the blockwise engine"
         )
     p = pose(who, query, key, value, **options)
     xp, astype, axes = p.backend.xp, p.backend.astype, p.axes
@@ -183,19 +192,10 @@ def attention_vjp(
     held = mods.parameters(options.get("score_mod"))
 
     def cotangent(name: str, x: Array, width: int | None) -> Array:
-        shape = axes.shape_of(p.frame, width)
-        if not is_array(x) or backend_of(x) is not p.backend:
-            raise TypeError(
-                f"{who}: expected {name} to be an array of {p.backend.name}, like query, got {type(x).__name__}; it is "
-                f"the gradient of a loss for {name.removeprefix('d_')}"
-            )
-        if tuple(x.shape) != shape:
-            raise ValueError(
-                f"{who}: expected {name} of the shape of {name.removeprefix('d_')}, {shape}, got {tuple(x.shape)}; it is "
-                f"the gradient of a loss for {name.removeprefix('d_')}"
-            )
+        _check_cotangent(p, name, x, axes.shape_of(p.frame, width))
         return axes.enter_cotangent(x, p.frame, width=width is not None)
 
+    @answers(f"{who}: pullback")
     def pullback(d_out: A, d_lse: A | None = None) -> dict[str, Any]:
         of_lse = xp.zeros_like(lse) if d_lse is None else cotangent("d_lse", d_lse, None)
         found = derivative(cotangent("d_out", d_out, p.v.shape[-1]), of_lse)
@@ -210,8 +210,17 @@ def attention_vjp(
             named["score_mod"] = tuple(astype(d, x.dtype) for d, x in zip(found.mod, held, strict=True))
         return named
 
-    return axes.leave(astype(out, query.dtype), width=True), pullback  # type: ignore[attr-defined]
+    return axes.leave(astype(out, p.q.dtype), width=True), pullback
 
 
-spelled_out(attention)
-spelled_out(attention_vjp)
+def _check_cotangent(p: Problem, name: str, given: Any, shape: tuple[int, ...]) -> None:
+    """The gradient of a loss for a result must be an array like that result."""
+    if is_array(given):
+        same_place(p.who, p.backend, p.q, name, [given])
+    real(p.who, name, given)
+    if tuple(given.shape) != shape:
+        result = name.removeprefix("d_")
+        raise ValueError(
+            f"{p.who}: expected {name} of the shape of {result}, {shape}, got {tuple(given.shape)}; it is the "
+            f"gradient of a loss for {result}"
+        )

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyattn.arrays import Array, backend_of, is_array, readable
+from polyattn.calls import ANSWERS, Answer, answers
 from polyattn.draw import draw_stages, html_table, range_of
 from polyattn.implementations.reference import define
 from polyattn.mods import Mod
 from polyattn.problem import pose
+from polyattn.problem.options import spelled_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +137,17 @@ class Trace:
 HEADINGS = ("stage", "equation", "shape", "dtype", "range", "NaN", "Inf", "empty rows", "headroom")
 
 
+_WORDS = {
+    **ANSWERS,
+    "implementation": (
+        Answer("the definition to run", "leave implementation out", others="polyattn.attention"),
+    ),
+    "return_aux": (Answer("every value to be wanted", "leave return_aux out", others="polyattn.attention"),),
+}
+
+
+@answers("polyattn.trace", _WORDS)
+@spelled_out
 def trace(query: Array, key: Array, value: Array, **options: Any) -> Trace:
     """Every intermediate value of `attention(query, key, value, **options)`, by its definition.
 
@@ -151,11 +164,6 @@ def trace(query: Array, key: Array, value: Array, **options: Any) -> Trace:
     >>> steps["weights"].value[0, 0].round(3).tolist()
     [[1.0, 0.0], [0.269, 0.731]]
     """
-    for refused in ("implementation", "return_aux"):
-        if refused in options:
-            raise TypeError(
-                f"polyattn.trace: expected no {refused}, got {options[refused]!r}; a trace has every value, of the definition"
-            )
     p = pose("polyattn.trace", query, key, value, **options)
     if not readable(p.q, p.k, p.v):
         raise ValueError(
@@ -175,11 +183,11 @@ def trace(query: Array, key: Array, value: Array, **options: Any) -> Trace:
         elif p.sinks is not None:
             equation += {"row maximum": " and the sink", "weights": ", the sink in the sum"}.get(name, "")
         shown = xp.broadcast_to(value, p.scores_shape) if axes == "BHLS" else value
-        stages.append(Stage(name, equation, axes, shown, query.dtype))
+        stages.append(Stage(name, equation, axes, shown, p.q.dtype))
 
     with p.backend.eager():
         out = define(p, see).out
-    return Trace(tuple(stages), p.axes.leave(p.backend.astype(out, query.dtype), width=True))
+    return Trace(tuple(stages), p.axes.leave(p.backend.astype(out, p.q.dtype), width=True))
 
 
 #: name of a stage -> its axes and equation

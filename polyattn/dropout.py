@@ -9,21 +9,33 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from polyattn.arrays import Array, backend_of
+from polyattn.arrays import Array, backend_of, is_array
 from polyattn.arrays.random import SIGN, fold_in, key_of, signed, threefry2x32
+from polyattn.calls import answers, number, real, seed_like
 from polyattn.places import Positions, positions
 
 __all__ = ["drop", "fold_in", "keep_factors", "key_of", "threefry2x32"]
 
 
+@answers("polyattn.dropout.drop")
 def drop(x: Array, rate: float, seed: int | Array | None) -> Array:
     """x / (1 - rate) where kept, 0 where dropped, entry by entry; x itself without a seed or a rate.
 
     x: (..., L, E); the entries of leading axes, rows and columns are drawn independently.
     """
+    who = "polyattn.dropout.drop"
+    rate = number(who, "rate", rate)
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"{who}: expected 0 <= rate < 1, got {rate!r}; it is the share of numbers dropped")
     if seed is None or rate == 0.0:
         return x
-    backend = backend_of(x)
+    seed, backend = seed_like(who, "seed", seed), real(who, "x", x)
+    if x.ndim < 2:
+        raise ValueError(f"{who}: expected x of shape (..., L, E), got {tuple(x.shape)}; give it two axes")
+    if is_array(seed) and backend_of(seed) is not backend:
+        raise TypeError(
+            f"{who}: expected seed of the library of x, got one of {backend_of(seed).name}; convert it"
+        )
     xp = backend.xp
     rows, columns = x.shape[-2:]
     items = math.prod(x.shape[:-2])

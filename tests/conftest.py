@@ -11,6 +11,7 @@ from typing import Any
 
 import array_api_strict
 import pytest
+from shared.libraries import SPOKEN, installed
 
 from polyattn.testing import Bench, StrictBench, load_bench
 
@@ -35,14 +36,6 @@ VARIANTS: dict[str, Callable[[], Bench]] = {
 }
 
 
-LIBRARIES = {
-    "numpy": "numpy",
-    "strict": "array_api_strict",
-    "jax": "jax",
-    "torch": "torch",
-}  # and their modules
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--libraries", help="only these of numpy, strict, jax and torch, joined by commas")
 
@@ -50,25 +43,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     asked = config.getoption("--libraries")
     for library in asked.split(",") if asked is not None else ():
-        if library not in LIBRARIES:
+        if library not in SPOKEN:
             raise pytest.UsageError(
-                f"--libraries: expected some of {', '.join(LIBRARIES)}, got {library!r}; check its spelling"
+                f"--libraries: expected some of {', '.join(SPOKEN)}, got {library!r}; check its spelling"
             )
         try:
-            import_module(LIBRARIES[library])
+            import_module("array_api_strict" if library == "strict" else library)
         except ImportError as error:
             raise pytest.UsageError(f"--libraries: {library} was asked for and is missing: {error}") from None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --libraries the tests of another library are left out."""
+    """With --libraries the tests of another library are left out; without, those of one that is missing are skipped."""
     asked = config.getoption("--libraries")
     if asked is not None:
-        others = {name for name in LIBRARIES if name not in asked.split(",")}
-        others |= {"jnp"} if "jax" in others else set()
+        others = set().union(*(words for name, words in SPOKEN.items() if name not in asked.split(",")))
         left_out = [item for item in items if others & _words(item)]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not others & _words(item)]
+        return
+    for library in ("jax", "torch"):
+        if not installed(library):
+            for item in items:
+                if SPOKEN[library] & _words(item):
+                    item.add_marker(pytest.mark.skip(reason=f"{library} is not installed"))
 
 
 def _words(item: pytest.Item) -> set[str]:
@@ -76,7 +74,7 @@ def _words(item: pytest.Item) -> set[str]:
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
     spoken = [re.split(r"[-_ ]", x)[0] for x in parameters if isinstance(x, str)]
     code = item.function.__code__.co_names if hasattr(item, "function") else ()
-    return {*item.name.partition("[")[0].split("_"), *spoken, *code}
+    return {*item.name.partition("[")[0].split("_"), *spoken, *(name.partition(".")[0] for name in code)}
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -25,8 +25,8 @@ except ImportError as error:
 __all__ = ["nnx_attention"]
 
 _WHO = "polyattn_jax.nnx_attention"
-_PRECISE = (None, "highest", "float32", jax.lax.Precision.HIGHEST)  # three names of one
-_PRECISE += ("default", jax.lax.Precision.DEFAULT)  # no wish
+_NO_WISH, _FULL = ("default", jax.lax.Precision.DEFAULT), ("highest", "float32", jax.lax.Precision.HIGHEST)
+_PRECISE = (None, *_NO_WISH, *_FULL)
 
 
 def nnx_attention(

@@ -11,6 +11,7 @@ import torch
 from polyattn.arrays import Array, Backend, TileSizes
 from polyattn.arrays.random import threefry2x32
 from polyattn_torch.native import IMPLEMENTATIONS
+from polyattn_torch.once import seal
 from polyattn_torch.state import can_read, precisely
 
 _OPAQUE: dict[Callable[..., Any], Callable[..., Any]] = {}
@@ -47,6 +48,22 @@ class TorchBackend(Backend):
     array_types = (torch.Tensor, torch.nn.Parameter)
     implementations = IMPLEMENTATIONS
 
+    def unfit(self, x: Array, plain: bool) -> str | None:
+        if isinstance(x, torch.fx.Proxy):
+            return (
+                "a tensor, got a Proxy of torch.fx.symbolic_trace; trace with torch.export or torch.compile, or keep "
+                "the call whole, torch.fx.wrap of a function that makes it"
+            )
+        if x.is_nested and not (plain and x.layout == torch.jagged):
+            return (
+                "a tensor with one length for all items (nested ones of layout torch.jagged go to PyTorch's kernel, "
+                "where no other argument is given), got a nested tensor; pad it, torch.nested.to_padded_tensor, and "
+                "say masks.key_lengths(lengths), or lay the items end to end and say masks.segments(ids)"
+            )
+        if x.layout not in (torch.strided, torch.jagged):
+            return f"a dense tensor, got one of layout {x.layout}; call its to_dense()"
+        return None
+
     def compute_dtype(self, dtype: Any) -> Any:
         return _COMPUTE.get(dtype)
 
@@ -65,6 +82,15 @@ class TorchBackend(Backend):
 
     def stop_gradient(self, x: Array) -> Array:
         return x.detach()
+
+    def autocast(self, *arrays: Array) -> tuple[Array, ...]:
+        # Of one dtype they stay as they are, so that autocast does not take the scores in half precision.
+        kind = arrays[0].device.type
+        if len({x.dtype for x in arrays}) == 1 or kind == "meta" or not torch.is_autocast_enabled(kind):
+            return arrays
+        narrow = (torch.float16, torch.bfloat16, torch.float32)
+        to = torch.get_autocast_dtype(kind)
+        return tuple(x.to(to) if x.dtype in narrow else x for x in arrays)
 
     def is_concrete(self, x: Array) -> bool:
         return not (torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(x))
@@ -135,6 +161,12 @@ def _backward(ctx: Any, *cotangents: Array) -> Any:
     return None, None, *rule(saved[: ctx.inputs], saved[ctx.inputs :], cotangents)
 
 
+def _backward_once(ctx: Any, *cotangents: Array) -> Any:
+    with torch.no_grad():
+        _, _, *gradients = _backward(ctx, *cotangents)
+    return None, None, *seal(gradients, (*ctx.saved_tensors, *cotangents))
+
+
 class _Rule(torch.autograd.Function):
     """Outputs with a derivative of their own as one step of autograd: saves inputs and outputs alone."""
 
@@ -148,7 +180,7 @@ class _Rule(torch.autograd.Function):
         ctx.inputs = len(arrays)
         ctx.save_for_backward(*arrays, *output)
 
-    backward = staticmethod(torch.autograd.function.once_differentiable(_backward))
+    backward = staticmethod(_backward_once)
 
 
 class _CompiledRule(torch.autograd.Function):

@@ -14,10 +14,11 @@ from polyattn import mods
 from polyattn.arrays import Array
 from polyattn.implementations import BLOCKWISE, REFERENCE, Implementation, Output
 from polyattn.implementations.blockwise import small, symbols
-from polyattn.implementations.reference import allowed_at, visible_keys
+from polyattn.implementations.reference import allowed_at, modified, visible_keys
 from polyattn.masks.tiles import EMPTY, FULL, grid
 from polyattn.places import gather, positions
 from polyattn.problem import Problem
+from polyattn_torch.once import given_once
 from polyattn_torch.state import can_read, derives_again, precisely, wants_gradients
 
 ROWS = 128  # query rows of one call for a sparse mask
@@ -31,6 +32,7 @@ def _sdpa(p: Problem, q: Array, k: Array, v: Array, attn_mask: Array | None = No
         # There the backward of the kernel rounds scores to half precision on its way.
         q, k, v, attn_mask = (x.float() if x is not None and x.dtype in _HALVES else x for x in given)
     with precisely(q):
+        q, k, v, attn_mask = given_once(q, k, v, attn_mask)
         out = scaled_dot_product_attention(
             q, k, v, attn_mask=attn_mask, scale=p.scale, **_grouped(q, k), **options
         )
@@ -183,6 +185,7 @@ def _flex(p: Problem, settings: Any) -> Output:
     from torch.nn.attention.flex_attention import create_block_mask
 
     frame, offset, mask, bias, mod = p.frame, p.places.query, p.mask, p.bias, p.score_mod
+    _check_mod(p)
     seen, block_mask = Seen(None, None), None
     if mask is not None or bias is not None:
         tiles = [_allowed(p, i, min(1024, frame.rows - i), 0, frame.keys) for i in range(0, frame.rows, 1024)]
@@ -203,7 +206,7 @@ def _flex(p: Problem, settings: Any) -> Output:
             score = score + bias[tuple(i if n > 1 else i * 0 for i, n in zip(where, bias.shape, strict=True))]
         return score
 
-    q, k, v = (x.expand(frame.batch, -1, -1, -1) for x in _clean(seen, p.q, p.k, p.v))
+    q, k, v = (x.expand(frame.batch, -1, -1, -1) for x in given_once(*_clean(seen, p.q, p.k, p.v)))
     on_cpu = q.device.type == "cpu"  # inference, without lse
     with precisely(q):
         result = _compiled_flex()(
@@ -220,6 +223,20 @@ def _flex(p: Problem, settings: Any) -> Output:
     if lse is not None and seen.rows is not None:
         lse = torch.where(seen.rows[..., 0], lse, -torch.inf)
     return Output(_zero(seen, _beside_sinks(p, out, lse)), lse)
+
+
+def _check_mod(p: Problem) -> None:
+    """What is wrong with a score_mod, said of a few scores: FlexAttention has other words for it."""
+    b, h, rows, keys = (min(n, 2) for n in p.scores_shape)
+    sizes = (b, h, rows, keys)
+    at = positions(p.backend, p.q, sizes, p.places)
+    score = torch.zeros(sizes, dtype=p.compute_dtype, device=p.q.device)
+    for mod in mods.parts(p.score_mod):
+        modified(p, mod, score, at)
+
+
+def _why_not_definition(p: Problem) -> str | None:
+    return "the lengths of a nested tensor are no numbers" if p.q.is_nested else None
 
 
 def _nothing(p: Problem) -> str | None:
@@ -240,14 +257,15 @@ def _passed_over_flex(p: Problem) -> str | None:
 
 def _why_not_blockwise(p: Problem) -> str | None:
     """Why the blockwise engine cannot run, or would lose a gradient, which it must not."""
-    if reason := symbols(p):
+    if reason := _why_not_definition(p) or symbols(p):
         return reason
     functions = mods.functions(p.score_mod)
     if not functions or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
     zero = torch.zeros((1, 1, 1, 1), dtype=torch.int32, device=p.q.device)
     score = torch.zeros((1, 1, 1, 1), dtype=p.compute_dtype, device=p.q.device)
-    if any(f(score, zero, zero, zero, zero).requires_grad for f in functions):
+    found = [f(score, zero, zero, zero, zero) for f in functions]  # checked by whoever runs it
+    if any(isinstance(x, torch.Tensor) and x.requires_grad for x in found):
         return "score_mod captures a tensor that requires a gradient, which the engine cannot see"
     return None
 
@@ -297,5 +315,5 @@ IMPLEMENTATIONS = (
         passed_over=_passed_over_blockwise,
         transforms=frozenset({"grad", "compile"}),
     ),
-    REFERENCE,
+    replace(REFERENCE, why_not=_why_not_definition),
 )

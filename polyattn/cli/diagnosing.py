@@ -36,7 +36,7 @@ def diagnose(
     try:
         arrays, context = read(npz)
         found = search(*arrays, dtype=dtype, **context)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, FileNotFoundError) as error:
         raise stop(str(error), USAGE) from None
     typer.echo(str(found))
     raise typer.Exit(AGREE if found.agrees else DISAGREE)

@@ -6,6 +6,7 @@ from typing import Any
 
 from polyattn._attention import AttentionAux, AuxRequest, attend
 from polyattn.arrays import Array
+from polyattn.calls import shown
 from polyattn.layers.layer import Layer, LayerResult, Params
 
 __all__ = ["AttentionLayer", "OneAttention"]
@@ -40,6 +41,14 @@ class AttentionLayer(Layer):
     def run(self, params: Params, *inputs: Any, **options: Any) -> LayerResult:
         """The call with cache and return_aux, as a `LayerResult`."""
         raise NotImplementedError
+
+    def check_cache(self, cache: Any) -> None:
+        """A TypeError unless this is a cache, by what it has: whether it is a `Cache` costs its arrays."""
+        if not all(hasattr(type(cache), name) for name in ("append", "in_order", "mask")):
+            raise TypeError(
+                f"{self.name}: expected a cache such as KVCache, got {shown(cache)}; write "
+                "cache=layer.empty_cache(batch, capacity, like=x)"
+            )
 
     def attend(
         self,

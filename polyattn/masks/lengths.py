@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from polyattn.arrays import Array, backend_of, is_array
+from polyattn.calls import answers
 from polyattn.masks.algebra import Mask
 from polyattn.masks.fitting import positive, reshape
 from polyattn.masks.tiles import EMPTY, UNSURE, Box, Tile, decide
@@ -155,6 +156,7 @@ class QueryLengths(Below):
 
 
 @word
+@answers("polyattn.masks.prefix")
 def prefix(n: int | Sequence[int] | Array) -> Mask:
     """kv < n: the keys at the first n positions, for every query. ``causal() | prefix(n)`` is the mask of a prefix LM.
 
@@ -170,6 +172,7 @@ def prefix(n: int | Sequence[int] | Array) -> Mask:
 
 
 @word
+@answers("polyattn.masks.key_lengths")
 def key_lengths(n: int | Sequence[int] | Array) -> Mask:
     """Padding of keys and values: only the first n are there. n: one integer, or one per batch item.
 
@@ -183,6 +186,7 @@ def key_lengths(n: int | Sequence[int] | Array) -> Mask:
 
 
 @word
+@answers("polyattn.masks.query_lengths")
 def query_lengths(n: int | Sequence[int] | Array) -> Mask:
     """Padding of queries: rows from n on see nothing, so their output is 0.
 

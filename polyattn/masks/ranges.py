@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from polyattn.arrays import Array, backend_of, is_array, readable
+from polyattn.arrays import Array, backend_of, readable
+from polyattn.calls import answers, integral
 from polyattn.masks.algebra import Mask
 from polyattn.masks.fitting import reshape
 from polyattn.masks.tiles import UNSURE, Box, Tile, decide
@@ -72,6 +73,7 @@ class KeyRanges(Mask):
         return "key_ranges(...)"
 
 
+@answers("polyattn.masks.key_ranges")
 def key_ranges(starts: Array, stops: Array) -> Mask:
     """starts[q] <= kv < stops[q]: query row q sees one range of keys; tiles that no row sees are skipped.
 
@@ -85,11 +87,7 @@ def key_ranges(starts: Array, stops: Array) -> Mask:
     . . .
     """
     for name, x in (("starts", starts), ("stops", stops)):
-        if not is_array(x) or not backend_of(x).xp.isdtype(x.dtype, "integral"):
-            raise TypeError(
-                f"polyattn.masks.key_ranges: expected {name} to be an array of integers, got "
-                f"{getattr(x, 'dtype', type(x).__name__)}; give the keys of every query row, as numpy.arange(L) + 1"
-            )
+        integral("polyattn.masks.key_ranges", name, x, "of integers")
         if x.ndim == 0:
             raise ValueError(
                 f"polyattn.masks.key_ranges: expected {name} of shape (L,) or (batch, L), got a single number; give one per "

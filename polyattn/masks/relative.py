@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from polyattn.arrays import Array
+from polyattn.calls import answers
 from polyattn.masks.algebra import Mask
 from polyattn.masks.fitting import positive
 from polyattn.masks.tiles import UNSURE, Box, Tile, decide
@@ -97,6 +98,7 @@ class Dilated(Mask):
 
 
 @word
+@answers("polyattn.masks.causal")
 def causal() -> Mask:
     """kv <= q: no query sees a later position.
 
@@ -109,6 +111,7 @@ def causal() -> Mask:
 
 
 @word
+@answers("polyattn.masks.window")
 def window(left: int | None, right: int | None) -> Mask:
     """q - left <= kv <= q + right: neighbours on each side, the token itself not counted; None = unbounded.
 
@@ -127,6 +130,7 @@ def window(left: int | None, right: int | None) -> Mask:
 
 
 @word
+@answers("polyattn.masks.sliding_window")
 def sliding_window(size: int) -> Mask:
     """window(size - 1, 0) & causal(): the last `size` keys, the token itself included (Hugging Face, cuDNN).
 
@@ -139,6 +143,7 @@ def sliding_window(size: int) -> Mask:
 
 
 @word
+@answers("polyattn.masks.chunked")
 def chunked(n: int) -> Mask:
     """q // n == kv // n: attention within chunks of n positions.
 
@@ -152,6 +157,7 @@ def chunked(n: int) -> Mask:
 
 
 @word
+@answers("polyattn.masks.dilated")
 def dilated(step: int) -> Mask:
     """(q - kv) % step == 0: every step-th key.
 

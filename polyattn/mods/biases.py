@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polyattn.arrays import Array, backend_of, is_array
+from polyattn.calls import answers, integer, number, real, shown
 from polyattn.mods.mod import Mod, to_all
 from polyattn.places import Positions, look_up
+
+_WHO = "polyattn.mods.alibi"
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +51,7 @@ class Alibi(Mod):
         return cotangent, (turned(to_all(turned(found), at.b, self.batch)),)
 
 
+@answers("polyattn.mods.alibi")
 def alibi(slopes: int | Sequence[float] | Array) -> Mod:
     """s -> s - slope_h * |q - kv|: attention with linear biases (Press 2021, arXiv:2108.12409, section 3).
 
@@ -63,15 +67,22 @@ def alibi(slopes: int | Sequence[float] | Array) -> Mod:
     if isinstance(slopes, int):
         slopes = alibi_slopes(slopes)
     if is_array(slopes):
+        real(_WHO, "slopes", slopes)
         if slopes.ndim not in (1, 2):
             raise ValueError(
-                f"polyattn.mods.alibi: expected slopes of shape (Hq,) or (B, Hq), got {tuple(slopes.shape)}; give one "
+                f"{_WHO}: expected slopes of shape (Hq,) or (B, Hq), got {tuple(slopes.shape)}; give one "
                 "per head, or one per batch item and head"
             )
         return Alibi(slopes)
-    return Alibi(tuple(float(slope) for slope in slopes))
+    if not isinstance(slopes, Sequence) or isinstance(slopes, str):
+        raise TypeError(
+            f"{_WHO}: expected slopes as numbers or an array of shape (Hq,), or the number of heads, got "
+            f"{shown(slopes)}; write mods.alibi(8) for the slopes of the paper for 8 heads"
+        )
+    return Alibi(tuple(float(number(_WHO, "every slope", slope)) for slope in slopes))
 
 
+@answers("polyattn.mods.alibi_slopes")
 def alibi_slopes(heads: int) -> list[float]:
     """The slopes of ALiBi: 2^(-8/n), 2^(-16/n), ... for a power of two n, else those of the power below
     followed by every other one of the power above.
@@ -79,10 +90,7 @@ def alibi_slopes(heads: int) -> list[float]:
     >>> alibi_slopes(4)
     [0.25, 0.0625, 0.015625, 0.00390625]
     """
-    if heads < 1:
-        raise ValueError(
-            f"polyattn.mods.alibi_slopes: expected heads >= 1, got {heads}; pass the number of heads"
-        )
+    heads = integer("polyattn.mods.alibi_slopes", "heads", heads, 1, "pass the number of heads", most=2**16)
     below = 2 ** (heads.bit_length() - 1)
     slopes = [2.0 ** (-8 * (i + 1) / below) for i in range(below)]
     return slopes + [2.0 ** (-4 * (i + 1) / below) for i in range(0, 2 * (heads - below), 2)]

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from polyattn.arrays import Array, backend_of, is_array
+from polyattn.calls import answers, real, shown
 from polyattn.mods.mod import Mod
 from polyattn.places import Positions
 
@@ -26,6 +27,7 @@ class Softcap(Mod):
         return cotangent * slope, (xp.sum(cotangent * (bent - score / self.cap * slope)),)
 
 
+@answers("polyattn.mods.softcap")
 def softcap(cap: float | Array) -> Mod:
     """s -> cap * tanh(s / cap): scores bounded by cap > 0 (Gemma 2, arXiv:2408.00118, section 2).
 
@@ -36,11 +38,13 @@ def softcap(cap: float | Array) -> Mod:
     array([0., 2.])
     """
     if isinstance(cap, bool) or not (isinstance(cap, (int, float)) or (is_array(cap) and cap.ndim == 0)):
-        raise TypeError(f"polyattn.mods.softcap: expected a number or a 0-d array, got {cap!r}; pass cap > 0")
+        raise TypeError(
+            f"polyattn.mods.softcap: expected a number or a 0-d array, got {shown(cap)}; pass cap > 0"
+        )
     known: float | None = None
     if not is_array(cap):
         known = cap
-    elif (backend := backend_of(cap)).is_concrete(cap):
+    elif (backend := real("polyattn.mods.softcap", "cap", cap)).is_concrete(cap):
         known = backend.to_list(cap)
     if known is not None and not 0 < known < math.inf:
         raise ValueError(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
 from polyattn.arrays import Array, backend_of, is_array
+from polyattn.calls import answers, shown
 from polyattn.places import Positions
 
 ScoreMod = Callable[[Array, Array, Array, Array, Array], Array]
@@ -20,6 +21,9 @@ class Mod:
     heads: int | None = None
     #: The number of batch items that it has parameters for; None for any.
     batch: int | None = None
+
+    def __init_subclass__(cls) -> None:
+        cls.__call__ = answers("polyattn.mods", line="mod")(cls.__call__)  # type: ignore[method-assign]
 
     def __call__(self, score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
         raise NotImplementedError
@@ -80,7 +84,12 @@ def compose(*mods: ScoreMod) -> Mod:
         if not callable(mod):
             raise TypeError(
                 "polyattn.mods.compose: expected functions (score, b, h, q_idx, kv_idx) -> score, "
-                f"got {mod!r}; an array of additive values is attention's bias="
+                f"got {shown(mod)}; "
+                + (
+                    "write mods.compose(*functions)"
+                    if isinstance(mod, (list, tuple))
+                    else "an array of additive values is attention's bias="
+                )
             )
     return Compose(mods)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from polyattn import masks, mods
+from polyattn.weights.untrusted import read_npz
 
 __all__ = ["read"]
 
@@ -23,7 +22,7 @@ def read(path: Path) -> tuple[tuple[Any, Any, Any, Any], dict[str, Any]]:
     softcap, window (left, right; -1 = unbounded), embed_dim, layout ("BHLD" or "BLHD"). ValueError for anything
     else, for a file that is damaged or none, and for pickled objects, which are never loaded.
     """
-    found = _load(path)
+    found = read_npz("polyattn diagnose", path)
     missing = [name for name in ARRAYS if name not in found]
     unknown = sorted(set(found) - {*ARRAYS, *OPTIONS})
     if missing or unknown:
@@ -70,22 +69,6 @@ def read(path: Path) -> tuple[tuple[Any, Any, Any, Any], dict[str, Any]]:
         context["mask"] = band & masks.from_array(context["mask"]) if "mask" in context else band
     output, query, key, value = (found[name] for name in ARRAYS)
     return (output, query, key, value), context
-
-
-def _load(path: Path) -> dict[str, Any]:
-    if not path.is_file():  # a folder, nothing, or what would be read for ever
-        what = "which is no regular file" if path.exists() else "which is not there"
-        raise ValueError(f"polyattn diagnose: expected a file, got {str(path)!r}, {what}; name one")
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it holds one array without a name")
-            return {name: archive[name] for name in archive.files}
-    except Exception as error:  # zip, its compressions and headers of arrays fail in many ways
-        raise ValueError(
-            f"polyattn diagnose: expected {path.name!r} to be an .npz file of plain arrays, of which NumPy says: "
-            f"{' '.join(str(error).split())[:200] or type(error).__name__}; write it with numpy.savez"
-        ) from None
 
 
 def _one(name: str, x: Any, what: str) -> Any:

@@ -81,7 +81,7 @@ class Page:
     worst: str = ""
     script: str = ""
     notes: Sequence[str] = ()
-    limit: int = field(default_factory=lambda: 180 + _width(ACCEPTANCE))
+    limit: int = field(default_factory=lambda: _width(ACCEPTANCE))
 
 
 def render(page: Page) -> str:
@@ -186,7 +186,7 @@ def eta_cell(value: float | None, why: Reason | None = None, limit: float = ACCE
 def _width(value: float) -> int:
     """Pixels of a bar: 0.01 to 1e9 on a logarithmic scale."""
     clipped = min(max(value, 0.01), 1e9)
-    return round(380 * (math.log10(clipped) + 2) / 11) + 1
+    return round(350 * (math.log10(clipped) + 2) / 11) + 1
 
 
 def bars(columns: Iterable[tuple[str, float]]) -> list[Bar]:

@@ -72,12 +72,23 @@ class Axes(NamedTuple):
 
 
 def shapes(
-    who: str, layout: str, query: Array, key: Array, value: Array
+    who: str, layout: str, query: Array, key: Array, value: Array, *, suggest: bool = True
 ) -> tuple[Axes, list[tuple[int, int, int]]]:
-    """The axes, and (heads, length, width) of query, key and value; ValueError where they do not fit together."""
+    """The axes, and (heads, length, width) of query, key and value; ValueError where they do not fit together.
+
+    suggest: ask whether the other layout is meant, where they fit in that.
+    """
     given = [tuple(x.shape) for x in (query, key, value)]
 
     def wrong(expected: str, advice: str) -> ValueError:
+        other = "BLHD" if layout == "BHLD" else "BHLD"
+        if suggest and all(len(shape) >= 4 for shape in given):
+            try:
+                shapes(who, other, query, key, value, suggest=False)
+            except ValueError:
+                pass
+            else:
+                advice = f"did you mean layout={other!r}, in which they fit?"
         names = f"query {given[0]}, key {given[1]}, value {given[2]} in layout {layout}"
         return ValueError(f"{who}: expected {expected}, got {names}; {advice}")
 

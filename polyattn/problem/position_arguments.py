@@ -7,6 +7,7 @@ from typing import Any
 
 from polyattn import mods
 from polyattn.arrays import Array, is_array
+from polyattn.calls import shown
 from polyattn.masks.algebra import Mask
 from polyattn.places import ORIGIN, Places
 from polyattn.problem.call import Call
@@ -68,9 +69,7 @@ def _compares(call: Call) -> bool:
     given, mod = call.get("mask"), call.get("score_mod")
     by_mask = given.compares_positions if isinstance(given, Mask) else callable(given)
     return bool(
-        call.options.get("is_causal", False)
-        or by_mask
-        or (mod is not None and callable(mod) and mods.compares_positions(mod))
+        call.is_causal or by_mask or (mod is not None and callable(mod) and mods.compares_positions(mod))
     )
 
 
@@ -80,6 +79,10 @@ def _offset(call: Call, side: str) -> Any:
     if offset is None:
         return 0
     if type(offset) is int:  # asked first: compilers have symbols of integers
+        if not -(2**31) <= offset < 2**31:
+            raise ValueError(
+                f"{call.who}: expected {name} of 32 bits, got {shown(offset)}; count positions from nearer by"
+            )
         return offset
     end = " or 'end'" if side == "query" else ""
     if isinstance(offset, str):
@@ -104,10 +107,10 @@ def _offset(call: Call, side: str) -> Any:
             )
         offset = call.backend.astype(offset, call.backend.xp.int32)
         return call.backend.xp.reshape(offset, (-1,)) if len(shape) > 1 else offset
-    if isinstance(offset, bool) or not hasattr(offset, "__index__"):
+    if isinstance(offset, (bool, type)) or not hasattr(offset, "__index__"):
         raise TypeError(
             f"{call.who}: expected {name} to be an integer, an integer array{end}, "
-            f"got {offset!r}; it is the position of {'query row' if side == 'query' else 'key'} 0"
+            f"got {shown(offset)}; it is the position of {'query row' if side == 'query' else 'key'} 0"
         )
     return int(offset.__index__())
 

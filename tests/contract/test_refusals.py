@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from shared.libraries import jnp, torch
 
 from polyattn import attention, masks, mods
 from polyattn.testing import Bench, StrictBench
@@ -64,11 +63,37 @@ BUILDERS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "polyattn.masks.segments: expected arrays of integer ids, got float64; number the documents",
     ),
+    "ranges of floats": (
+        lambda: masks.key_ranges(np.zeros(3, int), np.ones(3)),
+        TypeError,
+        "polyattn.masks.key_ranges: expected stops of an integer dtype, got float64; cast it",
+    ),
+    "ranges of lists": (
+        lambda: masks.key_ranges([0], np.ones(1, int)),
+        TypeError,
+        "polyattn.masks.key_ranges: expected starts to be an array of an array API library (NumPy, JAX, PyTorch, ...), "
+        "of integers, got list; convert it, for example with numpy.asarray",
+    ),
+    "one range": (
+        lambda: masks.key_ranges(np.array(0), np.array(1)),
+        ValueError,
+        "polyattn.masks.key_ranges: expected starts of shape (L,) or (batch, L), got a single number; give one per "
+        "query row",
+    ),
+    "ranges of other rows": (
+        lambda: attention(
+            *(np.ones((2, 3, 5, 4)),) * 3, mask=masks.key_ranges(np.zeros(4, int), np.ones(4, int))
+        ),
+        ValueError,
+        "polyattn.attention: expected starts of masks.key_ranges to have shape (5,) or (2, 5), got (4,); give one per "
+        "query row",
+    ),
     "from_array of floats": (
         lambda: masks.from_array(np.ones((2, 2))),
         TypeError,
-        "polyattn.masks.from_array: expected a bool array (True = may attend), got float64; compare it "
-        "(mask != 0), or pass additive values as bias=",
+        "polyattn.masks.from_array: expected a bool mask (True = may attend), got dtype float64; write "
+        "masks.from_array(allowed != 0) if its numbers are 1 and 0, attention(..., bias=allowed) if they are 0 and -inf "
+        "or large negative ones",
     ),
     "mask_mod of a number": (
         lambda: masks.mask_mod(3),

@@ -15,7 +15,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
-@pytest.mark.parametrize("page", ["layers.md", "onnx.md", "masks.md", "flex.md", "ports.md"])
+@pytest.mark.parametrize("page", ["first.md", "layers.md", "onnx.md", "masks.md", "flex.md", "ports.md"])
 def test_the_programs_of_a_page_run(
     page: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,5 +58,5 @@ def test_what_the_page_shows_as_given_must_be_given() -> None:
         (layers.GroupedQueryAttention, "num_kv_heads"),
         (layers.CausalSelfAttention, "context_length"),
     ):
-        with pytest.raises(TypeError, match=f"missing 1 required keyword-only argument: '{argument}'"):
+        with pytest.raises(TypeError, match=f"expected {argument} too"):
             layer(8, 4)

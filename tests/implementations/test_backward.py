@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from shared.libraries import torch
 
 from polyattn import Blockwise, attention, attention_vjp, mods
 from polyattn.parity import Spec, eta
@@ -136,8 +136,8 @@ def test_the_arrays_of_a_score_mod_have_gradients(tile: int) -> None:
     [
         ((np.zeros((2, 3)),), ValueError, "expected d_out of the shape of out, (1, 2, 9, 4), got (2, 3); it is the gradient of a loss for out"),
         ((np.zeros((1, 2, 9, 4)), np.zeros((1, 2, 9, 4))), ValueError, "expected d_lse of the shape of lse, (1, 2, 9), got (1, 2, 9, 4); it is the gradient of a loss for lse"),
-        ((torch.zeros((1, 2, 9, 4)),), TypeError, "expected d_out to be an array of numpy, like query, got Tensor; it is the gradient of a loss for out"),
-        ((1.0,), TypeError, "expected d_out to be an array of numpy, like query, got float; it is the gradient of a loss for out"),
+        ((torch.zeros((1, 2, 9, 4)),), TypeError, "expected d_out to be an array of the library of query (numpy), got one of torch; convert it, or keep one library per call"),
+        ((1.0,), TypeError, "expected d_out to be an array of an array API library (NumPy, JAX, PyTorch, ...), got float; convert it, for example with numpy.asarray"),
     ],
 )  # fmt: skip
 def test_what_is_no_cotangent_is_refused(cotangents: Any, error: type[Exception], sentence: str) -> None:

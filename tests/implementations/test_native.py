@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import polyattn_torch
 import pytest
-import torch
 from contract.test_random_problems import samples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from shared.libraries import JaxBench, TorchBench, polyattn_torch, torch
 
 from polyattn import AuxRequest, Blockwise, attention, layers, masks, mods
 from polyattn.parity import ACCEPTANCE, FLOOR_ACCEPTANCE, Spec, eta, floor_ratio, round_to
 from polyattn.parity.case import Case
-from polyattn.testing import Bench, JaxBench, NumpyBench, TorchBench, check_backend, judge
+from polyattn.testing import Bench, NumpyBench, check_backend, judge
 from polyattn.truth import truth
 
 REFUSAL = "expected a problem that a kernel of the library computes exactly for implementation='native'"

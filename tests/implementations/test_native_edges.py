@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from polyattn_torch import native
+from shared.libraries import polyattn_torch, torch
 
-from polyattn import AuxRequest, attention, masks
+from polyattn import AuxRequest, attention, masks, mods
 from polyattn.truth import Spec, eta, truth
 
 RNG = np.random.default_rng(0)
@@ -31,8 +30,10 @@ def test_hidden_nan_stays_out_of_query_tiles_bit_for_bit(
     mask: Any, hidden: slice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Any] = []
-    by_key_ranges = native._by_key_ranges
-    monkeypatch.setattr(native, "_by_key_ranges", lambda p: calls.append(p) or by_key_ranges(p))
+    by_key_ranges = polyattn_torch.native._by_key_ranges
+    monkeypatch.setattr(
+        polyattn_torch.native, "_by_key_ranges", lambda p: calls.append(p) or by_key_ranges(p)
+    )
 
     def run(k: np.ndarray, v: np.ndarray) -> list[torch.Tensor]:
         leaves = [torch.tensor(x, requires_grad=True) for x in (Q, k, v)]
@@ -126,3 +127,26 @@ def test_values_that_cannot_be_read_have_a_shape() -> None:
     for way in ("reference", "native", "auto"):
         out = attention(x, x, x, is_causal=True, implementation=way)
         assert (out.device.type, tuple(out.shape)) == ("meta", (1, 2, 5, 4))
+
+
+@pytest.mark.rule("rule-12", "rule-13")
+@pytest.mark.parametrize("way", ["reference", "blockwise", "native", "auto"])
+@pytest.mark.parametrize(
+    ("returned", "got"),
+    [
+        (lambda s: 1.0, "real floating scores, got float;"),
+        (lambda s: True, "real floating scores, got bool;"),
+        (lambda s: None, "real floating scores, got NoneType;"),
+        (lambda s: s > 0, "real floating scores, got torch.bool;"),
+        (lambda s: s.int(), "real floating scores, got torch.int32;"),
+        (lambda s: s[..., :1], "scores of the shape of score, "),
+        (lambda s: s.sum(), "scores of the shape of score, "),
+    ],
+)
+def test_a_score_mod_that_returns_no_scores_is_one_sentence(way: str, returned: Any, got: str) -> None:
+    x = torch.tensor(Q[..., :6, :]).float()
+    for mod in (lambda s, *at: returned(s), mods.compose(mods.softcap(2.0), lambda s, *at: returned(s))):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            attention(x, x, x, score_mod=mod, query_offset=0, implementation=way)
+        start = "polyattn.attention: expected score_mod(score, b, h, q_idx, kv_idx) to return "
+        assert str(caught.value).startswith(start + got)

@@ -129,6 +129,7 @@ def test_it_prints_as_text_as_a_rich_table_and_as_html_that_is_inert() -> None:
     assert "&lt;script&gt;" in page
     assert len(re.findall("<tr>", page)) == 1 + len(steps.stages)
     assert steps.__rich__().row_count == len(steps.stages)
+    pytest.importorskip("matplotlib")
     assert len(steps.figure().axes) == 2 * 3  # scores, after the mod, weights, each with a bar
 
 

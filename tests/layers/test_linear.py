@@ -6,11 +6,9 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from shared.libraries import jax, jnp, torch
 from shared.recurrence import judged
 from shared.running import LIBRARIES, Floats, applied
 
@@ -245,3 +243,13 @@ def test_a_scale_may_be_any_real_number() -> None:
     for scale in (np.float32(0.5), np.float64(0.5), Fraction(1, 2)):
         np.testing.assert_array_equal(linear_attention(X + 1, KV + 1, KV + 1, scale=scale)[0], half)
     assert half[0, 0, 0, 0] == 1.0
+
+
+def test_two_channels_fade_by_themselves() -> None:
+    """A decay per channel, at the least width that has two of them."""
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(3, 1, 9, 2))
+    decay = -rng.uniform(size=(1, 9, 2))
+    out, _ = linear_attention(q, k, v, decay=decay, chunk_size=4)
+    stepwise, _ = linear_attention(q, k, v, decay=decay, chunk_size=1)
+    assert np.abs(out - stepwise).max() < 1e-13

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
-import jax
 import numpy as np
 import polyattn_autograd
 import pytest
-import torch
 from shared import formulas
 from shared.formulas import Array
+from shared.libraries import jax, torch
 from shared.running import LIBRARIES, applied, bench_of, drawn, mapped, normal
 
 from polyattn import AuxRequest, attention, layers, masks

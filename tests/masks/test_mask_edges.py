@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from shared.libraries import jax, jnp
 
 from polyattn import Blockwise, attention, masks
 from polyattn.masks import EMPTY, FULL, PARTIAL, Mask
@@ -180,3 +179,12 @@ def test_ids_of_queries_alone_may_have_leading_axes_and_a_mask_one_axis_more() -
     of_one = attention(Q[0], K[0], V[0], mask=ARRAY[:1])
     spec = Spec(Q[:1], K[:1], V[:1], allowed=ARRAY[:1])
     assert eta(of_one[None], truth(spec)["out"], "float64") <= 4
+
+
+def test_ranges_with_leading_axes_of_their_own() -> None:
+    rng = np.random.default_rng(4)
+    q, k, v = (rng.normal(size=(2, 3, 1, n, 4)) for n in (5, 7, 7))
+    starts, stops = np.sort(rng.integers(0, 8, (2, 2, 3, 5)), axis=0)
+    allowed = (starts[..., None] <= np.arange(7)) & (np.arange(7) < stops[..., None])
+    out = attention(q, k, v, mask=masks.key_ranges(starts, stops), implementation=Blockwise(2, 3))
+    assert np.abs(out - attention(q, k, v, mask=allowed[:, :, None])).max() < 1e-14

@@ -6,12 +6,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared.libraries import mpl, torch
 
 from polyattn import attention, masks
 from polyattn.masks import EMPTY, FULL, PARTIAL, Mask

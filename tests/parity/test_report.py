@@ -163,6 +163,23 @@ def test_the_page_opens_in_a_browser(browser: Any, hostile: Comparison, tmp_path
         assert len(browser.print_page()) > 10_000  # a PDF in base64
 
 
+@pytest.mark.browser
+def test_no_page_is_wider_than_a_phone(browser: Any, hostile: Comparison, tmp_path: Path) -> None:
+    work = plan(["numpy"], only=["golden", "plain"])
+    list(work.run())
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True},
+    )
+    for name, page in (("verify", work.to_html()), ("compare", hostile.to_html())):
+        (tmp_path / f"{name}.html").write_text(page, encoding="utf-8")
+        browser.get((tmp_path / f"{name}.html").as_uri())
+        assert browser.execute_script("return document.documentElement.scrollWidth") == 390, name
+        text = browser.find_element("css selector", "svg text")
+        assert text.size["height"] > 11, name  # pixels, in which it can be read
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def test_a_comparison_that_agrees_has_a_good_verdict_and_nothing_to_repeat() -> None:
     inputs = {"query": Q, "key": K, "value": V}
     good = compare(attention, attention, inputs, on=("numpy", "numpy"), gradients=False)
