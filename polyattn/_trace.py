@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from polyattn.arrays import Array, backend_of, is_array, readable
-from polyattn.calls import ANSWERS, Answer, answers
+from polyattn.calls import answers
 from polyattn.implementations.reference import define
 from polyattn.mods import Mod
 from polyattn.problem import pose
@@ -149,16 +149,7 @@ class Trace:
 HEADINGS = ("stage", "equation", "shape", "dtype", "range", "NaN", "Inf", "empty rows", "headroom")
 
 
-_WORDS = {
-    **ANSWERS,
-    "implementation": (
-        Answer("the definition to run", "leave implementation out", others="polyattn.attention"),
-    ),
-    "return_aux": (Answer("every value to be wanted", "leave return_aux out", others="polyattn.attention"),),
-}
-
-
-@answers("polyattn.trace", _WORDS)
+@answers("polyattn.trace")
 @spelled_out
 def trace(query: Array, key: Array, value: Array, **options: Any) -> Trace:
     """Every intermediate value of `attention(query, key, value, **options)`, by its definition.
