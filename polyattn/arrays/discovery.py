@@ -30,8 +30,8 @@ _NUMBERS = (int, float, bool)  # asked first: compilers have symbols of these, w
 
 
 def is_array(x: object) -> TypeGuard[Array]:
-    """Whether a value looks like an array of some library, rather than a Python number or a function."""
-    return type(x) not in _NUMBERS and hasattr(x, "dtype")
+    """Whether a value looks like an array of some library, rather than a Python number, a function or a class."""
+    return type(x) not in _NUMBERS and hasattr(x, "dtype") and not isinstance(x, type)
 
 
 def backend_of(array: Array) -> Backend:

@@ -204,7 +204,7 @@ def _lengths(value: int | Sequence[int] | Array, function: str) -> Lengths:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(positive(n, function, "every length", 0) for n in value)
     if is_array(value):
-        if not backend_of(value).xp.isdtype(value.dtype, "integral"):
+        if not backend_of(value).isdtype(value.dtype, "integral"):
             raise TypeError(
                 f"polyattn.masks.{function}: expected integer lengths, got an array of {value.dtype}; "
                 "a bool mask goes to masks.from_array"

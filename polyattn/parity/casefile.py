@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 from polyattn import masks, mods
+from polyattn.weights.untrusted import read_npz
 
 __all__ = ["read"]
 
@@ -22,18 +22,7 @@ def read(path: Path) -> tuple[tuple[Any, Any, Any, Any], dict[str, Any]]:
     softcap, window (left, right; -1 = unbounded), embed_dim, layout ("BHLD" or "BLHD"). ValueError for anything
     else, for a file that is damaged or none, and for pickled objects, which are never loaded.
     """
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it holds one array without a name")
-            found = {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(
-            f"polyattn diagnose: expected {path.name!r} to be an .npz file of plain arrays, of which NumPy says: "
-            f"{error}; write it with numpy.savez"
-        ) from None
+    found = read_npz("polyattn diagnose", path)
     missing = [name for name in ARRAYS if name not in found]
     unknown = sorted(set(found) - {*ARRAYS, *OPTIONS})
     if missing or unknown:

@@ -61,20 +61,39 @@ def _as_mask(call: Call, given: Any) -> Mask:
             f"(b, h, q_idx, kv_idx) -> bool, got {shown(given) if isinstance(given, str) else type(given).__name__}; "
             + _instead_of(given)
         )
+    _refuse_causal_bias(call, "mask", given)
     check_bools(call.who, given, "mask=(mask{})", "bias=mask")
     call.here("the arrays of mask", [given])
     return masks.from_array(given)
 
 
+#: Objects of other libraries in the place of a mask -> what is written.
+_OBJECTS = {
+    "BlockMask": "polyattn_torch.flex.from_flex makes a mask of it",
+    "LowerTriangularMask": "write is_causal=True, query_offset=0",
+    "LowerTriangularFromBottomRightMask": "write is_causal=True, query_offset='end'",
+    "BlockDiagonalMask": "write mask=masks.segments(ids) with one id per token",
+    "BlockDiagonalCausalMask": "write mask=masks.segments(ids) with one id per token, is_causal=True",
+}
+
+
 def _instead_of(given: Any) -> str:
     """What to write for a mask of another kind."""
-    if type(given).__name__ == "BlockMask":
-        return "polyattn_torch.flex.from_flex makes a mask of it"
     if given == "causal":  # MLX
         return "write is_causal=True"
     if isinstance(given, bool):
         return f"write is_causal={given}, or leave mask out"
-    return "make it an array of query's library"
+    return _OBJECTS.get(type(given).__name__, "make it an array of query's library")
+
+
+def _refuse_causal_bias(call: Call, name: str, given: Any) -> None:
+    """One of torch.nn.attention.bias is a tensor only in name: its numbers are anything."""
+    if type(given).__name__ == "CausalBias":
+        where = "'end'" if given.variant.name == "LOWER_RIGHT" else 0
+        raise TypeError(
+            f"{call.who}: expected {name} to be an array of numbers, got a CausalBias; write is_causal=True, "
+            f"query_offset={where}"
+        )
 
 
 def _hides_nothing(call: Call, fitted: Mask) -> bool:
@@ -138,6 +157,7 @@ def bias(call: Call) -> Array | None:
     if given is None:
         return None
     array(call.who, "bias", given)
+    _refuse_causal_bias(call, "bias", given)
     call.here("bias", [given])
     if call.backend.compute_dtype(given.dtype) is None:
         raise TypeError(

@@ -94,7 +94,7 @@ def _offset(call: Call, side: str) -> Any:
         return offset
     if is_array(offset):
         call.here(name, [offset])
-        if not call.backend.xp.isdtype(offset.dtype, "integral"):
+        if not call.backend.isdtype(offset.dtype, "integral"):
             raise TypeError(
                 f"{call.who}: expected {name} to be of an integer dtype, got {offset.dtype}; "
                 "positions are whole numbers"
@@ -125,7 +125,7 @@ def _listed(call: Call, side: str, size: int) -> Array:
             f"{type(given).__name__}; make it an array of query's library"
         )
     call.here(name, [given])
-    if not call.backend.xp.isdtype(given.dtype, "integral"):
+    if not call.backend.isdtype(given.dtype, "integral"):
         raise TypeError(
             f"{call.who}: expected {name} to be of an integer dtype, got {given.dtype}; positions are whole numbers"
         )
