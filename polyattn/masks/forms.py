@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from polyattn.arrays import Array, Backend, backend_named, backend_of, eagerly, is_array, numpy_backend
 from polyattn.masks.tiles import Box, Tile, classify, grid
-from polyattn.places import Frame, Places, Positions, gather, positions
+from polyattn.places import Frame, Places, Positions, check_near, gather, positions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,6 +106,7 @@ class Forms(ABC):
         batches = 1 if batch is None else batch
         frame = Frame(batches, 1 if heads is None else heads, queries, keys, (batches,), "polyattn.masks")
         shape = (frame.batch, frame.heads, queries, keys)
+        check_near(frame.who, [("query_offset", query_offset, queries), ("key_offset", key_offset, keys)])
         at = positions(backend, like, shape, Places(query_offset, key_offset))
         full = backend.xp.broadcast_to(self.fit(frame).allowed(at), shape)
         return full if batch is not None or heads is not None else full[0, 0, ...]

@@ -9,7 +9,7 @@ from polyattn.masks.algebra import Mask
 from polyattn.masks.fitting import positive
 from polyattn.masks.tiles import UNSURE, Box, Tile, decide
 from polyattn.masks.words import word
-from polyattn.places import Positions
+from polyattn.places import Positions, within
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,10 +26,10 @@ class Window(Mask):
         if self.left is None and self.right is None:
             return distance == distance
         if self.left is None:
-            return distance <= self.right
+            return distance <= within(self.right, distance)
         if self.right is None:
-            return distance >= -self.left
-        return (distance >= -self.left) & (distance <= self.right)
+            return distance >= -within(self.left, distance)
+        return (distance >= -within(self.left, distance)) & (distance <= within(self.right, distance))
 
     def box(self, box: Box) -> Tile:
         if box.corners is None:
@@ -61,7 +61,7 @@ class Chunked(Mask):
     compares_positions = True
 
     def allowed(self, at: Positions) -> Array:
-        return at.q // self.size == at.kv // self.size
+        return at.q // within(self.size, at.q) == at.kv // within(self.size, at.kv)
 
     def box(self, box: Box) -> Tile:
         if box.corners is None:
@@ -82,7 +82,8 @@ class Dilated(Mask):
     relative = True
 
     def allowed(self, at: Positions) -> Array:
-        return (at.q - at.kv) % self.step == 0
+        distance = at.q - at.kv
+        return distance % within(self.step, distance) == 0
 
     def box(self, box: Box) -> Tile:
         if box.corners is None:

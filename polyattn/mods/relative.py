@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from polyattn.arrays import Array, backend_of, is_array
 from polyattn.mods.mod import Mod, to_heads
-from polyattn.places import Positions
+from polyattn.places import INT32, Positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +58,11 @@ def relative_position_bias(table: Array, *, bidirectional: bool = True, max_dist
         raise ValueError(
             "polyattn.mods.relative_position_bias: expected a table of shape (buckets, Hq), got "
             f"{tuple(table.shape) if hasattr(table, 'dtype') else type(table).__name__}; give one column per head"
+        )
+    if isinstance(max_distance, bool) or not isinstance(max_distance, int) or max_distance >= INT32:
+        raise ValueError(
+            "polyattn.mods.relative_position_bias: expected max_distance to be an integer below 2**31, got "
+            f"{max_distance!r}; no two positions lie farther apart"
         )
     exact = table.shape[0] // (4 if bidirectional else 2)
     if exact < 1 or max_distance <= exact:
