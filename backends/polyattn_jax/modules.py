@@ -52,7 +52,7 @@ def _imported(name: str, who: str) -> Any:
 def _nnx() -> Any:
     nnx = _imported("flax.nnx", "polyattn_jax.nnx_module")
 
-    class NnxModule(nnx.Module):
+    class NnxModule(nnx.Module):  # type: ignore[name-defined]
         __qualname__ = "NnxModule"  # where pickle looks: see __getattr__
 
         def __init__(self, layer: Layer, params: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ def _nnx() -> Any:
 def _equinox() -> Any:
     eqx = _imported("equinox", "polyattn_jax.equinox_module")
 
-    class EquinoxModule(eqx.Module):
+    class EquinoxModule(eqx.Module):  # type: ignore[name-defined]
         __qualname__ = "EquinoxModule"
 
         params: dict[str, Any]

@@ -188,15 +188,7 @@ def sinks(call: Call) -> Array | None:
 def _per_head(call: Call, value: Any, name: str) -> float | Array:
     """A number, or an array of shape (), (1,) or (Hq,) as (1, Hq|1, 1, 1) in the compute dtype."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        try:
-            found = float(value)
-        except OverflowError:  # an integer beyond all floats
-            found = math.inf
-        if name == "scale" and not math.isfinite(found):
-            raise ValueError(
-                f"{call.who}: expected a finite scale, got {shown(value)}; leave it out for 1 / sqrt(D)"
-            )
-        return found
+        return float(value) if not call.backend.may_remember() else _in_range(call, value, name)
     if not is_array(value):
         raise TypeError(
             f"{call.who}: expected {name} to be a number or an array of query's library, got "
@@ -216,6 +208,20 @@ def _per_head(call: Call, value: Any, name: str) -> float | Array:
             f"got shape {shape}; pass one value per head"
         )
     return call.backend.xp.reshape(call.backend.astype(value, call.compute_dtype), (1, -1, 1, 1))
+
+
+def _in_range(call: Call, value: float, name: str) -> float:
+    """A number that the compute dtype has; sinks beyond are infinite."""
+    most = float(call.backend.xp.finfo(call.compute_dtype).max)
+    if -most <= value <= most:
+        return float(value)
+    if name == "sinks" and value == value:
+        return math.inf if value > 0 else -math.inf
+    got = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else repr(value)
+    raise ValueError(
+        f"{call.who}: expected {name} to be a number that {call.compute_dtype} has, got {got}; "
+        + ("None is 1 / sqrt(D)" if name == "scale" else "None is without sinks")
+    )
 
 
 def dropout_rate(call: Call) -> float:

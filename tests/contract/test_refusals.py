@@ -109,12 +109,12 @@ BUILDERS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "softcap of 0": (
         lambda: mods.softcap(0),
         ValueError,
-        "polyattn.mods.softcap: expected cap > 0 and finite, got 0; leave the mod out for no cap",
+        "polyattn.mods.softcap: expected a cap between 0 and 2**60, got 0; leave the mod out for no cap",
     ),
     "softcap below 0": (
         lambda: mods.softcap(-1.0),
         ValueError,
-        "polyattn.mods.softcap: expected cap > 0 and finite, got -1.0; leave the mod out for no cap",
+        "polyattn.mods.softcap: expected a cap between 0 and 2**60, got -1.0; leave the mod out for no cap",
     ),
     "alibi of no heads": (
         lambda: mods.alibi(0),
