@@ -22,6 +22,7 @@ _ROOMS = (
     "additive",
     "arrays",
     "caches",
+    "calls",
     "conventions",
     "dialects",
     "dropout",

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar, Unpack, overload
 
+from polyattn import mods
 from polyattn.arrays import Array, is_array
+from polyattn.calls import answers, real, shown
 from polyattn.draw import heat_maps, html_table, range_of
 from polyattn.implementations import Blockwise, Reference, choose
 from polyattn.implementations.blockwise import with_derivative
-from polyattn.problem import AuxRequest, Options, pose
+from polyattn.problem import AuxRequest, Options, Problem, pose
+from polyattn.problem.call import same_place
 from polyattn.problem.options import spelled_out
 
 __all__ = ["AttentionAux", "AuxRequest", "Wish", "attend", "attention", "attention_vjp"]
@@ -68,6 +71,8 @@ def attention(
     implementation: Wish = ...,
     **options: Unpack[Options],
 ) -> tuple[A, AttentionAux]: ...
+@answers("polyattn.attention")
+@spelled_out
 def attention(
     query: Any,
     key: Any,
@@ -122,22 +127,25 @@ def attend(
 ) -> Any:
     """`attention` for a layer, cache or adapter: errors speak in the name of the function that the user called."""
     if return_aux is not None and not isinstance(return_aux, AuxRequest):
+        meant = return_aux if isinstance(return_aux, str) and return_aux in AuxRequest._fields else "lse"
         raise TypeError(
-            f"{who}: expected return_aux to be an AuxRequest or None, got {return_aux!r}; "
-            "write return_aux=AuxRequest(lse=True)"
+            f"{who}: expected return_aux to be an AuxRequest or None, got {shown(return_aux)}; "
+            f"write return_aux=AuxRequest({meant}=True)"
         )
-    wanted = () if return_aux is None else tuple(n for n in AuxRequest._fields if getattr(return_aux, n))
+    wanted = () if return_aux is None else return_aux.names(who)
     problem = pose(who, query, key, value, wanted=wanted, **options)
     chosen = choose(problem, implementation)
     found = chosen.run(problem)
     leave = problem.axes.leave
-    out = leave(problem.backend.astype(found.out, query.dtype), width=True)
+    out = leave(problem.backend.astype(found.out, problem.q.dtype), width=True)
     if return_aux is None:
         return out
     values = {name: leave(getattr(found, name), width=False) for name in wanted}
     return out, AttentionAux(**values, implementation=chosen.implementation.name)
 
 
+@answers("polyattn.attention_vjp")
+@spelled_out
 def attention_vjp(
     query: A,
     key: A,
@@ -145,7 +153,7 @@ def attention_vjp(
     *,
     implementation: Literal["blockwise"] | Blockwise = "blockwise",
     **options: Unpack[Options],
-) -> tuple[A, Callable[..., dict[str, A]]]:
+) -> tuple[A, Callable[..., dict[str, Any]]]:
     """`attention` and its pullback, on any array library: derivatives for NumPy too.
 
         out, pullback = attention_vjp(query, key, value, ...)
@@ -153,8 +161,9 @@ def attention_vjp(
 
     Takes the arguments of `attention` but for return_aux. The pullback maps the gradient of a loss for out
     (and for lse, if the loss has it) to those for "query", "key", "value", and for "bias", "sinks" and "scale"
-    where these are arrays, in the shapes and dtypes of the arguments. It recomputes the scores tile by tile,
-    so that memory stays O(L + S). A score_mod must be one of `polyattn.mods`, or the library have autodiff.
+    where these are arrays, in the shapes and dtypes of the arguments; for "score_mod" a tuple, one for each of
+    the arrays that the modification holds, in the order of `score_mod.arrays()`. It recomputes the scores tile by
+    tile, so that memory stays O(L + S). A score_mod must be one of `polyattn.mods`, or the library have autodiff.
 
     Source: Dao 2022, arXiv:2205.14135, appendix B.4.
 
@@ -166,10 +175,13 @@ def attention_vjp(
            [1., 1.]])
     """
     who = f"{WHO}_vjp"
-    if implementation != "blockwise" and not isinstance(implementation, Blockwise):
+    if not (
+        isinstance(implementation, Blockwise)
+        or (isinstance(implementation, str) and implementation == "blockwise")
+    ):
         raise ValueError(
             f"{who}: expected implementation 'blockwise' or a Blockwise, got "
-            f"{implementation!r}; the pullback is that of the blockwise engine"
+            f"{shown(implementation)}; the pullback is that of the blockwise engine"
         )
     p = pose(who, query, key, value, **options)
     xp, astype, axes = p.backend.xp, p.backend.astype, p.axes
@@ -178,24 +190,38 @@ def attention_vjp(
     (out, lse), derivative = with_derivative(
         p, implementation if isinstance(implementation, Blockwise) else Blockwise()
     )
-    out_shape = axes.shape_of(p.frame, p.v.shape[-1])
+    held = mods.parameters(options.get("score_mod"))
 
-    def pullback(d_out: A, d_lse: A | None = None) -> dict[str, A]:
-        if tuple(d_out.shape) != out_shape:  # type: ignore[attr-defined]
-            raise ValueError(
-                f"{who}: expected d_out of the shape of out, {out_shape}, got "
-                f"{tuple(d_out.shape)}; it is the gradient of a loss for out"  # type: ignore[attr-defined]
+    def cotangent(name: str, x: Array, width: int | None) -> Array:
+        _check_cotangent(p, name, x, axes.shape_of(p.frame, width))
+        return axes.enter_cotangent(x, p.frame, width=width is not None)
+
+    @answers(f"{who}: pullback")
+    def pullback(d_out: A, d_lse: A | None = None) -> dict[str, Any]:
+        of_lse = xp.zeros_like(lse) if d_lse is None else cotangent("d_lse", d_lse, None)
+        found = derivative(cotangent("d_out", d_out, p.v.shape[-1]), of_lse)
+        gradients = dict(zip(("query", "key", "value", "scale", "bias", "sinks"), found[:-1], strict=True))
+        named: dict[str, Any] = {
+            name: astype(
+                axes.leave_gradient(gradients[name], x, qkv=name in ("query", "key", "value")), x.dtype
             )
-        of_lse = xp.zeros_like(lse) if d_lse is None else axes.enter_cotangent(d_lse, p.frame, width=False)
-        gradients = derivative(axes.enter_cotangent(d_out, p.frame, width=True), of_lse)
-        found = dict(zip(("query", "key", "value", "scale", "bias", "sinks"), gradients, strict=False))
-        return {
-            name: astype(axes.leave_gradient(found[name], x, qkv=name in ("query", "key", "value")), x.dtype)
             for name, x in given.items()
         }
+        if held:
+            named["score_mod"] = tuple(astype(d, x.dtype) for d, x in zip(found.mod, held, strict=True))
+        return named
 
-    return axes.leave(astype(out, query.dtype), width=True), pullback  # type: ignore[attr-defined]
+    return axes.leave(astype(out, p.q.dtype), width=True), pullback
 
 
-spelled_out(attention)
-spelled_out(attention_vjp)
+def _check_cotangent(p: Problem, name: str, given: Any, shape: tuple[int, ...]) -> None:
+    """The gradient of a loss for a result must be an array like that result."""
+    if is_array(given):
+        same_place(p.who, p.backend, p.q, name, [given])
+    real(p.who, name, given)
+    if tuple(given.shape) != shape:
+        result = name.removeprefix("d_")
+        raise ValueError(
+            f"{p.who}: expected {name} of the shape of {result}, {shape}, got {tuple(given.shape)}; it is the "
+            f"gradient of a loss for {result}"
+        )

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 from polyattn.arrays import Array, backend_of, is_array, readable
+from polyattn.arrays.numbers import SameArray
+from polyattn.calls import answers
 from polyattn.draw import draw_stages, html_table, range_of
 from polyattn.implementations.reference import define
 from polyattn.mods import Mod
 from polyattn.problem import pose
+from polyattn.problem.options import spelled_out
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,14 +77,14 @@ _LARGEST = {"float16": 65504.0, "bfloat16": 3.3895e38, "float32": 3.4028e38, "fl
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class Trace(Generic[SameArray]):
     """The stages of one call, in order. `trace["weights"]` is a stage, `trace.out` the result.
 
     Printed it is a table, in a notebook too; `figure()` draws the stages that are matrices of scores.
     """
 
     stages: tuple[Stage, ...]
-    out: Array
+    out: SameArray
 
     def __getitem__(self, name: str) -> Stage:
         for stage in self.stages:
@@ -135,7 +138,9 @@ class Trace:
 HEADINGS = ("stage", "equation", "shape", "dtype", "range", "NaN", "Inf", "empty rows", "headroom")
 
 
-def trace(query: Array, key: Array, value: Array, **options: Any) -> Trace:
+@answers("polyattn.trace")
+@spelled_out
+def trace(query: SameArray, key: Array, value: Array, **options: Any) -> Trace[SameArray]:
     """Every intermediate value of `attention(query, key, value, **options)`, by its definition.
 
     options: as `attention` takes them, without implementation and return_aux. Stages: "scores", one for each
@@ -151,11 +156,6 @@ def trace(query: Array, key: Array, value: Array, **options: Any) -> Trace:
     >>> steps["weights"].value[0, 0].round(3).tolist()
     [[1.0, 0.0], [0.269, 0.731]]
     """
-    for refused in ("implementation", "return_aux"):
-        if refused in options:
-            raise TypeError(
-                f"polyattn.trace: expected no {refused}, got {options[refused]!r}; a trace has every value, of the definition"
-            )
     p = pose("polyattn.trace", query, key, value, **options)
     if not readable(p.q, p.k, p.v):
         raise ValueError(
@@ -175,11 +175,11 @@ def trace(query: Array, key: Array, value: Array, **options: Any) -> Trace:
         elif p.sinks is not None:
             equation += {"row maximum": " and the sink", "weights": ", the sink in the sum"}.get(name, "")
         shown = xp.broadcast_to(value, p.scores_shape) if axes == "BHLS" else value
-        stages.append(Stage(name, equation, axes, shown, query.dtype))
+        stages.append(Stage(name, equation, axes, shown, p.q.dtype))
 
     with p.backend.eager():
         out = define(p, see).out
-    return Trace(tuple(stages), p.axes.leave(p.backend.astype(out, query.dtype), width=True))
+    return Trace(tuple(stages), p.axes.leave(p.backend.astype(out, p.q.dtype), width=True))
 
 
 #: name of a stage -> its axes and equation

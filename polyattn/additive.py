@@ -4,18 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 from polyattn import _attention
+from polyattn._attention import AuxRequest, Wish
 from polyattn.arrays import Array, Backend, backend_of, is_array
+from polyattn.arrays.numbers import SameArray
+from polyattn.calls import answers, shown
 from polyattn.problem import pose
+from polyattn.problem.options import spelled_out
 
 __all__ = ["additive_attention", "additive_scores"]
 
 TILE = 2**20  # the most numbers of one intermediate array
 
 
-def additive_attention(query: Array, key: Array, value: Array, weight: Array, **options: Any) -> Any:
+@overload
+def additive_attention(
+    query: SameArray, key: Array, value: Array, weight: Array, *, return_aux: None = None, **options: Any
+) -> SameArray: ...
+@overload
+def additive_attention(
+    query: SameArray, key: Array, value: Array, weight: Array, *, return_aux: AuxRequest, **options: Any
+) -> tuple[SameArray, _attention.AttentionAux]: ...
+@answers("polyattn.additive.additive_attention")
+@spelled_out
+def additive_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    weight: Array,
+    *,
+    return_aux: AuxRequest | None = None,
+    implementation: Wish = "auto",
+    **options: Any,
+) -> Any:
     """softmax_j(v . tanh(q_i + k_j)) applied to the values: attention as it was first.
 
     Shapes: query (..., H, L, A), key (..., Hkv, S, A), value (..., Hkv, S, E), weight v (A,) ->
@@ -31,7 +54,8 @@ def additive_attention(query: Array, key: Array, value: Array, weight: Array, **
     array([[0.5, 0.5],
            [0.5, 0.5]])
     """
-    return attend("polyattn.additive.additive_attention", query, key, value, weight, **options)
+    how: dict[str, Any] = {"return_aux": return_aux, "implementation": implementation}
+    return attend("polyattn.additive.additive_attention", query, key, value, weight, **how, **options)
 
 
 def attend(who: str, query: Array, key: Array, value: Array, weight: Array, **options: Any) -> Any:
@@ -40,7 +64,7 @@ def attend(who: str, query: Array, key: Array, value: Array, weight: Array, **op
     for refused in ("scale", "score_mod", "layout"):
         if refused in options:
             raise ValueError(
-                f"{who}: expected no {refused}, got {options[refused]!r}; the scores are not products, and heads come "
+                f"{who}: expected no {refused}, got {shown(options[refused])}; the scores are not products, and heads come "
                 "before the length"
             )
     backend = _check(who, (query, key, value), weight, bias)
@@ -51,6 +75,7 @@ def attend(who: str, query: Array, key: Array, value: Array, weight: Array, **op
     return _attention.attend(who, query[..., :0], key[..., :0], value, bias=scores, scale=1.0, **options)
 
 
+@answers("polyattn.additive.additive_scores")
 def additive_scores(query: Array, key: Array, weight: Array) -> Array:
     """v . tanh(q_i + k_j) for all i, j: (..., H, L, A), (..., Hkv, S, A), (A,) -> (..., H, L, S).
 

@@ -9,21 +9,33 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from polyattn.arrays import Array, backend_of
-from polyattn.arrays.random import SIGN, fold_in, key_of, signed, threefry2x32
+from polyattn.arrays import Array, backend_of, is_array
+from polyattn.arrays.random import SIGN, fold_in, key_of, threefry2x32, words_of
+from polyattn.calls import answers, number, real, seed_like
 from polyattn.places import Positions, positions
 
 __all__ = ["drop", "fold_in", "keep_factors", "key_of", "threefry2x32"]
 
 
+@answers("polyattn.dropout.drop")
 def drop(x: Array, rate: float, seed: int | Array | None) -> Array:
     """x / (1 - rate) where kept, 0 where dropped, entry by entry; x itself without a seed or a rate.
 
     x: (..., L, E); the entries of leading axes, rows and columns are drawn independently.
     """
+    who = "polyattn.dropout.drop"
+    rate = number(who, "rate", rate)
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"{who}: expected 0 <= rate < 1, got {rate!r}; it is the share of numbers dropped")
     if seed is None or rate == 0.0:
         return x
-    backend = backend_of(x)
+    seed, backend = seed_like(who, "seed", seed), real(who, "x", x)
+    if x.ndim < 2:
+        raise ValueError(f"{who}: expected x of shape (..., L, E), got {tuple(x.shape)}; give it two axes")
+    if is_array(seed) and backend_of(seed) is not backend:
+        raise TypeError(
+            f"{who}: expected seed of the library of x, got one of {backend_of(seed).name}; convert it"
+        )
     xp = backend.xp
     rows, columns = x.shape[-2:]
     items = math.prod(x.shape[:-2])
@@ -43,10 +55,7 @@ def keep_factors(rate: float, seed: int | Array, at: Positions, dtype: Any) -> A
     xp = backend.xp
     b, h, q, kv = (backend.astype(index, xp.int32) for index in (at.b, at.h, at.q, at.kv))
     zero = xp.zeros((1, 1, 1, 1), dtype=xp.int32, device=backend.device(kv))
-    if isinstance(seed, int):
-        low, high = zero + signed(seed), zero + signed(seed >> 32)
-    else:
-        low, high = zero + backend.astype(seed, xp.int32), zero
+    low, high = (zero + word for word in words_of(seed))
     words = backend.opaque(threefry2x32)
     word, _ = words(*words(low, high, b, h), q, kv)
     threshold = min(round(rate * 2**32), 2**32 - 1) + SIGN

@@ -10,13 +10,16 @@ import math
 from numbers import Real
 from typing import Any
 
-from polyattn.arrays import Array, Backend, backend_of, is_array
+from polyattn.arrays import Array, Backend, backend_of
+from polyattn.arrays.numbers import SameArray
+from polyattn.calls import answers, array, shown
 
 __all__ = ["linear_attention"]
 
 
+@answers("polyattn.linear.linear_attention")
 def linear_attention(
-    query: Array,
+    query: SameArray,
     key: Array,
     value: Array,
     *,
@@ -25,7 +28,7 @@ def linear_attention(
     state: Array | None = None,
     scale: float | None = None,
     chunk_size: int = 64,
-) -> tuple[Array, Array]:
+) -> tuple[SameArray, SameArray]:
     """Causal attention without softmax, by a recurrence over the tokens t: the outputs, and the last state.
 
         S_t = F_t + k_t u_t^T,   F_t = exp(g_t) * S_(t-1),   o_t = scale S_t^T q_t
@@ -176,11 +179,12 @@ def _lengthen(backend: Backend, x: Array, axis: int, more: int) -> Array:
 
 def _check(who: str, given: dict[str, Any], scale: float | None, chunk_size: int) -> Backend:
     query, key, value = given["query"], given["key"], given["value"]
-    arrays = {name: x for name, x in given.items() if x is not None}
+    arrays = {name: x for name, x in given.items() if x is not None or name in ("query", "key", "value")}
+    backend_of_query = array(who, "query", query)
     for name, x in arrays.items():
-        if not is_array(x) or backend_of(x) is not backend_of(query):
+        if array(who, name, x) is not backend_of_query:
             raise TypeError(
-                f"{who}: expected {name} to be an array of the library of query, got {type(x).__name__}; convert it"
+                f"{who}: expected {name} to be an array of the library of query, got one of {backend_of(x).name}; convert it"
             )
         if backend_of(x).compute_dtype(x.dtype) is None:
             raise TypeError(f"{who}: expected {name} of a real floating dtype, got {x.dtype}; cast it")
@@ -191,11 +195,11 @@ def _check(who: str, given: dict[str, Any], scale: float | None, chunk_size: int
         )
     if isinstance(chunk_size, bool) or not isinstance(chunk_size, int) or chunk_size < 1:
         raise ValueError(
-            f"{who}: expected chunk_size to be an integer of at least 1, got {chunk_size!r}; 1 is the recurrence"
+            f"{who}: expected chunk_size to be an integer of at least 1, got {shown(chunk_size)}; 1 is the recurrence"
         )
     if scale is not None and (isinstance(scale, bool) or not isinstance(scale, Real)):
         raise TypeError(
-            f"{who}: expected scale to be a number or None, got {scale!r}; multiply query by an array of scales"
+            f"{who}: expected scale to be a number or None, got {shown(scale)}; multiply query by an array of scales"
         )
     try:
         finite = scale is None or math.isfinite(scale)
@@ -216,7 +220,7 @@ def _check(who: str, given: dict[str, Any], scale: float | None, chunk_size: int
             f"{tuple(query.shape)} and key {tuple(key.shape)}; the axes are (..., heads, tokens, width)"
         )
     each = (1, kv_heads)
-    e = value.shape[-1]
+    e = value.shape[-1] if value.ndim else 0
     expected = {
         "key": ((kv_heads,), (tokens,), (width,)),
         "value": ((kv_heads,), (tokens,), (e,)),

@@ -7,10 +7,15 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from polyattn.arrays import Array, backend_of
+from polyattn.arrays.numbers import SameArray
+from polyattn.calls import answers, array, check_layout, flag, integer, number, real, shown, size
 
 __all__ = ["Rotary", "angles", "rotate", "sinusoidal"]
 
+_WHO = "polyattn.rotary.Rotary"
 
+
+@answers("polyattn.rotary.Rotary", "settings")
 @dataclass(frozen=True)
 class Rotary:
     """Rotary position embedding: pairs of entries are turned by position * base^(-2i / width).
@@ -35,20 +40,28 @@ class Rotary:
     width: int | None = None
     interleaved: bool = False
 
-    def __call__(self, x: Array, positions: Array, *, layout: str = "BHLD") -> Array:
+    def __post_init__(self) -> None:
+        _checked_base(_WHO, self.base)
+        if self.width is not None:
+            integer(_WHO, "width", self.width)
+        flag(_WHO, "interleaved", self.interleaved)
+
+    @answers(_WHO, line="rotary")
+    def __call__(self, x: SameArray, positions: Array, *, layout: str = "BHLD") -> SameArray:
         """x (..., H, L, D), or (..., L, H, D) with layout "BLHD", turned to positions, integers (L,) or (B, L)."""
-        backend = backend_of(x)
+        backend = real(_WHO, "x", x)
+        check_layout(_WHO, layout, "x (batch, heads, length, width)")
+        if x.ndim < (2 if layout == "BHLD" else 3):
+            raise ValueError(
+                f"{_WHO}: expected x of shape (..., length, width), got {tuple(x.shape)}; add the axes that are missing"
+            )
         width = x.shape[-1] if self.width is None else self.width
         if width % 2 or not 0 < width <= x.shape[-1]:
             raise ValueError(
                 f"polyattn.rotary.Rotary: expected an even width of at most {x.shape[-1]}, the width of x, got "
                 f"{width}; entries are turned in pairs"
             )
-        if layout not in ("BHLD", "BLHD"):
-            raise ValueError(
-                f"polyattn.rotary.Rotary: expected layout 'BHLD' or 'BLHD', got {layout!r}; name the axes of x (batch, "
-                "heads, length, width)"
-            )
+        _check_positions(x, positions, layout)
         angle = angles(positions, width, self.base, backend.compute_dtype(x.dtype))  # (L|B L, width/2)
         if layout == "BLHD":
             angle = angle[..., None, :]
@@ -57,7 +70,36 @@ class Rotary:
         return rotate(x, backend.cos(angle), backend.xp.sin(angle), interleaved=self.interleaved)
 
 
-def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Array:
+def _checked_base(who: str, base: Any) -> float:
+    found = number(who, "base", base)
+    if not 0 < found < math.inf:
+        raise ValueError(f"{who}: expected base > 0 and finite, got {base!r}; it is 10000.0 in most models")
+    return found
+
+
+def _check_positions(x: Array, positions: Any, layout: str) -> None:
+    backend = array(_WHO, "positions", positions, "one for each token")
+    if backend is not backend_of(x):
+        raise TypeError(
+            f"{_WHO}: expected positions of the library of x, {backend_of(x).name}, got {backend.name}; convert them"
+        )
+    length = x.shape[-3] if layout == "BLHD" else x.shape[-2]
+    if not backend.isdtype(positions.dtype, ("integral", "real floating")):
+        raise TypeError(f"{_WHO}: expected positions of numbers, got {positions.dtype}; number the tokens")
+    shape = tuple(positions.shape)
+    if (
+        len(shape) == 0
+        or shape[-1] not in (1, length)
+        or (len(shape) > 1 and shape[0] not in (1, x.shape[0]))
+    ):
+        raise ValueError(
+            f"{_WHO}: expected positions of shape ({length},) or (B, {length}), one for each token of x "
+            f"{tuple(x.shape)} in layout {layout}, got {shape}; write arange({length}) + offset"
+        )
+
+
+@answers("polyattn.rotary.rotate")
+def rotate(x: SameArray, cos: Array, sin: Array, *, interleaved: bool = False) -> SameArray:
     """Pairs (a, b) of the first entries of x as (a cos - b sin, a sin + b cos), the other entries as they are.
 
     x (..., D); cos and sin (..., width/2) broadcast to its leading axes, width <= D. Pairs as `Rotary` has them.
@@ -66,7 +108,25 @@ def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Ar
     >>> rotate(np.array([1.0, 2.0, 7.0]), np.array([0.0]), np.array([1.0]))
     array([-2.,  1.,  7.])
     """
-    backend = backend_of(x)
+    who = "polyattn.rotary.rotate"
+    backend = real(who, "x", x)
+    for name, given in (("cos", cos), ("sin", sin)):
+        if real(who, name, given) is not backend or given.ndim == 0:
+            raise TypeError(
+                f"{who}: expected {name} of the library of x, (..., width / 2), got {shown(given)}; convert it"
+            )
+    if x.ndim == 0:
+        raise ValueError(f"{who}: expected x of shape (..., width), got a single number; give it an axis")
+    interleaved = flag(who, "interleaved", interleaved)
+    shape, lead = tuple(cos.shape), tuple(x.shape[:-1])
+    fits = len(shape) <= x.ndim and all(
+        n in (1, m) for n, m in zip(reversed(shape[:-1]), reversed(lead), strict=False)
+    )
+    if tuple(sin.shape) != shape or 2 * shape[-1] > x.shape[-1] or not fits:
+        raise ValueError(
+            f"{who}: expected cos and sin of one shape that broadcasts to {(*lead, x.shape[-1] // 2)}, or narrower, got "
+            f"{shape} and {tuple(sin.shape)}; give one angle for each pair of entries"
+        )
     xp = backend.xp
     compute = backend.compute_dtype(x.dtype)
     width = 2 * cos.shape[-1]
@@ -81,7 +141,8 @@ def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Ar
     return xp.concat((backend.astype(turned, x.dtype), x[..., width:]), axis=-1)
 
 
-def sinusoidal(length: int, dim: int, like: Array, *, base: float = 10000.0) -> Array:
+@answers("polyattn.rotary.sinusoidal")
+def sinusoidal(length: int, dim: int, like: SameArray, *, base: float = 10000.0) -> SameArray:
     """sin and cos of position * base^(-2i / dim) side by side, (length, dim), to be added to embeddings.
 
     Source: Vaswani 2017, arXiv:1706.03762, section 3.5.
@@ -91,11 +152,12 @@ def sinusoidal(length: int, dim: int, like: Array, *, base: float = 10000.0) -> 
     array([[0.    , 1.    ],
            [0.8415, 0.5403]])
     """
+    who = "polyattn.rotary.sinusoidal"
+    length, dim = size(who, "length", length), size(who, "dim", dim)
     if dim < 2 or dim % 2:
-        raise ValueError(
-            f"polyattn.rotary.sinusoidal: expected an even dim of at least 2, got {dim}; sines come with cosines"
-        )
-    backend = backend_of(like)
+        raise ValueError(f"{who}: expected an even dim of at least 2, got {dim}; sines come with cosines")
+    base = _checked_base(who, base)
+    backend = real(who, "like", like, "which gives the library, the dtype and the device")
     xp = backend.xp
     compute = backend.compute_dtype(like.dtype)
     angle = angles(backend.arange(0, length, like), dim, base, compute)

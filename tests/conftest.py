@@ -11,6 +11,7 @@ from typing import Any
 
 import array_api_strict
 import pytest
+from shared.libraries import SPOKEN, installed
 
 from polyattn.testing import Bench, StrictBench, load_bench
 
@@ -22,6 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: no tes
 
 VARIANTS: dict[str, Callable[[], Bench]] = {
     "numpy": lambda: load_bench("numpy"),
+    "autograd": lambda: load_bench("autograd"),
     "strict": StrictBench,
     "strict-device1": lambda: StrictBench("device1", name="strict-device1"),
     "strict-no-float64": lambda: StrictBench("no_float64", float64=False, name="strict-no-float64"),
@@ -34,40 +36,39 @@ VARIANTS: dict[str, Callable[[], Bench]] = {
 }
 
 
-LIBRARIES = {
-    "numpy": "numpy",
-    "strict": "array_api_strict",
-    "jax": "jax",
-    "torch": "torch",
-}  # and their modules
-
-
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--libraries", help="only these of numpy, strict, jax and torch, joined by commas")
+    parser.addoption(
+        "--libraries", help="only these of numpy, autograd, strict, jax and torch, joined by commas"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     asked = config.getoption("--libraries")
     for library in asked.split(",") if asked is not None else ():
-        if library not in LIBRARIES:
+        if library not in SPOKEN:
             raise pytest.UsageError(
-                f"--libraries: expected some of {', '.join(LIBRARIES)}, got {library!r}; check its spelling"
+                f"--libraries: expected some of {', '.join(SPOKEN)}, got {library!r}; check its spelling"
             )
         try:
-            import_module(LIBRARIES[library])
+            import_module("array_api_strict" if library == "strict" else library)
         except ImportError as error:
             raise pytest.UsageError(f"--libraries: {library} was asked for and is missing: {error}") from None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --libraries the tests of another library are left out."""
+    """With --libraries the tests of another library are left out; without, those of one that is missing are skipped."""
     asked = config.getoption("--libraries")
     if asked is not None:
-        others = {name for name in LIBRARIES if name not in asked.split(",")}
-        others |= {"jnp"} if "jax" in others else set()
+        others = set().union(*(words for name, words in SPOKEN.items() if name not in asked.split(",")))
         left_out = [item for item in items if others & _words(item)]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not others & _words(item)]
+        return
+    for library in ("autograd", "jax", "torch"):
+        if not installed(library):
+            for item in items:
+                if SPOKEN[library] & _words(item):
+                    item.add_marker(pytest.mark.skip(reason=f"{library} is not installed"))
 
 
 def _words(item: pytest.Item) -> set[str]:
@@ -75,7 +76,8 @@ def _words(item: pytest.Item) -> set[str]:
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
     spoken = [re.split(r"[-_ ]", x)[0] for x in parameters if isinstance(x, str)]
     code = item.function.__code__.co_names if hasattr(item, "function") else ()
-    return {*item.name.partition("[")[0].split("_"), *spoken, *code}
+    called = {name.partition(".")[0] for name in code} - {"autograd"}  # which is PyTorch's: torch.autograd
+    return {*item.name.partition("[")[0].split("_"), *spoken, *called}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -102,7 +104,7 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     yield from _set_up(request.param)
 
 
-@pytest.fixture(params=["numpy", "strict", "jax-eager", "torch"])
+@pytest.fixture(params=["numpy", "autograd", "strict", "jax-eager", "torch"])
 def eager(request: pytest.FixtureRequest) -> Iterator[Bench]:
     """Every library, run eagerly: for laws that do not depend on a compiler."""
     yield from _set_up(request.param)

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
 from typing import Any
 
+try:
+    import jax
+except ImportError as error:
+    missing = isinstance(error, ModuleNotFoundError) and error.name in ("jax", "jaxlib")
+    advice = "install it, pip install 'polyattn[jax]'" if missing else "mend that installation"
+    raise type(error)(
+        f"polyattn_jax: expected the package jax, got: {error}; {advice}", name=error.name
+    ) from error
 import array_api_compat
-import jax
 import jax.numpy as jnp
 
+from polyattn import mods
 from polyattn._attention import AttentionAux
 from polyattn.arrays import Array, Backend, TileSizes
 from polyattn.implementations import BLOCKWISE, REFERENCE, Implementation, Output
-from polyattn.implementations.blockwise import few_rows
+from polyattn.implementations.blockwise import few_rows, symbols
+from polyattn_jax.eager import captures_derived, platform, run_eagerly
+from polyattn_jax.linear import with_pullback
 
 xp = array_api_compat.array_namespace(jnp.zeros(()))
 
@@ -55,7 +64,7 @@ class JaxBackend(Backend):
 
     def tile_sizes(self, p: Any) -> TileSizes:
         group = max(p.frame.heads // max(p.k.shape[1], 1), 1)
-        if jax.default_backend() != "cpu":
+        if platform(p.q) != "cpu":
             return TileSizes(rows=256, keys=256, kv_heads=None)
         # Two query heads at once, tiles of 512 x 512: measured 2026-11-21.
         return TileSizes(rows=512, keys=512, kv_heads=max(2 // group, 1))
@@ -98,28 +107,15 @@ class JaxBackend(Backend):
 
     def compiled(self, f: Callable[..., Any], static: Any, arrays: Sequence[Any]) -> Any:
         if all(self.is_concrete(x) for x in arrays):
-            return _compiled(f, static)(arrays)
+            return run_eagerly(f, static, arrays)
         return f(static, arrays)
 
     def derivative(self, f: Callable[[Array], Array], x: Array, cotangent: Array) -> Array:
         return jax.vjp(f, x)[1](cotangent)[0]
 
     def custom_vjp(self, forward: Any, backward: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
-        @jax.custom_vjp
-        def run(arrays: list[Array]) -> tuple[Array, ...]:
-            return forward(arrays)
-
-        def save(arrays: list[Array]) -> Any:
-            outputs = forward(arrays)
-            return outputs, (arrays, outputs)
-
-        def pull(saved: Any, cotangents: Any) -> Any:
-            return (list(backward(*saved, cotangents)),)
-
-        run.defvjp(save, pull)
-        arrays = list(arrays)
         # The gradient of an array must vary as the array does; that of `pcast` sums it over the devices.
-        return run(_vary(arrays, _varying(forward, arrays)))
+        return with_pullback(forward, backward, _vary(list(arrays), _varying(forward, arrays)))
 
 
 def _varying(step: Callable[[Any], Any], state: Any) -> frozenset[str]:
@@ -152,7 +148,7 @@ def _vary(state: Any, axes: frozenset[str]) -> Any:
 
 
 def _why_not_cudnn(p: Any) -> str | None:
-    if jax.default_backend() != "gpu":
+    if platform(p.q) != "gpu":
         return "there is no GPU, and on other devices jax.nn.dot_product_attention is no fused kernel"
     if p.q.dtype not in (jnp.float16, jnp.bfloat16):
         return "q, k and v are neither float16 nor bfloat16"
@@ -171,6 +167,17 @@ def _cudnn(p: Any, settings: Any) -> Output:
     return Output(jnp.swapaxes(out, 1, 2))
 
 
+def _why_not_blockwise(p: Any) -> str | None:
+    """Why the engine cannot run, or would lose a gradient, which it must not."""
+    if reason := symbols(p):
+        return reason
+    score, place = jnp.zeros((1, 1, 1, 1), p.compute_dtype), jnp.zeros((1, 1, 1, 1), jnp.int32)
+    for f in mods.functions(p.score_mod):
+        if captures_derived(f, score, *[place] * 4):
+            return "score_mod captures an array that a derivative is taken by, which the engine cannot see"
+    return None
+
+
 CUDNN = Implementation(
     name="native",
     title="cuDNN through jax.nn.dot_product_attention",
@@ -180,13 +187,16 @@ CUDNN = Implementation(
     why="cuDNN is the fastest where it is exact",
     transforms=frozenset({"grad", "vmap", "compile"}),
 )
-JaxBackend.implementations = (CUDNN, replace(BLOCKWISE, passed_over=few_rows(64)), REFERENCE)
-
-
-@lru_cache(maxsize=256)
-def _compiled(f: Callable[..., Any], static: Any) -> Callable[..., Any]:
-    """An eager call is compiled once for what it has static; `jit` keeps the shapes apart."""
-    return jax.jit(partial(f, static))
+JaxBackend.implementations = (
+    CUDNN,
+    replace(
+        BLOCKWISE,
+        why_not=_why_not_blockwise,
+        passed_over=few_rows(64),
+        transforms=BLOCKWISE.transforms | {"jvp"},
+    ),
+    REFERENCE,
+)
 
 
 # Results of `attention` may leave a jitted function: the name of the implementation is static.

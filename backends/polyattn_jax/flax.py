@@ -25,7 +25,8 @@ except ImportError as error:
 __all__ = ["nnx_attention"]
 
 _WHO = "polyattn_jax.nnx_attention"
-_PRECISE = (None, jax.lax.Precision.HIGHEST, "highest", "float32")  # the last is another name for it
+_NO_WISH, _FULL = ("default", jax.lax.Precision.DEFAULT), ("highest", "float32", jax.lax.Precision.HIGHEST)
+_PRECISE = (None, *_NO_WISH, *_FULL)
 
 
 def nnx_attention(
@@ -59,7 +60,7 @@ def nnx_attention(
     `polyattn.attention` takes, such as `polyattn.masks.sliding_window(64)`. is_causal: query i sees keys 0 to i, as
     in Flax. dropout_rng: a key of JAX, from which a seed is made unless deterministic; polyattn draws other weights
     than Flax, and independently, so broadcast_dropout=True is refused. dtype, promote_dtype: as in Flax; scores and
-    sums are at least float32. precision: None or HIGHEST. module: the weights before dropout, (..., Hq, L, S), are
+    sums are at least float32. precision: None, DEFAULT or HIGHEST. module: the weights before dropout, (..., Hq, L, S), are
     sown into it as nnx.Intermediate "attention_weights". The others are those of `polyattn.attention`, which
     `functools.partial` gives; query_offset is 0 for is_causal.
 

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+try:
+    import torch
+except ImportError as error:
+    missing = isinstance(error, ModuleNotFoundError) and error.name == "torch"
+    advice = "install it, pip install 'polyattn[torch]'" if missing else "mend that installation"
+    raise type(error)(
+        f"polyattn_torch: expected the package torch, got: {error}; {advice}", name=error.name
+    ) from error
 import array_api_compat.torch as xp
-import torch
 
 from polyattn.arrays import Array, Backend, TileSizes
+from polyattn.arrays.interchange import copied
 from polyattn.arrays.random import threefry2x32
 from polyattn_torch.native import IMPLEMENTATIONS
+from polyattn_torch.once import seal
 from polyattn_torch.state import can_read, precisely
 
 _OPAQUE: dict[Callable[..., Any], Callable[..., Any]] = {}
@@ -47,6 +56,22 @@ class TorchBackend(Backend):
     array_types = (torch.Tensor, torch.nn.Parameter)
     implementations = IMPLEMENTATIONS
 
+    def unfit(self, x: Array, plain: bool) -> str | None:
+        if isinstance(x, torch.fx.Proxy):
+            return (
+                "a tensor, got a Proxy of torch.fx.symbolic_trace; trace with torch.export or torch.compile, or keep "
+                "the call whole, torch.fx.wrap of a function that makes it"
+            )
+        if x.is_nested and not (plain and x.layout == torch.jagged):
+            return (
+                "a tensor with one length for all items (nested ones of layout torch.jagged go to PyTorch's kernel, "
+                "where no other argument is given), got a nested tensor; pad it, torch.nested.to_padded_tensor, and "
+                "say masks.key_lengths(lengths), or lay the items end to end and say masks.segments(ids)"
+            )
+        if x.layout not in (torch.strided, torch.jagged):
+            return f"a dense tensor, got one of layout {x.layout}; call its to_dense()"
+        return None
+
     def compute_dtype(self, dtype: Any) -> Any:
         return _COMPUTE.get(dtype)
 
@@ -66,6 +91,15 @@ class TorchBackend(Backend):
     def stop_gradient(self, x: Array) -> Array:
         return x.detach()
 
+    def autocast(self, *arrays: Array) -> tuple[Array, ...]:
+        # Of one dtype they stay as they are, so that autocast does not take the scores in half precision.
+        kind = arrays[0].device.type
+        if len({x.dtype for x in arrays}) == 1 or kind == "meta" or not torch.is_autocast_enabled(kind):
+            return arrays
+        narrow = (torch.float16, torch.bfloat16, torch.float32)
+        to = torch.get_autocast_dtype(kind)
+        return tuple(x.to(to) if x.dtype in narrow else x for x in arrays)
+
     def is_concrete(self, x: Array) -> bool:
         return not (torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(x))
 
@@ -84,9 +118,15 @@ class TorchBackend(Backend):
         return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
 
     def from_numpy(self, x: Array, like: Array) -> Array:
-        if x.dtype.name == "bfloat16":
-            return torch.tensor(x.view("int16"), device=like.device).view(torch.bfloat16)
-        return torch.tensor(x, device=like.device)
+        x = copied(x)
+        bits = x.view("int16") if x.dtype.name == "bfloat16" else x
+        try:
+            made = torch.from_numpy(bits).to(like.device)
+        except TypeError as error:
+            raise TypeError(
+                f"polyattn: expected an array of a dtype that PyTorch has, got {x.dtype}; cast it first"
+            ) from error
+        return made.view(torch.bfloat16) if bits is not x else made
 
     def tile_sizes(self, p: Any) -> TileSizes:
         # All heads at once: every tile is one batched product (measured 2026-11-21).
@@ -135,6 +175,12 @@ def _backward(ctx: Any, *cotangents: Array) -> Any:
     return None, None, *rule(saved[: ctx.inputs], saved[ctx.inputs :], cotangents)
 
 
+def _backward_once(ctx: Any, *cotangents: Array) -> Any:
+    with torch.no_grad():
+        _, _, *gradients = _backward(ctx, *cotangents)
+    return None, None, *seal(gradients, (*ctx.saved_tensors, *cotangents))
+
+
 class _Rule(torch.autograd.Function):
     """Outputs with a derivative of their own as one step of autograd: saves inputs and outputs alone."""
 
@@ -148,7 +194,7 @@ class _Rule(torch.autograd.Function):
         ctx.inputs = len(arrays)
         ctx.save_for_backward(*arrays, *output)
 
-    backward = staticmethod(torch.autograd.function.once_differentiable(_backward))
+    backward = staticmethod(_backward_once)
 
 
 class _CompiledRule(torch.autograd.Function):

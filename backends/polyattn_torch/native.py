@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -14,19 +14,29 @@ from polyattn import mods
 from polyattn.arrays import Array
 from polyattn.implementations import BLOCKWISE, REFERENCE, Implementation, Output
 from polyattn.implementations.blockwise import small, symbols
-from polyattn.implementations.reference import visible_keys
+from polyattn.implementations.reference import allowed_at, modified, visible_keys
 from polyattn.masks.tiles import EMPTY, FULL, grid
 from polyattn.places import gather, positions
 from polyattn.problem import Problem
-from polyattn_torch.state import can_read, derives_again, precisely
+from polyattn_torch.once import given_once
+from polyattn_torch.state import can_read, derives_again, precisely, wants_gradients
 
 ROWS = 128  # query rows of one call for a sparse mask
+_HALVES = (torch.float16, torch.bfloat16)
 
 
-def _sdpa(p: Problem, q: Array, k: Array, v: Array, **options: Any) -> Array:
+def _sdpa(p: Problem, q: Array, k: Array, v: Array, attn_mask: Array | None = None, **options: Any) -> Array:
     # K and V of different lengths would be read past their end here: `pose` has compared them.
+    given = (q, k, v, attn_mask)
+    if q.device.type == "cpu" and q.dtype in _HALVES and wants_gradients(*given):
+        # There the backward of the kernel rounds scores to half precision on its way.
+        q, k, v, attn_mask = (x.float() if x is not None and x.dtype in _HALVES else x for x in given)
     with precisely(q):
-        return scaled_dot_product_attention(q, k, v, scale=p.scale, **_grouped(q, k), **options)
+        q, k, v, attn_mask = given_once(q, k, v, attn_mask)
+        out = scaled_dot_product_attention(
+            q, k, v, attn_mask=attn_mask, scale=p.scale, **_grouped(q, k), **options
+        )
+    return out.to(p.q.dtype)
 
 
 def _grouped(q: Array, k: Array) -> dict[str, bool]:
@@ -52,76 +62,86 @@ def _by_key_ranges(p: Problem) -> Output:
     """A query tile at a time, each with the keys from the first to the last that it may see."""
     frame, mask = p.frame, p.mask
     assert mask is not None
+    lines = grid(mask, frame.rows, frame.keys, (ROWS, ROWS), places=p.places, remember=True)
+    met = [[j for j, tile in enumerate(line) if tile is not EMPTY] for line in lines]
+    if not any(met):
+        met[0] = [0]  # autograd wants to have heard of q, k and v
     parts = []
-    seen: dict[tuple[int, ...], tuple[Array, bool]] = {}  # tiles of a relative mask repeat along the diagonal
-    for i, line in enumerate(
-        grid(mask, frame.rows, frame.keys, (ROWS, ROWS), places=p.places, remember=True)
-    ):
+    seen: dict[tuple[int, ...], tuple[Array, Seen]] = {}  # tiles of a relative mask repeat along the diagonal
+    for i, (line, here) in enumerate(zip(lines, met, strict=True)):
         q = p.q[:, :, i * ROWS : (i + 1) * ROWS]
-        met = [j for j, tile in enumerate(line) if tile is not EMPTY]
-        if not met:
+        if not here:
             parts.append(q.new_zeros(frame.batch, frame.heads, q.shape[2], p.v.shape[3]))
             continue
-        start, stop = met[0] * ROWS, min((met[-1] + 1) * ROWS, frame.keys)
+        start, stop = here[0] * ROWS, min((here[-1] + 1) * ROWS, frame.keys)
         k, v = p.k[:, :, start:stop], p.v[:, :, start:stop]
-        options = {}
-        if any(tile is not FULL for tile in line[met[0] : met[-1] + 1]):
+        if all(tile is FULL for tile in line[here[0] : here[-1] + 1]):
+            out = _sdpa(p, q, k, v)
+        else:
             place = (start - i * ROWS if mask.relative else i, q.shape[2], stop - start)
             if place not in seen:
                 allowed = _allowed(p, i * ROWS, q.shape[2], start, stop - start)
-                seen[place] = allowed, _sees_all(allowed, p.k.shape[1])
-            options["attn_mask"], all_visible = seen[place]
-            if not all_visible:
-                k, v = _clean(options["attn_mask"], k, v)
-        parts.append(_sdpa(p, q, k, v, **options).expand(frame.batch, -1, -1, -1))
+                seen[place] = allowed, _seen(allowed, p.k.shape[1])
+            allowed, who = seen[place]
+            out = _without_the_hidden(p, q, k, v, who, attn_mask=allowed)
+        parts.append(out.expand(frame.batch, -1, -1, -1))
     return Output(torch.cat(parts, dim=2))
 
 
 def _dense(p: Problem) -> Output:
     """One call with the whole mask, or with the bias where there is one."""
-    frame = p.frame
-    shape = (frame.rows, frame.keys)
-    allowed = None if p.mask is None else _allowed(p, 0, frame.rows, 0, frame.keys)
-    mask = allowed
+    mask = allowed = _allowed(p, 0, p.frame.rows, 0, p.frame.keys)
     if p.bias is not None:
-        reachable = p.bias != -torch.inf
-        allowed = reachable if allowed is None else allowed & reachable
         mask = torch.where(allowed, p.bias, -torch.inf)
         mask = mask if mask.dtype == torch.float32 else mask.to(p.q.dtype)
-    assert allowed is not None
-    assert mask is not None
-    k, v = (p.k, p.v) if _sees_all(allowed, p.k.shape[1]) else _clean(allowed, p.k, p.v)
-    return Output(_sdpa(p, p.q, k, v, attn_mask=mask.expand(*mask.shape[:2], *shape)))
+    return Output(_without_the_hidden(p, p.q, p.k, p.v, _seen(allowed, p.k.shape[1]), attn_mask=mask))
 
 
 def _allowed(p: Problem, start: int, rows: int, key: int, keys: int) -> Array:
-    """The mask on a rectangle of the scores, (B|1, Hq|1, rows, keys)."""
+    """Mask and bias on a rectangle of the scores, (B|1, Hq|1, rows, keys)."""
     at = positions(p.backend, p.q, (p.frame.batch, p.frame.heads, rows, keys), p.places, (0, 0, start, key))
-    assert p.mask is not None
-    allowed = p.mask.allowed(at)
+    bias = p.bias if p.bias is None or p.bias.shape[2] == 1 else p.bias[:, :, start : start + rows]
+    allowed = allowed_at(p.mask, at, bias)
+    assert allowed is not None
     return allowed.expand(*allowed.shape[:2], rows, keys)
 
 
-def _sees_all(allowed: Array, kv_heads: int) -> bool:
-    """Whether every key is visible to some query; False where that cannot be told for free."""
-    return (
-        allowed.device.type == "cpu"
-        and can_read(allowed)
-        and bool(visible_keys(allowed, kv_heads, torch).all())
-    )
+class Seen(NamedTuple):
+    """Who has something to do in a rectangle of the scores; None for all of them."""
+
+    rows: Array | None  # (B|1, Hq|1, rows, 1): sees a key
+    keys: Array | None  # (B|1, Hkv|1, keys, 1): is seen
 
 
-def _clean(allowed: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    """Keys and values that no query may see, replaced: a hidden NaN would reach the rest through the product."""
-    visible = visible_keys(allowed, k.shape[1], torch)
-    return torch.where(visible, k, 0.0), torch.where(visible, v, 0.0)
+def _seen(allowed: Array, kv_heads: int) -> Seen:
+    rows, keys = allowed.any(-1, keepdim=True), visible_keys(allowed, kv_heads, torch)
+    free = allowed.device.type == "cpu" and can_read(allowed)  # to ask whether it is all of them
+    return Seen(*(None if free and bool(x.all()) else x for x in (rows, keys)))
+
+
+def _clean(seen: Seen, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
+    """What is hidden, replaced: its NaN would reach the rest through a product, forward or backward."""
+    if seen.rows is not None:
+        q = torch.where(seen.rows, q, 0.0)
+    if seen.keys is not None:
+        k, v = torch.where(seen.keys, k, 0.0), torch.where(seen.keys, v, 0.0)
+    return q, k, v
+
+
+def _zero(seen: Seen, out: Array) -> Array:
+    """Rows that see nothing are 0, and whatever is sent back to them, nobody hears of it."""
+    return out if seen.rows is None else torch.where(seen.rows, out, 0.0)
+
+
+def _without_the_hidden(p: Problem, q: Array, k: Array, v: Array, seen: Seen, *, attn_mask: Array) -> Array:
+    return _zero(seen, _sdpa(p, *_clean(seen, q, k, v), attn_mask=attn_mask))
 
 
 def _why_not_flash(p: Problem) -> str | None:
     given = (p.q, p.k, p.v, p.sinks)
     if p.q.device.type != "cpu" or not can_read(p.q):
         return "the fused kernel that tells its lse is one of the CPU, called eagerly"
-    if torch.is_grad_enabled() and any(x.requires_grad for x in given if x is not None):
+    if wants_gradients(*given):
         return "autograd cannot pass through the fused kernel that tells its lse"
     if p.q.shape[3] != p.v.shape[3] or not p.q.shape[:2] == p.k.shape[:2] == p.v.shape[:2]:
         return "widths, heads or batches differ"
@@ -146,7 +166,7 @@ def _flex_reason(p: Problem) -> str | None:
         return "the call is already being compiled or transformed"
     if p.q.dtype == torch.float64:
         return "FlexAttention has no float64 kernel"
-    if p.q.device.type == "cpu" and torch.is_grad_enabled() and any(x.requires_grad for x in (p.q, p.k, p.v)):
+    if p.q.device.type == "cpu" and wants_gradients(p.q, p.k, p.v, p.bias, *mods.parameters(p.score_mod)):
         return "FlexAttention has no derivatives on the CPU"
     if p.q.device.type == "cpu" and ("lse" in p.wanted or p.sinks is not None):
         return "FlexAttention gives no lse on the CPU, which sinks need too"
@@ -165,14 +185,13 @@ def _flex(p: Problem, settings: Any) -> Output:
     from torch.nn.attention.flex_attention import create_block_mask
 
     frame, offset, mask, bias, mod = p.frame, p.places.query, p.mask, p.bias, p.score_mod
-    k, v, block_mask = p.k, p.v, None
+    _check_mod(p)
+    seen, block_mask = Seen(None, None), None
+    if mask is not None or bias is not None:
+        tiles = [_allowed(p, i, min(1024, frame.rows - i), 0, frame.keys) for i in range(0, frame.rows, 1024)]
+        keys = torch.stack([visible_keys(allowed, p.k.shape[1], torch) for allowed in tiles]).any(0)
+        seen = Seen(torch.cat([allowed.any(-1, keepdim=True) for allowed in tiles], 2), keys)
     if mask is not None:
-        hidden_from = [
-            visible_keys(_allowed(p, i, min(1024, frame.rows - i), 0, frame.keys), k.shape[1], torch)
-            for i in range(0, frame.rows, 1024)
-        ]
-        visible = torch.stack(torch.broadcast_tensors(*hidden_from)).any(0)
-        k, v = torch.where(visible, k, 0.0), torch.where(visible, v, 0.0)
         block_mask = create_block_mask(
             lambda b, h, q, kv: mask.allowed(gather(b, h, q, kv)._replace(q=q + offset)),
             *p.scores_shape,
@@ -187,7 +206,7 @@ def _flex(p: Problem, settings: Any) -> Output:
             score = score + bias[tuple(i if n > 1 else i * 0 for i, n in zip(where, bias.shape, strict=True))]
         return score
 
-    q, k, v = (x.expand(frame.batch, -1, -1, -1) for x in (p.q, k, v))
+    q, k, v = (x.expand(frame.batch, -1, -1, -1) for x in given_once(*_clean(seen, p.q, p.k, p.v)))
     on_cpu = q.device.type == "cpu"  # inference, without lse
     with precisely(q):
         result = _compiled_flex()(
@@ -201,7 +220,23 @@ def _flex(p: Problem, settings: Any) -> Output:
             return_lse=not on_cpu,
         )
     out, lse = (result, None) if on_cpu else result
-    return Output(_beside_sinks(p, out, lse), lse)
+    if lse is not None and seen.rows is not None:
+        lse = torch.where(seen.rows[..., 0], lse, -torch.inf)
+    return Output(_zero(seen, _beside_sinks(p, out, lse)), lse)
+
+
+def _check_mod(p: Problem) -> None:
+    """What is wrong with a score_mod, said of a few scores: FlexAttention has other words for it."""
+    b, h, rows, keys = (min(n, 2) for n in p.scores_shape)
+    sizes = (b, h, rows, keys)
+    at = positions(p.backend, p.q, sizes, p.places)
+    score = torch.zeros(sizes, dtype=p.compute_dtype, device=p.q.device)
+    for mod in mods.parts(p.score_mod):
+        modified(p, mod, score, at)
+
+
+def _why_not_definition(p: Problem) -> str | None:
+    return "the lengths of a nested tensor are no numbers" if p.q.is_nested else None
 
 
 def _nothing(p: Problem) -> str | None:
@@ -222,14 +257,15 @@ def _passed_over_flex(p: Problem) -> str | None:
 
 def _why_not_blockwise(p: Problem) -> str | None:
     """Why the blockwise engine cannot run, or would lose a gradient, which it must not."""
-    if reason := symbols(p):
+    if reason := _why_not_definition(p) or symbols(p):
         return reason
     functions = mods.functions(p.score_mod)
     if not functions or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
     zero = torch.zeros((1, 1, 1, 1), dtype=torch.int32, device=p.q.device)
     score = torch.zeros((1, 1, 1, 1), dtype=p.compute_dtype, device=p.q.device)
-    if any(f(score, zero, zero, zero, zero).requires_grad for f in functions):
+    found = [f(score, zero, zero, zero, zero) for f in functions]  # checked by whoever runs it
+    if any(isinstance(x, torch.Tensor) and x.requires_grad for x in found):
         return "score_mod captures a tensor that requires a gradient, which the engine cannot see"
     return None
 
@@ -279,5 +315,5 @@ IMPLEMENTATIONS = (
         passed_over=_passed_over_blockwise,
         transforms=frozenset({"grad", "compile"}),
     ),
-    REFERENCE,
+    replace(REFERENCE, why_not=_why_not_definition),
 )

@@ -23,6 +23,11 @@ def can_read(x: Array) -> bool:
     return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x))
 
 
+def wants_gradients(*given: Array | None) -> bool:
+    """Whether autograd follows what is made of these."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
+
+
 def derives_again(x: Array) -> bool:
     """Whether a transform of torch.func or forward mode looks on."""
     if torch.compiler.is_compiling():

@@ -31,5 +31,12 @@ class Backend(Tracing, Loops, Interchange):
         self.name = name
         self.xp = xp
 
+    def unfit(self, x: Any, plain: bool) -> str | None:
+        """Of an array that cannot be cut and broadcast: what was expected, what came, what to do; None of others.
+
+        plain: whether it is query, key or value of a call that says nothing else.
+        """
+        return None
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"

@@ -21,6 +21,10 @@ class Tracing:
         """`x`, taken as a constant by autodiff."""
         return x
 
+    def autocast(self, *arrays: Array) -> tuple[Array, ...]:
+        """Operands of one product as the library casts them where it was told to do so by itself."""
+        return arrays
+
     def is_concrete(self, x: Array) -> bool:
         """Whether the values of `x` can be read now (False while a compiler or vmap traces)."""
         return True

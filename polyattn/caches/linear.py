@@ -7,6 +7,7 @@ from typing import NamedTuple
 from polyattn import masks
 from polyattn.arrays import Array, backend_of, is_array
 from polyattn.caches.scatter import scatter
+from polyattn.calls import answers, array, real, size
 from polyattn.masks.algebra import Mask
 
 __all__ = ["KVCache"]
@@ -42,6 +43,7 @@ class KVCache(NamedTuple):
         return True
 
     @classmethod
+    @answers("polyattn.caches.KVCache.empty", line="KVCache.empty")
     def empty(
         cls,
         batch: int,
@@ -53,7 +55,12 @@ class KVCache(NamedTuple):
         like: Array,
     ) -> KVCache:
         """A cache without tokens in the library, dtype and on the device of `like`."""
-        backend = backend_of(like)
+        who = "polyattn.caches.KVCache.empty"
+        backend = real(who, "like", like, "which gives the library, the dtype and the device")
+        sizes = {"batch": batch, "kv_heads": kv_heads, "capacity": capacity, "head_dim": head_dim}
+        batch, kv_heads, capacity, head_dim = (size(who, name, n) for name, n in sizes.items())
+        if value_dim is not None:
+            value_dim = size(who, "value_dim", value_dim)
 
         def zeros(width: int) -> Array:
             shape = (batch, kv_heads, capacity, width)
@@ -81,6 +88,7 @@ class KVCache(NamedTuple):
             length = length[..., None]
         return backend.xp.where(at < length, at, -1)
 
+    @answers(_WHO, line="cache.append")
     def append(self, key: Array, value: Array) -> KVCache:
         """The cache with these tokens behind its own: key (..., Hkv, n, D), value (..., Hkv, n, E).
 
@@ -88,7 +96,16 @@ class KVCache(NamedTuple):
         then reads as NaN, and so does everything that attends to it.
         """
         for name, new, old in (("key", key, self.key), ("value", value, self.value)):
-            if (*new.shape[:-2], new.shape[-1]) != (*old.shape[:-2], old.shape[-1]) or new.dtype != old.dtype:
+            if array(_WHO, name, new) is not backend_of(old):
+                raise TypeError(
+                    f"{_WHO}: expected {name} of the library of the cache, {backend_of(old).name}, got "
+                    f"{backend_of(new).name}; convert it, or make the cache with like={name}"
+                )
+            if (
+                new.ndim != old.ndim
+                or (*new.shape[:-2], new.shape[-1]) != (*old.shape[:-2], old.shape[-1])
+                or new.dtype != old.dtype
+            ):
                 raise ValueError(
                     f"{_WHO}: expected {name} of shape {(*old.shape[:-2], 'n', old.shape[-1])} "
                     f"and dtype {old.dtype}, got {tuple(new.shape)} and {new.dtype}; make the cache for this batch"
@@ -117,7 +134,7 @@ class KVCache(NamedTuple):
                 )
             return length
         backend = backend_of(length)
-        if tuple(length.shape) not in ((), lead) or not backend.xp.isdtype(length.dtype, "integral"):
+        if tuple(length.shape) not in ((), lead) or not backend.isdtype(length.dtype, "integral"):
             raise ValueError(
                 f"{_WHO}: expected length of integers and of shape () or {lead}, got {length.dtype} of shape "
                 f"{tuple(length.shape)}; one number for all batch items, or one for each"

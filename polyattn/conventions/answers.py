@@ -98,6 +98,9 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
         s, sabs = _capped(s, sabs, cap, "as stated", scale)
     if settings.mask == "added as 0/1" and call.mask is not None:
         s = s + np.where(at_rows(call.mask, here), 1.0, 0.0)
+    if settings.mask == "all added as 0/1":
+        hiding = replace(settings, mask="hides")
+        s = s + np.where(allowed_keys(replace(call, bias=None), hiding, here), 1.0, 0.0)
     if low and stage == "scores":
         s = _rounded(s, low)
     fill = {"-inf": -np.inf, "0": 0.0, "-1e4": -1e4}.get(settings.hidden, -np.inf)
@@ -155,6 +158,8 @@ def _scale(call: Call, choice: str) -> float:
 
 def _to_heads(x: Floats, heads: int, choice: str) -> Floats:
     kv_heads = x.shape[1]
+    if not kv_heads:
+        raise ValueError("polyattn.conventions.answer: expected kv heads, got none; are the axes in order?")
     index = np.arange(heads)
     which = {
         "grouped": index // (heads // kv_heads),

@@ -40,6 +40,12 @@ def _causes() -> tuple[Cause, ...]:
     def causal(call: Call) -> bool:
         return call.is_causal
 
+    def by_position(call: Call) -> bool:
+        return call.is_causal or call.window is not None
+
+    def whole(alone: str, beside: str) -> Callable[[Call], str]:
+        return lambda call: alone if call.mask is None else beside
+
     def several_heads(call: Call) -> bool:
         return bool(call.q.shape[1] > 1)
 
@@ -73,8 +79,10 @@ def _causes() -> tuple[Cause, ...]:
         scale("1/sqrt(S)", "scale = 1/sqrt({S}) (number of keys, not head width)"),
         scale("1/sqrt(kv_heads D)", "scale = 1/sqrt({KV}) (width of all kv heads, not of one)"),
         Cause("polarity", "ignore", say("mask polarity inverted: True was taken as 'ignore'"), has("mask")),
+        Cause("polarity", "all ignored", whole("mask polarity inverted: True was taken as 'ignore'", "polarity of the whole mask inverted, causality and window too: True was taken as 'ignore'"), by_position),
         Cause("mask", "dropped", say("mask ignored"), has("mask")),
         Cause("mask", "added as 0/1", say("mask added to the scores as 0 and 1, as a float mask is"), has("mask")),
+        Cause("mask", "all added as 0/1", whole("mask added to the scores as 0 and 1, as a float mask is", "whole mask, causality and window too, added to the scores as 0 and 1, as a float mask is"), by_position),
         Cause("mask", "after the softmax", say("mask applied after the softmax, rows not renormalised"), masked),
         Cause("mask", "hides queries", say("padding mask on the query axis instead of the key axis"), lambda c: c.mask is not None and square(c)),
         Cause("hidden", "0", say("hidden scores filled with about 0 instead of -inf"), masked),

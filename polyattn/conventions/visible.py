@@ -44,6 +44,8 @@ def allowed_keys(call: Call, settings: Settings, rows: Floats) -> Floats:
                 allowed = allowed & (key >= at - left - more)
             if right is not None:
                 allowed = allowed & (key <= at + right + (more if right else 0))
+    if settings.mask == "all added as 0/1":
+        allowed = np.ones_like(allowed)
     if call.mask is not None and settings.mask in ("hides", "after the softmax", "hides queries"):
         mask = call.mask
         if settings.mask == "hides queries":
@@ -51,6 +53,8 @@ def allowed_keys(call: Call, settings: Settings, rows: Floats) -> Floats:
         if settings.polarity == "ignore":
             mask = ~mask
         allowed = allowed & at_rows(mask, rows)
+    if settings.polarity == "all ignored":
+        allowed = ~allowed
     if call.bias is not None and settings.bias != "dropped":
         allowed = allowed & (at_rows(call.bias, rows) != -np.inf)
     return allowed

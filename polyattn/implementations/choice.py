@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from polyattn.arrays import Backend
+from polyattn.calls import shown
 from polyattn.implementations.blockwise import BLOCKWISE
 from polyattn.implementations.implementation import Implementation, Output
+from polyattn.implementations.nothing import asks_for_nothing, nothing
 from polyattn.implementations.reference import REFERENCE
 from polyattn.problem import Problem, say
 
@@ -23,7 +25,7 @@ class Choice(NamedTuple):
     why: str
 
     def run(self, p: Problem) -> Output:
-        return self.implementation.run(p, self.settings)
+        return nothing(p) if asks_for_nothing(p) else self.implementation.run(p, self.settings)
 
 
 def implementations_of(backend: Backend) -> tuple[Implementation, ...]:
@@ -40,10 +42,11 @@ def choose(p: Problem, wish: Any) -> Choice:
     automatic = isinstance(wish, str) and wish == "auto"
     settings = None if isinstance(wish, str) else wish
     named = known if automatic else [i for i in known if i.is_meant_by(wish)]
-    if not named and wish not in NAMES:
+    if not named and not (isinstance(wish, str) and wish in NAMES):
+        line = f"write implementation={wish.__name__}()" if isinstance(wish, type) else "use 'auto'"
         raise ValueError(
             f"{p.who}: expected implementation 'auto', 'reference', 'blockwise', 'native', a Reference "
-            f"or a Blockwise, got {wish!r}; use 'auto'"
+            f"or a Blockwise, got {shown(wish)}; {line}"
         )
     reasons: list[str] = []
     features = p.features

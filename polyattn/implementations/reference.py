@@ -14,6 +14,7 @@ from typing import Any
 
 from polyattn import mods
 from polyattn.arrays import Array, Namespace, backend_of, is_array
+from polyattn.calls import ambiguous, answers, shown
 from polyattn.dropout import keep_factors
 from polyattn.implementations.implementation import TRANSFORMS, Implementation, Output
 from polyattn.normalizers import softmax
@@ -45,7 +46,8 @@ def define(p: Problem, see: See = unseen) -> Output:
         # and backward.
         visible = visible_keys(allowed, p.k.shape[1], xp)
         k, v = xp.where(visible, k, 0.0), xp.where(visible, v, 0.0)
-        q = xp.where(xp.any(allowed, axis=-1, keepdims=True), q, 0.0)
+        sees = xp.any(allowed, axis=-1, keepdims=True)
+        q = xp.where(sees, q, 0.0)
 
     s = grouped_matmul(q, xp.matrix_transpose(k)) * p.scale  # (B, Hq, L, S)
     see("scores", p.scale, s)
@@ -55,6 +57,10 @@ def define(p: Problem, see: See = unseen) -> Output:
     keys = lift(s, v, keep)
     seen = keys if p.sinks is None else merge(keys, sink(p.sinks, keys))
     out = finish(seen)  # (B, Hq, L, E)
+    if allowed is not None and p.sinks is not None:
+        out = xp.where(
+            sees, out, 0.0
+        )  # a sink alone is a sum too, and what is sent back to it is not for the keys
 
     wanted = p.wanted if see is unseen else ("lse", "weights")
     lse = log_sum(keys) if "lse" in wanted else None
@@ -71,8 +77,13 @@ def define(p: Problem, see: See = unseen) -> Output:
         lse,
         weights,
         s if "scores" in wanted else None,
-        keys.top[..., 0] if "max_scores" in wanted else None,
+        _largest(s, keys) if "max_scores" in wanted else None,
     )
+
+
+def _largest(s: Array, keys: Partial) -> Array:
+    """The largest score of every row, with its gradient, which `top` has not."""
+    return backend_of(s).xp.max(s, axis=-1) if s.shape[-1] else keys.top[..., 0]
 
 
 def allowed_at(mask: Any, at: Positions, bias: Array | None) -> Array | None:
@@ -93,7 +104,7 @@ def scores_at(
         if allowed is not None:
             s = xp.where(allowed, s, 0.0)  # a modification never meets a hidden score
         for mod in mods.parts(p.score_mod):
-            s = _modified(p, mod, s, at)
+            s = modified(p, mod, s, at)
             see("modified", mod, s)
     if bias is not None:
         s = s + bias
@@ -127,22 +138,32 @@ def visible_keys(allowed: Array, kv_heads: int, xp: Namespace) -> Array:
     return some[..., None]
 
 
-def _modified(p: Problem, mod: mods.ScoreMod, s: Array, at: Positions) -> Array:
-    modified = mod(s, at.b, at.h, at.q, at.kv)
-    if not is_array(modified) or p.backend.compute_dtype(modified.dtype) is None:
+def modified(p: Problem, mod: mods.ScoreMod, s: Array, at: Positions) -> Array:
+    """What a modification makes of the scores of a tile, checked."""
+    try:
+        found = mod(s, at.b, at.h, at.q, at.kv)
+    except Exception as error:
+        if isinstance(mod, mods.Mod) or not ambiguous(error):
+            raise  # his own error
+        raise TypeError(
+            f"{p.who}: expected score_mod(score, b, h, q_idx, kv_idx) to compute with whole arrays, got if, and, or, "
+            "min, max or float(), which want single numbers; write the where, minimum and maximum of the array library"
+        ) from error
+    if not is_array(found) or p.backend.compute_dtype(found.dtype) is None:
         raise TypeError(
             f"{p.who}: expected score_mod(score, b, h, q_idx, kv_idx) to return real floating scores, "
-            f"got {getattr(modified, 'dtype', type(modified).__name__)}; return an array made from score"
+            f"got {getattr(found, 'dtype', type(found).__name__)}; return an array made from score"
         )
     full = (p.frame.batch, *s.shape[1:])
-    if tuple(modified.shape) not in (tuple(s.shape), full):
+    if tuple(found.shape) not in (tuple(s.shape), full):
         raise ValueError(
             f"{p.who}: expected score_mod(score, b, h, q_idx, kv_idx) to return scores of the shape of "
-            f"score, {tuple(s.shape)}, got {tuple(modified.shape)}; modify every score, or broadcast"
+            f"score, {tuple(s.shape)}, got {tuple(found.shape)}; modify every score, or broadcast"
         )
-    return p.backend.astype(modified, p.compute_dtype)
+    return p.backend.astype(found, p.compute_dtype)
 
 
+@answers("polyattn.Reference", "settings")
 @dataclass(frozen=True)
 class Reference:
     """The definition, which holds whole score matrices, with a limit on their bytes (default 4 GiB).
@@ -160,7 +181,7 @@ class Reference:
     def __post_init__(self) -> None:
         if isinstance(self.max_bytes, bool) or not isinstance(self.max_bytes, int) or self.max_bytes < 0:
             raise ValueError(
-                f"polyattn.Reference: expected max_bytes to be an integer >= 0, got {self.max_bytes!r}; "
+                f"polyattn.Reference: expected max_bytes to be an integer >= 0, got {shown(self.max_bytes)}; "
                 "it limits the memory of the score matrices"
             )
 

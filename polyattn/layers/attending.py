@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 from polyattn._attention import AttentionAux, AuxRequest, attend
 from polyattn.arrays import Array
+from polyattn.arrays.numbers import SameArray
+from polyattn.calls import shown
 from polyattn.layers.layer import Layer, LayerResult, Params
 
 __all__ = ["AttentionLayer", "OneAttention"]
@@ -28,6 +30,10 @@ class AttentionLayer(Layer):
 
     dropout_rate: float = 0.0
 
+    @overload
+    def __call__(self, params: Params, x: SameArray, *others: Any, **options: Any) -> SameArray: ...
+    @overload
+    def __call__(self, params: Params, **options: Any) -> Array: ...
     def __call__(self, params: Params, *inputs: Any, **options: Any) -> Array:
         if asked := [name for name in ("cache", "return_aux") if name in options]:
             line = ", ".join(f"{name}=..." for name in asked)
@@ -40,6 +46,14 @@ class AttentionLayer(Layer):
     def run(self, params: Params, *inputs: Any, **options: Any) -> LayerResult:
         """The call with cache and return_aux, as a `LayerResult`."""
         raise NotImplementedError
+
+    def check_cache(self, cache: Any) -> None:
+        """A TypeError unless this is a cache, by what it has: whether it is a `Cache` costs its arrays."""
+        if not all(hasattr(type(cache), name) for name in ("append", "in_order", "mask")):
+            raise TypeError(
+                f"{self.name}: expected a cache such as KVCache, got {shown(cache)}; write "
+                "cache=layer.empty_cache(batch, capacity, like=x)"
+            )
 
     def attend(
         self,

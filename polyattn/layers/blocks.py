@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Self
 from polyattn._attention import AttentionAux, AuxRequest
 from polyattn.arrays import Array
 from polyattn.caches import KVCache
+from polyattn.calls import seed_like
 from polyattn.dropout import drop, fold_in
 from polyattn.layers.alignment import AdditiveAttention, LuongAttention
 from polyattn.layers.attending import AttentionLayer
@@ -44,6 +45,8 @@ class _Residual(AttentionLayer):
     ) -> LayerResult:
         """The part of that name and the norm of that number around x, which is `out` then."""
         part: Any = self.parameters()[name]
+        if seed is not None:
+            seed = seed_like(self.name, "dropout_seed", seed)
         inner, outer = (None if seed is None else fold_in(seed, 2 * number + i) for i in range(2))
         norm = partial(self.norm, params[f"norm_{number}"])
         given = norm(x) if self.norm_first else x

@@ -12,6 +12,7 @@ from statistics import NormalDist
 from typing import Any
 
 from polyattn.arrays import Array, backend_of, numpy_backend
+from polyattn.calls import answers, flag, number, shown
 from polyattn.dropout import key_of, threefry2x32
 
 __all__ = ["Constant", "Distribution", "Normal", "Uniform"]
@@ -25,22 +26,30 @@ class Distribution:
         raise NotImplementedError
 
 
+@answers("polyattn.layers.Constant", "settings")
 @dataclass(frozen=True)
 class Constant(Distribution):
     """Every entry is `value`."""
 
     value: float
 
+    def __post_init__(self) -> None:
+        number("polyattn.layers.Constant", "value", self.value)
+
     def draw(self, shape: tuple[int, ...], seed: int, stream: int, like: Array) -> Array:
         backend = backend_of(like)
         return backend.xp.full(shape, self.value, dtype=like.dtype, device=backend.device(like))
 
 
+@answers("polyattn.layers.Uniform", "settings")
 @dataclass(frozen=True)
 class Uniform(Distribution):
     """Uniform on [-limit, limit)."""
 
     limit: float
+
+    def __post_init__(self) -> None:
+        number("polyattn.layers.Uniform", "limit", self.limit)
 
     def draw(self, shape: tuple[int, ...], seed: int, stream: int, like: Array) -> Array:
         backend, xp = backend_of(like), numpy_backend().xp
@@ -49,12 +58,17 @@ class Uniform(Distribution):
         return backend.astype(backend.from_numpy(numbers, like), like.dtype)
 
 
+@answers("polyattn.layers.Normal", "settings")
 @dataclass(frozen=True)
 class Normal(Distribution):
     """Normal with mean 0; cut at two standard deviations and widened to `std` again if truncated."""
 
     std: float
     truncated: bool = False
+
+    def __post_init__(self) -> None:
+        number("polyattn.layers.Normal", "std", self.std)
+        flag("polyattn.layers.Normal", "truncated", self.truncated)
 
     def draw(self, shape: tuple[int, ...], seed: int, stream: int, like: Array) -> Array:
         backend = backend_of(like)
@@ -101,10 +115,10 @@ def initializer(who: str, name: str | Distribution, fan_in: int, fan_out: int) -
     """
     if isinstance(name, Distribution):
         return name
-    if name not in INITIALIZERS:
+    if not isinstance(name, str) or name not in INITIALIZERS:
         known = ", ".join((*INITIALIZERS, "xavier_packed (attention)"))
         raise ValueError(
-            f"{who}: expected an initializer among {known}, or a Distribution, got {name!r}; take one of these, for "
+            f"{who}: expected an initializer among {known}, or a Distribution, got {shown(name)}; take one of these, for "
             "example layers.Normal(0.02)"
         )
     found: Distribution = INITIALIZERS[name](max(fan_in, 1), max(fan_out, 1))

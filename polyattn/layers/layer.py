@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from polyattn.arrays import Array, Backend, backend_of, is_array
+from polyattn.calls import Speaking, array, members, number, shown
+from polyattn.calls import seed as an_integer
 from polyattn.layers.initializers import Distribution
 
 __all__ = ["Layer", "LayerResult", "Parameter", "Params"]
@@ -29,7 +31,7 @@ class LayerResult(NamedTuple):
     aux: Any = None  # an `AttentionAux`, of a decoder block a `DecoderAux`, of a stack a tuple of them
 
 
-class Layer:
+class Layer(metaclass=Speaking):
     """What every layer has. Subclasses are frozen dataclasses with `parameters` and `__call__` (or `run`).
 
         params = layer.init(seed, like=array)          # a nested dict of arrays, in array's library and dtype
@@ -47,20 +49,28 @@ class Layer:
         """The call, as a `LayerResult`."""
         return LayerResult(self(params, *inputs, **options))
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        line = members().get(name, f"see dir(polyattn.layers.{type(self).__name__})")
+        raise AttributeError(
+            f"{self.name}: expected a layer to be a value without state, got .{name}; {line}"
+        )
+
     def parameters(self) -> Mapping[str, Parameter | Layer]:
         """The arrays and the parts of this layer, by name."""
         return {}
 
     def init(self, seed: int, like: Array) -> dict[str, Any]:
         """Initial parameters in the library, the dtype and on the device of the array `like`."""
-        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-            raise ValueError(
-                f"{self.name}.init: expected a seed, an int with 0 <= seed < 2**64, got {seed!r}; any one will do"
-            )
-        backend = backend_of(like)
+        who = f"{self.name}.init"
+        seed = an_integer(who, "seed", seed)
+        backend = array(
+            who, "like", like, "which gives the library, the dtype and the device of the parameters"
+        )
         if backend.compute_dtype(like.dtype) is None:
             raise TypeError(
-                f"{self.name}.init: expected `like` to be a real floating array, got {like.dtype}; it gives the "
+                f"{who}: expected `like` to be a real floating array, got {like.dtype}; it gives the "
                 "library, the dtype and the device of the parameters"
             )
         stream = 0
@@ -102,13 +112,19 @@ class Layer:
     def check_sizes(self, **sizes: int | None) -> None:
         """A ValueError unless each is a positive int (or None)."""
         for name, n in sizes.items():
-            if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+            if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 1 <= n < 2**31):
+                advice = (
+                    f"write {name}={n[0]}"
+                    if isinstance(n, tuple) and len(n) == 1
+                    else "give a size of at least 1"
+                )
                 raise ValueError(
-                    f"{self.name}: expected {name} to be a positive int, got {n!r}; give a size of at least 1"
+                    f"{self.name}: expected {name} to be a positive int, got {shown(n)}; {advice}"
                 )
 
     def check_rate(self, dropout_rate: float) -> None:
         """A ValueError unless a dropout rate is one."""
+        dropout_rate = number(self.name, "dropout_rate", dropout_rate)
         if not 0.0 <= dropout_rate < 1.0:
             raise ValueError(
                 f"{self.name}: expected 0 <= dropout_rate < 1, got {dropout_rate!r}; it is the share of numbers "
@@ -121,9 +137,14 @@ class Layer:
         inputs: by name, each (..., length, its width): `width` for the first one, any for the others.
         """
         first, x = next(iter(inputs.items()))
+        if isinstance(x, Mapping) and is_array(params):
+            raise TypeError(
+                f"{self.name}: expected params before {first}, got an array and then {shown(x)}; write "
+                f"layer(params, {first})"
+            )
         if not is_array(x):
-            raise TypeError(f"{self.name}: expected {first} to be an array, got {x!r}; convert it first")
-        backend = backend_of(x)
+            raise TypeError(f"{self.name}: expected {first} to be an array, got {shown(x)}; convert it first")
+        backend = array(self.name, first, x)
         if backend.compute_dtype(x.dtype) is None:
             raise TypeError(
                 f"{self.name}: expected {first} of a real floating dtype, got {x.dtype}; convert it first"
@@ -131,18 +152,28 @@ class Layer:
         if x.ndim < 2 or x.shape[-1] != width:
             raise ValueError(
                 f"{self.name}: expected {first} of shape (..., length, {width}), got {tuple(x.shape)}; "
-                f"the last axis is the width that {self} was made for"
+                "the last axis is the width that the layer was made for"
             )
         for name, other in inputs.items():
             if other is not None:
                 self._same_kind(backend, x, name, other)
+                if other.ndim < 2:
+                    raise ValueError(
+                        f"{self.name}: expected {name} of shape (..., length, width), got {tuple(other.shape)}; add the "
+                        "axes that are missing"
+                    )
         self.check_params(params, x)
         return backend
 
     def check_params(self, params: Params, x: Array) -> Backend:
         """The same for params alone, beside an array whose library they must be of."""
-        backend = backend_of(x)
+        backend = array(self.name, "x", x)
         expected = self.parameters()
+        if is_array(params):
+            raise TypeError(
+                f"{self.name}: expected params, a dict of arrays, before the inputs, got {shown(params)}; write params = "
+                "layer.init(seed, like=x) once, and layer(params, x)"
+            )
         if not isinstance(params, Mapping) or params.keys() != expected.keys():
             given = set(params) if isinstance(params, Mapping) else set()
             missing, unexpected = sorted(expected.keys() - given), sorted(given - expected.keys())
@@ -153,17 +184,17 @@ class Layer:
             )
         for name, parameter in expected.items():
             if isinstance(parameter, Parameter):
-                array = params[name]
-                self._same_kind(backend, x, f"params[{name!r}]", array)
-                if tuple(array.shape) != parameter.shape:
+                held = params[name]
+                self._same_kind(backend, x, f"params[{name!r}]", held)
+                if tuple(held.shape) != parameter.shape:
                     raise ValueError(
                         f"{self.name}: expected params[{name!r}] of shape {parameter.shape}, got "
-                        f"{tuple(array.shape)}; were they made for {self}?"
+                        f"{tuple(held.shape)}; were they made for another layer?"
                     )
         return backend
 
     def _same_kind(self, backend: Backend, x: Array, name: str, other: Array) -> None:
-        theirs = backend_of(other) if is_array(other) else None
+        theirs = array(self.name, name, other) if is_array(other) else None
         if theirs is not backend:
             raise TypeError(
                 f"{self.name}: expected {name} to be an array of {backend.name} like x, got "

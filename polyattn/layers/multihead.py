@@ -169,6 +169,7 @@ class MultiHeadAttention(OneAttention):
     ) -> LayerResult:
         q, k, v = self.project(params, x, self.source(params, x, context))
         if cache is not None:
+            self.check_cache(cache)
             if context is not None or query_offset is not None:
                 raise ValueError(
                     f"{self.name}: expected neither context nor query_offset with a cache, got "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from typing import Any
 
 from polyattn._attention import AuxRequest, Wish
@@ -10,6 +11,7 @@ from polyattn.arrays import Array
 from polyattn.layers.attending import AttentionLayer
 from polyattn.layers.layer import LayerResult, Params
 from polyattn.layers.multihead import MultiHeadAttention
+from polyattn.problem.options import spelled_out
 
 __all__ = [
     "CausalSelfAttention",
@@ -44,6 +46,7 @@ class ScaledDotProductAttention(AttentionLayer):
     def __post_init__(self) -> None:
         self.check_rate(self.dropout_rate)
 
+    @partial(spelled_out, without=("scale", "dropout_rate", "dropout_seed"))
     def run(
         self,
         params: Params,
@@ -174,6 +177,7 @@ class MultiQueryAttention(MultiHeadAttention):
     num_kv_heads: int = 1
 
     def __post_init__(self) -> None:
+        self.check_sizes(num_kv_heads=self.num_kv_heads)
         if self.num_kv_heads != 1:
             raise ValueError(
                 f"{self.name}: expected num_kv_heads=1, got {self.num_kv_heads}; for more take GroupedQueryAttention"

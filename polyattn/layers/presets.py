@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from polyattn.calls import shown
+
 __all__ = ["PRESETS", "settings"]
 
 _NAMES = ("torch", "flax", "keras")
@@ -27,9 +29,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 def settings(who: str, preset: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of a preset, some of them changed."""
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise ValueError(
-            f"{who}: expected a preset among {', '.join(PRESETS)}, got {preset!r}; take one of these, or compose "
+            f"{who}: expected a preset among {', '.join(PRESETS)}, got {shown(preset)}; take one of these, or compose "
             "the block of its parts"
         )
     if unknown := changes.keys() - PRESETS[preset].keys():

@@ -9,6 +9,7 @@ from typing import Any
 from polyattn._attention import AuxRequest
 from polyattn.arrays import Array
 from polyattn.caches import KVCache
+from polyattn.calls import seed_like, shown
 from polyattn.dropout import fold_in
 from polyattn.layers.attending import AttentionLayer
 from polyattn.layers.blocks import EncoderBlock, EncoderDecoderAttention
@@ -49,11 +50,18 @@ class _Stack(AttentionLayer):
         **options: Any,
     ) -> LayerResult:
         self.check_params(params, x)
+        if cache is not None and not isinstance(cache, (tuple, list)):
+            raise TypeError(
+                f"{self.name}: expected a tuple of caches, got {shown(cache)}; write "
+                "cache=layer.empty_cache(batch, capacity, like=x)"
+            )
         if cache is not None and len(cache) != self.depth:
             raise ValueError(
                 f"{self.name}: expected a cache for each of the {self.depth} blocks, got {len(cache)}; "
                 "make them with empty_cache"
             )
+        if dropout_seed is not None:
+            dropout_seed = seed_like(self.name, "dropout_seed", dropout_seed)
         caches, aux = [], []
         for i in range(self.depth):
             own = {"cache": None if cache is None else cache[i], "return_aux": return_aux}

@@ -12,6 +12,7 @@ from polyattn.masks.algebra import Mask
 from polyattn.masks.arbitrary import from_array, mask_mod
 from polyattn.masks.documents import segments
 from polyattn.masks.lengths import key_lengths, prefix, query_lengths
+from polyattn.masks.ranges import key_ranges
 from polyattn.masks.relative import causal, chunked, dilated, sliding_window, window
 from polyattn.masks.tiles import EMPTY, FULL, PARTIAL, Tile
 from polyattn.places import Frame
@@ -28,6 +29,7 @@ __all__ = [
     "dilated",
     "from_array",
     "key_lengths",
+    "key_ranges",
     "mask_mod",
     "prefix",
     "query_lengths",

@@ -54,6 +54,13 @@ class Mask(Forms):
             )
         return other
 
+    def _no_number(self, other: Any = None) -> Any:
+        raise TypeError(
+            f"polyattn.masks: the mask {self} is no number; combine masks with & | ~ (not + - *), or write mask.additive(n)"
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __neg__ = _no_number
+
     def __bool__(self) -> bool:
         raise TypeError(
             f"polyattn.masks: the mask {self} has no truth value; combine masks with & | ~ (not and, or, not)"

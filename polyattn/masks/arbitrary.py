@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from polyattn.arrays import Array, backend_of, is_array
+from polyattn.calls import ambiguous, answers, array, check_function, shown
 from polyattn.masks.algebra import Mask
-from polyattn.masks.fitting import fill_rank, fit_array
+from polyattn.masks.fitting import check_bools, fill_rank, fit_array
 from polyattn.masks.tiles import UNSURE, Box, Tile, decide, look
 from polyattn.places import Frame, Positions
 
@@ -67,8 +68,17 @@ class Function(Mask):
     exact = False
 
     def allowed(self, at: Positions) -> Array:
-        allowed = self.function(at.b, at.h, at.q, at.kv)
-        if not is_array(allowed) or not backend_of(allowed).xp.isdtype(allowed.dtype, "bool"):
+        try:
+            allowed = self.function(at.b, at.h, at.q, at.kv)
+        except Exception as error:
+            check_function(self.who, "mask_mod", self.function, "b, h, q_idx, kv_idx", "bool")
+            if not ambiguous(error):
+                raise
+            raise TypeError(
+                f"{self.who}: expected mask_mod(b, h, q_idx, kv_idx) to compare whole arrays of positions, got "
+                "if, and, or, not, min or max, which want single numbers; write & for and, | for or, ~ for not"
+            ) from error
+        if not is_array(allowed) or not backend_of(allowed).isdtype(allowed.dtype, "bool"):
             raise TypeError(
                 f"{self.who}: expected mask_mod(b, h, q_idx, kv_idx) to return a bool array, got "
                 f"{getattr(allowed, 'dtype', type(allowed).__name__)}; return a comparison, True = may attend"
@@ -100,6 +110,7 @@ class Filled(Mask):
         return "filled()"
 
 
+@answers("polyattn.masks.from_array")
 def from_array(allowed: Array) -> Mask:
     """A bool array, True = may attend, broadcasting to (..., H, L, S); laid on the rows, not on positions.
 
@@ -109,15 +120,13 @@ def from_array(allowed: Array) -> Mask:
     # .
     # #
     """
-    if not is_array(allowed) or not backend_of(allowed).xp.isdtype(allowed.dtype, "bool"):
-        raise TypeError(
-            "polyattn.masks.from_array: expected a bool array (True = may attend), got "
-            f"{getattr(allowed, 'dtype', type(allowed).__name__)}; "
-            "compare it (mask != 0), or pass additive values as bias="
-        )
+    who = "polyattn.masks.from_array"
+    array(who, "allowed", allowed)
+    check_bools(who, allowed, "masks.from_array(allowed{})", "attention(..., bias=allowed)")
     return FromArray(allowed)
 
 
+@answers("polyattn.masks.mask_mod")
 def mask_mod(f: Callable[[Array, Array, Array, Array], Any]) -> Mask:
     """An arbitrary function (b, h, q_idx, kv_idx) -> bool on broadcast integer arrays, as FlexAttention has it.
 
@@ -129,7 +138,7 @@ def mask_mod(f: Callable[[Array, Array, Array, Array], Any]) -> Mask:
         return f
     if not callable(f):
         raise TypeError(
-            f"polyattn.masks.mask_mod: expected a function (b, h, q_idx, kv_idx) -> bool, got {f!r}; "
+            f"polyattn.masks.mask_mod: expected a function (b, h, q_idx, kv_idx) -> bool, got {shown(f)}; "
             "a bool array goes to masks.from_array"
         )
     return Function(f)

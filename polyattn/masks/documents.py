@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from polyattn.arrays import Array, backend_of, is_array, readable
+from polyattn.arrays import Array, backend_of, readable
+from polyattn.calls import answers, array
 from polyattn.masks.algebra import Mask
 from polyattn.masks.fitting import reshape
 from polyattn.masks.tiles import EMPTY, PARTIAL, UNSURE, Box, Tile, decide
@@ -97,6 +98,7 @@ class Segments(Mask):
         return "segments(...)"
 
 
+@answers("polyattn.masks.segments")
 def segments(q_ids: Array, kv_ids: Array | None = None) -> Mask:
     """q_ids[q] == kv_ids[kv]: documents packed into one sequence do not see each other.
 
@@ -110,10 +112,11 @@ def segments(q_ids: Array, kv_ids: Array | None = None) -> Mask:
     """
     kv_ids = q_ids if kv_ids is None else kv_ids
     for ids in (q_ids, kv_ids):
-        if not is_array(ids) or not backend_of(ids).xp.isdtype(ids.dtype, "integral"):
+        array("polyattn.masks.segments", "ids", ids, "of integers")
+        if not backend_of(ids).isdtype(ids.dtype, "integral"):
             raise TypeError(
                 "polyattn.masks.segments: expected arrays of integer ids, got "
-                f"{getattr(ids, 'dtype', type(ids).__name__)}; number the documents"
+                f"{ids.dtype}; number the documents"
             )
         if ids.ndim == 0:
             raise ValueError(

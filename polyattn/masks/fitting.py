@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from polyattn.arrays import Array, backend_of
+from polyattn.calls import array, integer, shown
 from polyattn.places import Frame
 
 
@@ -21,6 +22,10 @@ def fit_array(array: Array, frame: Frame, name: str) -> Array:
         n in (1, size) for n, size in zip(reversed(shape), (*reversed(scores), 1, 1), strict=False)
     )
     if not fits:
+        other = (*lead, frame.rows, frame.heads, frame.heads)
+        turned = frame.rows == frame.keys and shape[-1] == frame.heads
+        if turned and all(n in (1, size) for n, size in zip(reversed(shape), reversed(other), strict=False)):
+            advice = f"did you mean the other layout, in which the scores are {other}?"
         raise ValueError(
             f"{frame.who}: expected a {name} that broadcasts to the scores (..., Hq, L, S) = {scores}, "
             f"got shape {shape}; {advice}"
@@ -55,16 +60,30 @@ def reshape(array: Array, shape: tuple[int, ...]) -> Array:
 
 def positive(value: Any, function: str, name: str, least: int = 1) -> int:
     """A Python integer of at least `least`, or the sentence that says otherwise."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    who = f"polyattn.masks.{function}"
+    if isinstance(value, (tuple, list)) and function == "window" and len(value) == 2:
         raise TypeError(
-            f"polyattn.masks.{function}: expected {name} to be an integer, got {value!r}; pass a Python int"
+            f"{who}: expected left and right one by one, got {shown(value)}; write masks.window(*sides)"
         )
-    if value.__index__() < least:
-        raise ValueError(
-            f"polyattn.masks.{function}: expected {name} >= {least}, got {value!r}; "
-            + ("use None for an unbounded side" if function == "window" else "pass a larger number")
-        )
-    return int(value.__index__())
+    if isinstance(value, int) and value < least and function == "window":
+        raise ValueError(f"{who}: expected {name} >= {least}, got {value!r}; use None for an unbounded side")
+    return integer(who, name, value, least)
+
+
+def check_bools(who: str, given: Array, as_mask: str, as_bias: str) -> None:
+    """A TypeError unless a mask is of bools, which says what to write for the numbers that others have in its place.
+
+    as_mask: how the mask is written, with {} where it is compared; as_bias: how it is added to the scores.
+    """
+    backend = array(who, "mask", given)
+    if backend.isdtype(given.dtype, "bool"):
+        return
+    visible, hidden = as_mask.format(" != 0"), as_mask.format(" == 0")
+    if backend.compute_dtype(given.dtype) is None:
+        line = f"write {visible} if 1 may attend, {hidden} if 1 hides"
+    else:
+        line = f"write {visible} if its numbers are 1 and 0, {as_bias} if they are 0 and -inf or large negative ones"
+    raise TypeError(f"{who}: expected a bool mask (True = may attend), got dtype {given.dtype}; {line}")
 
 
 def fill_rank(array: Array, rank: int) -> Array:

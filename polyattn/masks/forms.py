@@ -17,11 +17,23 @@ from polyattn.arrays import (
     numpy_backend,
     readable,
 )
+from polyattn.calls import answers, array, check_dtype, integer, integral, shown, size
 from polyattn.masks.tiles import Box, Tile, classify, grid
-from polyattn.places import Frame, Places, Positions, gather, positions
+from polyattn.places import Frame, Places, Positions, check_near, gather, positions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_WHO = "polyattn.masks.Mask"
+_FAR = 2**31 - 1  # positions are numbers of 32 bits
+
+
+def _check_offsets(query_offset: Any, key_offset: Any) -> None:
+    for name, offset in (("query_offset", query_offset), ("key_offset", key_offset)):
+        if is_array(offset):
+            integral("polyattn.masks", name, offset)
+        else:
+            integer("polyattn.masks", name, offset, -_FAR, most=_FAR)
 
 
 class Forms(ABC):
@@ -83,6 +95,7 @@ class Forms(ABC):
 
     # forms
 
+    @answers(_WHO, line="mask")
     def __call__(self, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
         return self.allowed(gather(b, h, q_idx, kv_idx))
 
@@ -91,6 +104,7 @@ class Forms(ABC):
         """The mask as a function (b, h, q_idx, kv_idx) -> bool, as FlexAttention takes it."""
         return self
 
+    @answers(f"{_WHO}.dense", line="mask.dense")
     def dense(
         self,
         queries: int,
@@ -114,19 +128,22 @@ class Forms(ABC):
                [ True,  True]])
         """
         keys = queries if keys is None else keys
-        for name, size in (("queries", queries), ("keys", keys), ("batch", batch), ("heads", heads)):
-            if size is not None and size < 0:
-                raise ValueError(
-                    f"polyattn.masks: expected {name} >= 0, got {size}; pass a number of rows or items"
-                )
+        for name, count in (("queries", queries), ("keys", keys), ("batch", batch), ("heads", heads)):
+            if count is not None or name in ("queries", "keys"):
+                size("polyattn.masks", name, count, advice="pass a number of rows or items")
+        if like is not None:
+            array("polyattn.masks", "like", like)
+        _check_offsets(query_offset, key_offset)
         backend, like = self._library(like)
         batches = 1 if batch is None else batch
         frame = Frame(batches, 1 if heads is None else heads, queries, keys, (batches,), "polyattn.masks")
         shape = (frame.batch, frame.heads, queries, keys)
+        check_near(frame.who, [("query_offset", query_offset, queries), ("key_offset", key_offset, keys)])
         at = positions(backend, like, shape, Places(query_offset, key_offset))
         full = backend.xp.broadcast_to(self.fit(frame).allowed(at), shape)
         return full if batch is not None or heads is not None else full[0, 0, ...]
 
+    @answers(f"{_WHO}.additive", line="mask.additive")
     def additive(self, queries: int, keys: int | None = None, *, dtype: Any = None, **where: Any) -> Array:
         """The mask as a bias: 0 where a query may attend, -inf where not. Arguments as for `dense`.
 
@@ -138,11 +155,13 @@ class Forms(ABC):
         allowed = self.dense(queries, keys, **where)
         backend = backend_of(allowed)
         xp = backend.xp
+        check_dtype("polyattn.masks", backend, dtype)
         if dtype is None:
             dtype = xp.asarray(0.0).dtype
         zero = backend.asarray(0.0, dtype, allowed)
         return xp.where(allowed, zero, backend.asarray(-xp.inf, dtype, allowed))
 
+    @answers(f"{_WHO}.tile", line="mask.tile")
     def tile(
         self,
         queries: range,
@@ -162,10 +181,20 @@ class Forms(ABC):
         >>> masks.causal().tile(range(0, 4), range(4, 8)).name
         'EMPTY'
         """
+        _check_offsets(query_offset, key_offset)
+        for name, index in (("b", b), ("h", h)):
+            if index is not None:
+                size("polyattn.masks", name, index)
+        for name, indices in (("queries", queries), ("keys", keys)):
+            if not isinstance(indices, range):
+                raise TypeError(
+                    f"polyattn.masks: expected {name} to be a range, got {shown(indices)}; write range(0, n)"
+                )
         places = Places(query_offset, key_offset)
         with eagerly([*self.arrays(), *places.arrays()]):
             return classify(self.read(), Box(queries, keys, b, h, places, places.read()))
 
+    @answers(f"{_WHO}.tiles", line="mask.tiles")
     def tiles(
         self,
         queries: int,
@@ -178,9 +207,21 @@ class Forms(ABC):
         key_offset: int | Array = 0,
     ) -> list[list[Tile]]:
         """`tile` for every tile of a score matrix cut into `tile = (rows, keys)`, the last ones ragged."""
+        if not isinstance(tile, tuple) or len(tile) != 2:
+            raise TypeError(
+                f"polyattn.masks: expected tile to be a number of rows and one of keys, got {shown(tile)}; write (64, 64)"
+            )
+        _check_offsets(query_offset, key_offset)
+        for name, index in (("b", b), ("h", h)):
+            if index is not None:
+                size("polyattn.masks", name, index)
+        sizes = {"queries": queries, "keys": keys, "rows of a tile": tile[0], "keys of a tile": tile[1]}
+        for name, count in sizes.items():
+            size("polyattn.masks", name, count, 1 if "tile" in name else 0)
         places = Places(query_offset, key_offset)
         return [list(line) for line in grid(self, queries, keys, tile, b=b, h=h, places=places)]
 
+    @answers(f"{_WHO}.to_block_mask", line="mask.to_block_mask")
     def to_block_mask(self, *, B: int | None, H: int | None, Q_LEN: int, KV_LEN: int, **options: Any) -> Any:
         """The mask as a `torch.nn.attention.flex_attention.BlockMask` (options of `create_block_mask`)."""
         torch = backend_named("torch")
@@ -195,6 +236,7 @@ class Forms(ABC):
 
     # pictures
 
+    @answers(f"{_WHO}.show", line="mask.show")
     def show(
         self, queries: int, keys: int | None = None, *, query_offset: int = 0, b: int = 0, h: int = 0
     ) -> str:
@@ -203,6 +245,7 @@ class Forms(ABC):
 
         return draw.mask_text(self._picture(queries, keys, query_offset, b, h))
 
+    @answers(f"{_WHO}.figure", line="mask.figure")
     def figure(
         self, queries: int, keys: int | None = None, *, query_offset: int = 0, b: int = 0, h: int = 0
     ) -> Figure:
@@ -227,6 +270,7 @@ class Forms(ABC):
             return None
 
     def _picture(self, queries: int, keys: int | None, query_offset: int, b: int, h: int) -> list[list[bool]]:
+        b, h = size("polyattn.masks", "b", b), size("polyattn.masks", "h", h)
         batch, heads = max(b + 1, self.batch_size()), max(h + 1, self.head_count())
         full = self.dense(queries, keys, batch=batch, heads=heads, query_offset=query_offset)
         values: list[list[bool]] = backend_of(full).to_list(full[b, h, ...])

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from polyattn.arrays import Array, backend_of, is_array
+from polyattn.calls import answers
 from polyattn.masks.algebra import Mask
 from polyattn.masks.fitting import positive, reshape
 from polyattn.masks.tiles import EMPTY, UNSURE, Box, Tile, decide
 from polyattn.masks.words import word
-from polyattn.places import Frame, Positions, look_up
+from polyattn.places import INT32, Frame, Positions, brought_near, look_up, within
 
 Lengths = int | tuple[int, ...] | Array
 
@@ -39,11 +40,11 @@ class Below(Mask):
     def allowed(self, at: Positions) -> Array:
         index, lengths = self.index(at), self.lengths
         if isinstance(lengths, int):
-            return index < lengths
-        backend = backend_of(index)
+            return index < within(lengths, index)
         if isinstance(lengths, tuple):
-            return index < look_up(lengths, at.item, backend.xp.int32)
-        lengths = backend.astype(lengths, backend.xp.int32)
+            held = [min(n, INT32 - 1) for n in lengths]
+            return index < look_up(held, at.item, backend_of(index).xp.int32)
+        lengths = brought_near(lengths)
         return index < (lengths if lengths.ndim == 0 else lengths[(at.item,)])
 
     def box(self, box: Box) -> Tile:
@@ -155,6 +156,7 @@ class QueryLengths(Below):
 
 
 @word
+@answers("polyattn.masks.prefix")
 def prefix(n: int | Sequence[int] | Array) -> Mask:
     """kv < n: the keys at the first n positions, for every query. ``causal() | prefix(n)`` is the mask of a prefix LM.
 
@@ -170,6 +172,7 @@ def prefix(n: int | Sequence[int] | Array) -> Mask:
 
 
 @word
+@answers("polyattn.masks.key_lengths")
 def key_lengths(n: int | Sequence[int] | Array) -> Mask:
     """Padding of keys and values: only the first n are there. n: one integer, or one per batch item.
 
@@ -183,6 +186,7 @@ def key_lengths(n: int | Sequence[int] | Array) -> Mask:
 
 
 @word
+@answers("polyattn.masks.query_lengths")
 def query_lengths(n: int | Sequence[int] | Array) -> Mask:
     """Padding of queries: rows from n on see nothing, so their output is 0.
 
@@ -200,7 +204,7 @@ def _lengths(value: int | Sequence[int] | Array, function: str) -> Lengths:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(positive(n, function, "every length", 0) for n in value)
     if is_array(value):
-        if not backend_of(value).xp.isdtype(value.dtype, "integral"):
+        if not backend_of(value).isdtype(value.dtype, "integral"):
             raise TypeError(
                 f"polyattn.masks.{function}: expected integer lengths, got an array of {value.dtype}; "
                 "a bool mask goes to masks.from_array"

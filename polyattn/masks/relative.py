@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from polyattn.arrays import Array
+from polyattn.calls import answers
 from polyattn.masks.algebra import Mask
 from polyattn.masks.fitting import positive
 from polyattn.masks.tiles import UNSURE, Box, Tile, decide
 from polyattn.masks.words import word
-from polyattn.places import Positions
+from polyattn.places import Positions, within
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,13 +24,12 @@ class Window(Mask):
 
     def allowed(self, at: Positions) -> Array:
         distance = at.kv - at.q
-        if self.left is None and self.right is None:
-            return distance == distance
-        if self.left is None:
-            return distance <= self.right
-        if self.right is None:
-            return distance >= -self.left
-        return (distance >= -self.left) & (distance <= self.right)
+        left, right = self.left, self.right
+        if left is not None and right is not None:
+            return (distance >= -within(left, distance)) & (distance <= within(right, distance))
+        if left is not None:
+            return distance >= -within(left, distance)
+        return distance == distance if right is None else distance <= within(right, distance)
 
     def box(self, box: Box) -> Tile:
         if box.corners is None:
@@ -61,7 +61,7 @@ class Chunked(Mask):
     compares_positions = True
 
     def allowed(self, at: Positions) -> Array:
-        return at.q // self.size == at.kv // self.size
+        return at.q // within(self.size, at.q) == at.kv // within(self.size, at.kv)
 
     def box(self, box: Box) -> Tile:
         if box.corners is None:
@@ -82,7 +82,8 @@ class Dilated(Mask):
     relative = True
 
     def allowed(self, at: Positions) -> Array:
-        return (at.q - at.kv) % self.step == 0
+        distance = at.q - at.kv
+        return distance % within(self.step, distance) == 0
 
     def box(self, box: Box) -> Tile:
         if box.corners is None:
@@ -97,6 +98,7 @@ class Dilated(Mask):
 
 
 @word
+@answers("polyattn.masks.causal")
 def causal() -> Mask:
     """kv <= q: no query sees a later position.
 
@@ -109,6 +111,7 @@ def causal() -> Mask:
 
 
 @word
+@answers("polyattn.masks.window")
 def window(left: int | None, right: int | None) -> Mask:
     """q - left <= kv <= q + right: neighbours on each side, the token itself not counted; None = unbounded.
 
@@ -127,6 +130,7 @@ def window(left: int | None, right: int | None) -> Mask:
 
 
 @word
+@answers("polyattn.masks.sliding_window")
 def sliding_window(size: int) -> Mask:
     """window(size - 1, 0) & causal(): the last `size` keys, the token itself included (Hugging Face, cuDNN).
 
@@ -139,6 +143,7 @@ def sliding_window(size: int) -> Mask:
 
 
 @word
+@answers("polyattn.masks.chunked")
 def chunked(n: int) -> Mask:
     """q // n == kv // n: attention within chunks of n positions.
 
@@ -152,6 +157,7 @@ def chunked(n: int) -> Mask:
 
 
 @word
+@answers("polyattn.masks.dilated")
 def dilated(step: int) -> Mask:
     """(q - kv) % step == 0: every step-th key.
 

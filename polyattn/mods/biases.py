@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polyattn.arrays import Array, backend_of, is_array
-from polyattn.mods.mod import Mod, to_heads
+from polyattn.calls import answers, integer, number, real, shown
+from polyattn.mods.mod import Mod, to_all
 from polyattn.places import Positions, look_up
+
+_WHO = "polyattn.mods.alibi"
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,12 +20,19 @@ class Alibi(Mod):
 
     @property
     def heads(self) -> int:  # type: ignore[override]
-        return len(self.slopes) if isinstance(self.slopes, tuple) else int(self.slopes.shape[0])
+        return len(self.slopes) if isinstance(self.slopes, tuple) else int(self.slopes.shape[-1])
+
+    @property
+    def batch(self) -> int | None:  # type: ignore[override]
+        return None if isinstance(self.slopes, tuple) or self.slopes.ndim == 1 else int(self.slopes.shape[0])
 
     def __call__(self, score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
         backend = backend_of(score)
         slopes = self.slopes
-        slope = look_up(slopes, h, score.dtype) if isinstance(slopes, tuple) else slopes[(h,)]
+        if isinstance(slopes, tuple):
+            slope = look_up(slopes, h, score.dtype)
+        else:
+            slope = slopes[(h,) if slopes.ndim == 1 else (b, h)]
         distance = backend.astype(abs(q_idx - kv_idx), score.dtype)
         return score - backend.astype(slope, score.dtype) * distance
 
@@ -31,15 +41,22 @@ class Alibi(Mod):
             return cotangent, ()
         backend = backend_of(score)
         distance = backend.astype(abs(at.q - at.kv), score.dtype)
-        per_head = backend.xp.sum(cotangent * distance, axis=(0, 2, 3))
-        return cotangent, (-to_heads(per_head[None, :], at.h, self.slopes.shape[0])[0, :],)
+        found = -backend.xp.sum(cotangent * distance, axis=(2, 3))  # (b, h) of the tile
+        if self.batch is None:
+            found = backend.xp.sum(found, axis=0, keepdims=True)
+        found = to_all(found, at.h, self.heads)
+        if self.batch is None:
+            return cotangent, (found[0, :],)
+        turned = backend.xp.matrix_transpose
+        return cotangent, (turned(to_all(turned(found), at.b, self.batch)),)
 
 
+@answers("polyattn.mods.alibi")
 def alibi(slopes: int | Sequence[float] | Array) -> Mod:
     """s -> s - slope_h * |q - kv|: attention with linear biases (Press 2021, arXiv:2108.12409, section 3).
 
-    slopes: (Hq,) numbers, or an array that autodiff can see; an integer asks for the paper's slopes of
-    that many heads (`alibi_slopes`). Under a causal mask |q - kv| is the paper's q - kv.
+    slopes: (Hq,) numbers, or an array that autodiff can see, (Hq,) or (B, Hq) with slopes of their own for each
+    batch item; an integer asks for the paper's slopes of that many heads (`alibi_slopes`). Under a causal mask |q - kv| is the paper's q - kv.
 
     >>> import numpy as np
     >>> q, kv, h = np.arange(2)[:, None], np.arange(2), np.array(0)
@@ -50,14 +67,22 @@ def alibi(slopes: int | Sequence[float] | Array) -> Mod:
     if isinstance(slopes, int):
         slopes = alibi_slopes(slopes)
     if is_array(slopes):
-        if slopes.ndim != 1:
+        real(_WHO, "slopes", slopes)
+        if slopes.ndim not in (1, 2):
             raise ValueError(
-                f"polyattn.mods.alibi: expected slopes of shape (Hq,), got {tuple(slopes.shape)}; give one per head"
+                f"{_WHO}: expected slopes of shape (Hq,) or (B, Hq), got {tuple(slopes.shape)}; give one "
+                "per head, or one per batch item and head"
             )
         return Alibi(slopes)
-    return Alibi(tuple(float(slope) for slope in slopes))
+    if not isinstance(slopes, Sequence) or isinstance(slopes, str):
+        raise TypeError(
+            f"{_WHO}: expected slopes as numbers or an array of shape (Hq,), or the number of heads, got "
+            f"{shown(slopes)}; write mods.alibi(8) for the slopes of the paper for 8 heads"
+        )
+    return Alibi(tuple(float(number(_WHO, "every slope", slope)) for slope in slopes))
 
 
+@answers("polyattn.mods.alibi_slopes")
 def alibi_slopes(heads: int) -> list[float]:
     """The slopes of ALiBi: 2^(-8/n), 2^(-16/n), ... for a power of two n, else those of the power below
     followed by every other one of the power above.
@@ -65,10 +90,7 @@ def alibi_slopes(heads: int) -> list[float]:
     >>> alibi_slopes(4)
     [0.25, 0.0625, 0.015625, 0.00390625]
     """
-    if heads < 1:
-        raise ValueError(
-            f"polyattn.mods.alibi_slopes: expected heads >= 1, got {heads}; pass the number of heads"
-        )
+    heads = integer("polyattn.mods.alibi_slopes", "heads", heads, 1, "pass the number of heads", most=2**16)
     below = 2 ** (heads.bit_length() - 1)
     slopes = [2.0 ** (-8 * (i + 1) / below) for i in range(below)]
     return slopes + [2.0 ** (-4 * (i + 1) / below) for i in range(0, 2 * (heads - below), 2)]

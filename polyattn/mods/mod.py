@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
 from polyattn.arrays import Array, backend_of, is_array
+from polyattn.calls import answers, shown
 from polyattn.places import Positions
 
 ScoreMod = Callable[[Array, Array, Array, Array, Array], Array]
@@ -18,6 +19,11 @@ class Mod:
     compares_positions = False
     #: The number of heads that it has parameters for; None for any.
     heads: int | None = None
+    #: The number of batch items that it has parameters for; None for any.
+    batch: int | None = None
+
+    def __init_subclass__(cls) -> None:
+        cls.__call__ = answers("polyattn.mods", line="mod")(cls.__call__)  # type: ignore[method-assign]
 
     def __call__(self, score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
         raise NotImplementedError
@@ -78,7 +84,12 @@ def compose(*mods: ScoreMod) -> Mod:
         if not callable(mod):
             raise TypeError(
                 "polyattn.mods.compose: expected functions (score, b, h, q_idx, kv_idx) -> score, "
-                f"got {mod!r}; an array of additive values is attention's bias="
+                f"got {shown(mod)}; "
+                + (
+                    "write mods.compose(*functions)"
+                    if isinstance(mod, (list, tuple))
+                    else "an array of additive values is attention's bias="
+                )
             )
     return Compose(mods)
 
@@ -119,11 +130,11 @@ def _derivative(
     return backend_of(score).derivative(lambda s: mod(s, at.b, at.h, at.q, at.kv), score, cotangent), ()
 
 
-def to_heads(x: Array, h: Array, heads: int) -> Array:
-    """(n, h) gradients of the heads `h` of a tile, as (n, heads) of all."""
+def to_all(x: Array, here: Array, count: int) -> Array:
+    """(..., n) gradients of the heads or items `here` of a tile, as (..., count) of all."""
     backend = backend_of(x)
-    here = backend.xp.reshape(h, (-1, 1)) == backend.xp.reshape(backend.arange(0, heads, x), (1, -1))
-    return backend.matmul(x, backend.astype(here, x.dtype))
+    one = backend.xp.reshape(here, (-1, 1)) == backend.xp.reshape(backend.arange(0, count, x), (1, -1))
+    return backend.matmul(x, backend.astype(one, x.dtype))
 
 
 def compares_positions(mod: ScoreMod) -> bool:

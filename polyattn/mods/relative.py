@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from polyattn.arrays import Array, backend_of, is_array
-from polyattn.mods.mod import Mod, to_heads
-from polyattn.places import Positions
+from polyattn.arrays import Array, backend_of
+from polyattn.calls import answers, flag, integer, integral, real, size
+from polyattn.mods.mod import Mod, to_all
+from polyattn.places import INT32, Positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +39,10 @@ class RelativePositionBias(Mod):
             at.kv - at.q, buckets, bidirectional=self.bidirectional, max_distance=self.max_distance
         )
         per_bucket = [xp.sum(xp.where(bucket == n, cotangent, 0.0), axis=(0, 2, 3)) for n in range(buckets)]
-        return cotangent, (to_heads(xp.stack(per_bucket), at.h, self.table.shape[1]),)
+        return cotangent, (to_all(xp.stack(per_bucket), at.h, self.table.shape[1]),)
 
 
+@answers("polyattn.mods.relative_position_bias")
 def relative_position_bias(table: Array, *, bidirectional: bool = True, max_distance: int = 128) -> Mod:
     """s -> s + table[bucket(kv - q), h]: the learned buckets of T5 (Raffel 2019, arXiv:1910.10683, section 2.1).
 
@@ -54,21 +56,27 @@ def relative_position_bias(table: Array, *, bidirectional: bool = True, max_dist
     array([[0., 5., 6.],
            [1., 0., 5.]])
     """
-    if not is_array(table) or table.ndim != 2:
+    who = "polyattn.mods.relative_position_bias"
+    real(who, "table", table, "of shape (buckets, Hq)")
+    bidirectional, max_distance = (
+        flag(who, "bidirectional", bidirectional),
+        integer(who, "max_distance", max_distance, most=INT32 - 1),
+    )
+    if table.ndim != 2:
         raise ValueError(
-            "polyattn.mods.relative_position_bias: expected a table of shape (buckets, Hq), got "
-            f"{tuple(table.shape) if hasattr(table, 'dtype') else type(table).__name__}; give one column per head"
+            f"{who}: expected a table of shape (buckets, Hq), got {tuple(table.shape)}; give one column per head"
         )
     exact = table.shape[0] // (4 if bidirectional else 2)
     if exact < 1 or max_distance <= exact:
         raise ValueError(
-            f"polyattn.mods.relative_position_bias: expected at least {4 if bidirectional else 2} buckets and "
+            f"{who}: expected at least {4 if bidirectional else 2} buckets and "
             f"max_distance beyond the {exact} exact ones, got {table.shape[0]} and {max_distance}; "
             "T5 has 32 buckets and 128"
         )
     return RelativePositionBias(table, bidirectional, max_distance)
 
 
+@answers("polyattn.mods.relative_bucket")
 def relative_bucket(distance: Array, buckets: int, *, bidirectional: bool, max_distance: int) -> Array:
     """The T5 bucket of kv - q: one each for small distances, logarithmic up to max_distance, then one.
 
@@ -76,7 +84,11 @@ def relative_bucket(distance: Array, buckets: int, *, bidirectional: bool, max_d
     >>> relative_bucket(np.array([-200, -8, -1, 0, 1]), 32, bidirectional=True, max_distance=128)
     array([15,  8,  1,  0, 17], dtype=int32)
     """
-    backend = backend_of(distance)
+    who = "polyattn.mods.relative_bucket"
+    backend = integral(who, "distance", distance, "kv - q")
+    bidirectional = flag(who, "bidirectional", bidirectional)
+    buckets = size(who, "buckets", buckets, 4 if bidirectional else 2)
+    max_distance = size(who, "max_distance", max_distance, buckets // (4 if bidirectional else 2) + 1)
     xp = backend.xp
     distance = backend.astype(distance, xp.int32)
     if bidirectional:

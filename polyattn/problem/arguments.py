@@ -7,10 +7,11 @@ from functools import lru_cache
 from typing import Any
 
 from polyattn import masks, mods
-from polyattn.arrays import Array, backend_of, eagerly, is_array
+from polyattn.arrays import Array, eagerly, is_array
+from polyattn.calls import array, check_function, number, seed_like, seed_line, shown
 from polyattn.masks.algebra import Mask
 from polyattn.masks.arbitrary import Filled
-from polyattn.masks.fitting import fit_array
+from polyattn.masks.fitting import check_bools, fit_array
 from polyattn.masks.tiles import FULL, Box
 from polyattn.places import Places
 from polyattn.problem.call import Call
@@ -21,13 +22,9 @@ _FILLED = Filled()
 
 def mask(call: Call) -> Mask | None:
     """mask, is_causal, and the empty slots among key_positions, as one mask."""
-    is_causal, given = call.options.get("is_causal", False), call.get("mask")
-    if not isinstance(is_causal, bool):
-        raise TypeError(
-            f"{call.who}: expected is_causal to be True or False, got {is_causal!r}; a mask goes to mask="
-        )
+    given = call.get("mask")
     parts = [] if given is None else [_as_mask(call, given)]
-    if is_causal:
+    if call.is_causal:
         parts.append(CAUSAL)
     offset = call.get("key_offset")
     if call.get("key_positions") is not None or (
@@ -49,25 +46,54 @@ def _as_mask(call: Call, given: Any) -> Mask:
     if isinstance(given, Mask):
         call.here("the arrays of mask", given.arrays())
         return given
+    if isinstance(given, mods.Mod):
+        raise TypeError(
+            f"{call.who}: expected mask to say who may attend, got a score modification, {shown(given)}; write "
+            "score_mod= in place of mask="
+        )
     if callable(given):
+        if call.backend.may_remember():
+            check_function(call.who, "mask_mod", given, "b, h, q_idx, kv_idx", "bool", "mask=")
         return masks.mask_mod(given)
     if not is_array(given):
         raise TypeError(
             f"{call.who}: expected mask to be a bool array, a polyattn.masks mask or a function "
-            f"(b, h, q_idx, kv_idx) -> bool, got {type(given).__name__}; "
-            + (
-                "polyattn_torch.flex.from_flex makes a mask of it"
-                if type(given).__name__ == "BlockMask"
-                else "make it an array of query's library"
-            )
+            f"(b, h, q_idx, kv_idx) -> bool, got {shown(given) if isinstance(given, str) else type(given).__name__}; "
+            + _instead_of(given)
         )
-    if not backend_of(given).xp.isdtype(given.dtype, "bool"):
-        raise TypeError(
-            f"{call.who}: expected a bool mask (True = may attend), got dtype {given.dtype}; "
-            "compare it (mask != 0), or pass values to be added to the scores as bias="
-        )
+    _refuse_causal_bias(call, "mask", given)
+    check_bools(call.who, given, "mask=(mask{})", "bias=mask")
     call.here("the arrays of mask", [given])
     return masks.from_array(given)
+
+
+#: Objects of other libraries in the place of a mask -> what is written.
+_OBJECTS = {
+    "BlockMask": "polyattn_torch.flex.from_flex makes a mask of it",
+    "LowerTriangularMask": "write is_causal=True, query_offset=0",
+    "LowerTriangularFromBottomRightMask": "write is_causal=True, query_offset='end'",
+    "BlockDiagonalMask": "write mask=masks.segments(ids) with one id per token",
+    "BlockDiagonalCausalMask": "write mask=masks.segments(ids) with one id per token, is_causal=True",
+}
+
+
+def _instead_of(given: Any) -> str:
+    """What to write for a mask of another kind."""
+    if given == "causal":  # MLX
+        return "write is_causal=True"
+    if isinstance(given, bool):
+        return f"write is_causal={given}, or leave mask out"
+    return _OBJECTS.get(type(given).__name__, "make it an array of query's library")
+
+
+def _refuse_causal_bias(call: Call, name: str, given: Any) -> None:
+    """One of torch.nn.attention.bias is a tensor only in name: its numbers are anything."""
+    if type(given).__name__ == "CausalBias":
+        where = "'end'" if given.variant.name == "LOWER_RIGHT" else 0
+        raise TypeError(
+            f"{call.who}: expected {name} to be an array of numbers, got a CausalBias; write is_causal=True, "
+            f"query_offset={where}"
+        )
 
 
 def _hides_nothing(call: Call, fitted: Mask) -> bool:
@@ -97,32 +123,41 @@ def score_mod(call: Call) -> mods.ScoreMod | None:
     given = call.get("score_mod")
     if given is None:
         return None
+    if isinstance(given, Mask):
+        raise TypeError(
+            f"{call.who}: expected score_mod to be a function (score, b, h, q_idx, kv_idx) -> score, got the mask "
+            f"{given}; write mask= in place of score_mod="
+        )
     if not callable(given):
         raise TypeError(
             f"{call.who}: expected score_mod to be a function (score, b, h, q_idx, kv_idx) -> score, "
             f"got {type(given).__name__}; an array of additive values goes to bias="
         )
+    if call.backend.may_remember():
+        for f in mods.functions(given):
+            check_function(call.who, "score_mod", f, "score, b, h, q_idx, kv_idx", "score", "score_mod=")
     if isinstance(given, mods.Mod):
         call.here("the arrays of score_mod", given.arrays())
-        whole = call.origin.head == 0 if isinstance(call.origin.head, int) else False
+        frame, origin = call.frame, call.origin
         for mod in given.built_in():
-            if mod.heads is not None and mod.heads != call.frame.heads and whole:
-                raise ValueError(
-                    f"{call.who}: expected score_mod to have parameters for {call.frame.heads} heads, got "
-                    f"{mod.heads}; give one slope or column per head"
-                )
-    return given  # type: ignore[no-any-return]
+            for noun, own, all_of_them, first in (
+                ("heads", mod.heads, frame.heads, origin.head),
+                ("batch items", mod.batch, frame.batch, origin.batch),
+            ):
+                if own not in (None, all_of_them) and isinstance(first, int) and first == 0:
+                    raise ValueError(
+                        f"{call.who}: expected score_mod to have parameters for {all_of_them} {noun}, got {own}; give "
+                        "one slope or column per head, and per batch item only for all of them"
+                    )
+    return given
 
 
 def bias(call: Call) -> Array | None:
     given = call.get("bias")
     if given is None:
         return None
-    if not is_array(given):
-        raise TypeError(
-            f"{call.who}: expected bias to be an array of an array API library (NumPy, JAX, PyTorch, "
-            f"...), got {type(given).__name__}; convert it, for example with numpy.asarray"
-        )
+    array(call.who, "bias", given)
+    _refuse_causal_bias(call, "bias", given)
     call.here("bias", [given])
     if call.backend.compute_dtype(given.dtype) is None:
         raise TypeError(
@@ -153,11 +188,11 @@ def sinks(call: Call) -> Array | None:
 def _per_head(call: Call, value: Any, name: str) -> float | Array:
     """A number, or an array of shape (), (1,) or (Hq,) as (1, Hq|1, 1, 1) in the compute dtype."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if not call.backend.may_remember() else _in_range(call, value, name)
     if not is_array(value):
         raise TypeError(
             f"{call.who}: expected {name} to be a number or an array of query's library, got "
-            f"{value!r}; make it a float, or an array of shape (Hq,)"
+            f"{shown(value)}; make it a float, or an array of shape (Hq,)"
         )
     call.here(name, [value])
     if call.backend.compute_dtype(value.dtype) is None:
@@ -175,12 +210,22 @@ def _per_head(call: Call, value: Any, name: str) -> float | Array:
     return call.backend.xp.reshape(call.backend.astype(value, call.compute_dtype), (1, -1, 1, 1))
 
 
+def _in_range(call: Call, value: float, name: str) -> float:
+    """A number that the compute dtype has; sinks beyond are infinite."""
+    most = float(call.backend.xp.finfo(call.compute_dtype).max)
+    if -most <= value <= most:
+        return float(value)
+    if name == "sinks" and value == value:
+        return math.inf if value > 0 else -math.inf
+    got = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else repr(value)
+    raise ValueError(
+        f"{call.who}: expected {name} to be a number that {call.compute_dtype} has, got {got}; "
+        + ("None is 1 / sqrt(D)" if name == "scale" else "None is without sinks")
+    )
+
+
 def dropout_rate(call: Call) -> float:
-    rate = call.options.get("dropout_rate", 0.0)
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
-        raise TypeError(
-            f"{call.who}: expected dropout_rate to be a Python number, got {rate!r}; it is static"
-        )
+    rate = number(call.who, "dropout_rate", call.options.get("dropout_rate", 0.0))
     if not 0.0 <= rate < 1.0:
         raise ValueError(
             f"{call.who}: expected 0 <= dropout_rate < 1, got {rate!r}; it is the share of weights dropped"
@@ -194,25 +239,9 @@ def dropout_rate(call: Call) -> float:
 
 
 def dropout_seed(call: Call) -> int | Array:
-    seed = call.get("dropout_seed")
-    if seed is None:
+    given = call.get("dropout_seed")
+    if given is None:
         return 0
-    if is_array(seed):
-        call.here("dropout_seed", [seed])
-        if seed.ndim or not call.backend.xp.isdtype(seed.dtype, "integral"):
-            raise TypeError(
-                f"{call.who}: expected dropout_seed to be an integer or a 0-d integer array, got "
-                f"{seed.dtype} of shape {tuple(seed.shape)}; one seed serves the whole call"
-            )
-        return seed
-    if type(seed) is not int and (isinstance(seed, bool) or not hasattr(seed, "__index__")):
-        raise TypeError(
-            f"{call.who}: expected dropout_seed to be an integer or a 0-d integer array, got {seed!r}; "
-            "pass a Python int"
-        )
-    seed = seed if type(seed) is int else seed.__index__()
-    if not 0 <= seed < 2**64:
-        raise ValueError(
-            f"{call.who}: expected 0 <= dropout_seed < 2**64, got {seed!r}; reduce it modulo 2**64"
-        )
-    return int(seed)
+    if is_array(given) and seed_line(given) is None:
+        call.here("dropout_seed", [given])
+    return seed_like(call.who, "dropout_seed", given)

@@ -8,6 +8,9 @@ from typing import NamedTuple
 from polyattn.arrays import Array, backend_of
 from polyattn.places import Frame
 
+#: The functions that take a layout.
+SAY_LAYOUT = ("polyattn.attention", "polyattn.attention_vjp", "polyattn.trace")
+
 
 class Axes(NamedTuple):
     """How the caller writes his arrays: leading axes, rank, layout."""
@@ -39,9 +42,11 @@ class Axes(NamedTuple):
         shape = (*self.lead, *(x.shape[1:] if self.rank > 2 else x.shape[2:]))
         return x if tuple(x.shape) == shape else xp.reshape(x, shape)
 
-    def shape_of(self, frame: Frame, width: int) -> tuple[int, ...]:
-        """The shape of the output of a problem with values of that width."""
+    def shape_of(self, frame: Frame, width: int | None) -> tuple[int, ...]:
+        """The shape of the output of a problem with values of that width; None: of a result without one, as lse."""
         heads, rows = (frame.heads,) if self.rank > 2 else (), (frame.rows,)
+        if width is None:
+            return (*self.lead, *heads, *rows)
         inner = (*rows, *heads) if self.layout == "BLHD" else (*heads, *rows)
         return (*self.lead, *inner, width)
 
@@ -70,12 +75,23 @@ class Axes(NamedTuple):
 
 
 def shapes(
-    who: str, layout: str, query: Array, key: Array, value: Array
+    who: str, layout: str, query: Array, key: Array, value: Array, *, suggest: bool = True
 ) -> tuple[Axes, list[tuple[int, int, int]]]:
-    """The axes, and (heads, length, width) of query, key and value; ValueError where they do not fit together."""
+    """The axes, and (heads, length, width) of query, key and value; ValueError where they do not fit together.
+
+    suggest: ask whether the other layout is meant, where they fit in that.
+    """
     given = [tuple(x.shape) for x in (query, key, value)]
 
     def wrong(expected: str, advice: str) -> ValueError:
+        other = "BLHD" if layout == "BHLD" else "BHLD"
+        if suggest and who in SAY_LAYOUT and all(len(shape) >= 4 for shape in given):
+            try:
+                shapes(who, other, query, key, value, suggest=False)
+            except ValueError:
+                pass
+            else:
+                advice = f"did you mean layout={other!r}, in which they fit?"
         names = f"query {given[0]}, key {given[1]}, value {given[2]} in layout {layout}"
         return ValueError(f"{who}: expected {expected}, got {names}; {advice}")
 

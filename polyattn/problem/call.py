@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from polyattn.arrays import Array, Backend, backend_of
+from polyattn.calls import flag
 from polyattn.places import Frame, Places
 
 
@@ -23,6 +24,10 @@ class Call(NamedTuple):
     def who(self) -> str:
         return self.frame.who
 
+    @property
+    def is_causal(self) -> bool:
+        return flag(self.who, "is_causal", self.options.get("is_causal", False), "a mask goes to mask=")
+
     def get(self, name: str) -> Any:
         """What the caller said, None if nothing."""
         return self.options.get(name)
@@ -32,9 +37,14 @@ class Call(NamedTuple):
         same_place(self.who, self.backend, self.query, name, arrays)
 
 
-def same_place(who: str, backend: Backend, query: Array, name: str, arrays: Iterable[Array]) -> None:
+def same_place(
+    who: str, backend: Backend, query: Array, name: str, arrays: Iterable[Array], plain: bool = False
+) -> None:
+    """plain: whether these are query, key or value, with nothing else said that concerns their entries."""
     for array in arrays:
         here = backend_of(array)
+        if unfit := here.unfit(array, plain):
+            raise TypeError(f"{who}: expected {name} to be {unfit}")
         if here is not backend:
             raise TypeError(
                 f"{who}: expected {name} to be an array of the library of query ({backend.name}), "

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 
 from polyattn.arrays import Array
+from polyattn.calls import answers, flag
 from polyattn.masks.algebra import Mask
 from polyattn.mods import ScoreMod
 
+F = TypeVar("F", bound=Callable[..., Any])
 MaskMod = Callable[[Array, Array, Array, Array], Array]
 
 
+@answers("polyattn.AuxRequest")
 class AuxRequest(NamedTuple):
-    """Which intermediate values `attention` returns beside its result."""
+    """Which intermediate values `attention` returns beside its result.
+
+    All of them have gradients; that of max_scores goes to the largest score of a row, in equal parts if there are several.
+    """
 
     lse: bool = False
     weights: bool = False
     scores: bool = False
     max_scores: bool = False
+
+    def names(self, who: str) -> tuple[str, ...]:
+        """Those that are wanted; who: the function that was asked for them."""
+        for name, value in zip(self._fields, self, strict=True):
+            meant = value if isinstance(value, str) and value in self._fields else name
+            flag(who, f"{name} of AuxRequest", value, f"write AuxRequest({meant}=True)", "return_aux")
+        return tuple(name for name, value in zip(self._fields, self, strict=True) if value)
 
 
 class Options(TypedDict, total=False):
@@ -45,8 +58,8 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType({"is_causal": False, "dropout_rat
 NAMES = tuple(Options.__annotations__)
 
 
-def spelled_out(f: Callable[..., Any]) -> Callable[..., Any]:
-    """f with a signature that names every option, for whoever asks `help` or an editor."""
+def spelled_out(f: F, without: Sequence[str] = ()) -> F:
+    """f with a signature that names every option that it takes, for whoever asks `help`, an editor, or mistypes one."""
     signature = inspect.signature(f)
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     options = [
@@ -54,6 +67,7 @@ def spelled_out(f: Callable[..., Any]) -> Callable[..., Any]:
             name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS.get(name), annotation=annotation
         )
         for name, annotation in Options.__annotations__.items()
+        if name not in without
     ]
     first = [p for p in own if p.kind is not p.KEYWORD_ONLY]
     f.__signature__ = signature.replace(parameters=[*first, *options, *own[len(first) :]])  # type: ignore[attr-defined]

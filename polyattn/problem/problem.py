@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from polyattn import mods
-from polyattn.arrays import Array, Backend, backend_of, is_array
+from polyattn.arrays import Array, Backend, backend_of
+from polyattn.calls import array, check_layout, unknown
 from polyattn.masks.algebra import Mask
-from polyattn.places import ORIGIN, Frame, Places, Positions, positions
+from polyattn.places import FAR, ORIGIN, Frame, Places, Positions, positions
 from polyattn.problem import arguments, position_arguments
 from polyattn.problem.arguments import CAUSAL
 from polyattn.problem.axes import Axes, shapes
@@ -36,7 +37,6 @@ class Problem:
     k: Array
     v: Array
     scale: float | Array  # a number or (1, Hq|1, 1, 1)
-    backend: Backend
     frame: Frame
     axes: Axes
     compute_dtype: Any
@@ -53,6 +53,11 @@ class Problem:
     dropout_rate: float = field(default=0.0, metadata=by(arguments.dropout_rate))
     dropout_seed: int | Array = field(default=0, metadata=by(arguments.dropout_seed))
     wanted: tuple[str, ...] = ()  # which intermediate values
+
+    @property
+    def backend(self) -> Backend:
+        """That of the arrays which are in it now: those of a tracer inside what it traces."""
+        return backend_of(self.q)
 
     @property
     def who(self) -> str:
@@ -113,22 +118,18 @@ def pose(
     readers: dict[str, Callable[[Call], Any]] = {}
     for name in options:
         if name not in _READERS:
-            raise TypeError(
-                f"{who}: expected arguments of attention ({', '.join(NAMES)}), got {name!r}; check its spelling"
-            )
+            raise unknown(who, name, NAMES)
         readers.update(_READERS[name])
     if origin is not ORIGIN:
         readers["places"] = position_arguments.places
     layout = options.get("layout", "BHLD")
-    if layout not in ("BHLD", "BLHD"):
-        raise ValueError(
-            f"{who}: expected layout 'BHLD' or 'BLHD', got {layout!r}; "
-            "name the axes of query, key and value (batch, heads, length, width)"
-        )
-    backend = _one_library(who, query, key, value)
+    check_layout(who, layout, "query, key and value (batch, heads, length, width)")
+    backend = _one_library(who, query, key, value, plain=not any(map(_says_something, options.items())))
+    query, key, value = backend.autocast(query, key, value)
     compute_dtype = _compute_dtype(who, backend, query, key, value)
     axes, ((heads, rows, width), (_, keys, _), _) = shapes(who, layout, query, key, value)
     frame = Frame(math.prod(axes.lead), heads, rows, keys, axes.lead, who)
+    _not_too_long(frame, backend)
     call = Call(frame, backend, query, compute_dtype, options, origin)
     checked: dict[str, Any] = {"places": ORIGIN} | {name: check(call) for name, check in readers.items()}
     return Problem(
@@ -136,7 +137,6 @@ def pose(
         k=axes.enter(key),
         v=axes.enter(value),
         scale=arguments.scale(call, width),
-        backend=backend,
         frame=frame,
         axes=axes,
         compute_dtype=compute_dtype,
@@ -145,17 +145,30 @@ def pose(
     )
 
 
-def _one_library(who: str, query: Array, key: Array, value: Array) -> Backend:
+def _says_something(option: tuple[str, Any]) -> bool:
+    name, value = option
+    nothing = value is None or (isinstance(value, (int, float)) and value == 0)
+    return not nothing and name not in ("layout", "scale")
+
+
+def _not_too_long(frame: Frame, backend: Backend) -> None:
+    """Indices are int32 numbers, where there are any."""
+    if not backend.may_remember() or not all(isinstance(n, int) for n in frame[:4]) or 0 in frame[:3]:
+        return
+    if max(frame[:4]) >= FAR:
+        raise ValueError(
+            f"{frame.who}: expected fewer than 2**30 items, heads, queries and keys, got scores (B, Hq, L, S) = "
+            f"{frame[:4]}; compute a part at a time"
+        )
+
+
+def _one_library(who: str, query: Array, key: Array, value: Array, plain: bool) -> Backend:
     """The backend of all of them; they must share it, and the device."""
-    for name, array in (("query", query), ("key", key), ("value", value)):
-        if not is_array(array):
-            raise TypeError(
-                f"{who}: expected {name} to be an array of an array API library (NumPy, JAX, PyTorch, "
-                f"...), got {type(array).__name__}; convert it, for example with numpy.asarray"
-            )
+    for name, given in (("query", query), ("key", key), ("value", value)):
+        array(who, name, given)
     backend = backend_of(query)
-    same_place(who, backend, query, "key", [key])
-    same_place(who, backend, query, "value", [value])
+    for name, given in (("query", query), ("key", key), ("value", value)):
+        same_place(who, backend, query, name, [given], plain)
     return backend
 
 

@@ -8,6 +8,9 @@ from typing import Any
 from polyattn.arrays import Array, backend_of
 from polyattn.layers import Layer, Params
 
+#: Deeper than any model, and shallower than the stack of Python.
+DEEPEST = 100
+
 __all__ = ["check_names", "check_params", "convert", "flatten", "unflatten"]
 
 
@@ -17,10 +20,19 @@ def flatten(params: Params, separator: str = ".") -> dict[str, Any]:
     >>> flatten({"attention": {"w_q": 1}, "scale": 2})
     {'attention.w_q': 1, 'scale': 2}
     """
+    if not isinstance(params, Mapping):
+        raise TypeError(
+            f"polyattn.weights: expected params, a dict of names, got {type(params).__name__}; name its arrays"
+        )
+    return _flat(params, separator, 1)
+
+
+def _flat(params: Params, separator: str, depth: int) -> dict[str, Any]:
+    _check_depth(depth)
     flat: dict[str, Any] = {}
     for name, value in params.items():
         part = (
-            {f"{name}{separator}{rest}": x for rest, x in flatten(value, separator).items()}
+            {f"{name}{separator}{rest}": x for rest, x in _flat(value, separator, depth + 1).items()}
             if isinstance(value, Mapping)
             else {str(name): value}
         )
@@ -42,6 +54,7 @@ def unflatten(flat: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
     params: dict[str, Any] = {}
     for name, value in flat.items():
         *path, last = name.split(separator)
+        _check_depth(len(path) + 1)
         place = params
         for step in path:
             place = place.setdefault(step, {})
@@ -74,17 +87,29 @@ def convert(params: Params, like: Array) -> dict[str, Any]:
         source = backend_of(x)
         values = source.to_numpy(x)
         made = target.from_numpy(values, like)
-        if (survived := target.to_numpy(made).dtype) != values.dtype:
+        if (survived := target.to_numpy(made).dtype) != values.dtype.newbyteorder("="):
             raise TypeError(
                 f"polyattn.weights.convert: expected {name!r} to keep its dtype {values.dtype}, got {survived} from "
                 f"{target.name}; cast it first, or let {target.name} have that dtype (JAX: jax_enable_x64)"
             )
         return made
 
-    def every(params: Params) -> dict[str, Any]:
-        return {name: every(x) if isinstance(x, Mapping) else one(name, x) for name, x in params.items()}
+    def every(params: Params, depth: int) -> dict[str, Any]:
+        _check_depth(depth)
+        return {
+            name: every(x, depth + 1) if isinstance(x, Mapping) else one(name, x)
+            for name, x in params.items()
+        }
 
-    return every(params)
+    return every(params, 1)
+
+
+def _check_depth(depth: int) -> None:
+    if depth > DEEPEST:
+        raise ValueError(
+            f"polyattn.weights: expected names in at most {DEEPEST} groups one inside the other, got more; does a group "
+            "contain itself?"
+        )
 
 
 def check_names(where: str, given: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from shared.libraries import torch
 
 from polyattn import AuxRequest, attention, masks
 from polyattn.normalizers.softmax import Partial, finish, lift, log_sum, merge

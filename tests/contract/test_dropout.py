@@ -5,12 +5,9 @@ from __future__ import annotations
 from math import sqrt
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from jax.extend.random import threefry_2x32
+from shared.libraries import jax, jnp, torch
 
 from polyattn import AuxRequest, attention
 from polyattn.dropout import threefry2x32
@@ -57,7 +54,7 @@ def test_threefry_gives_its_known_answers(eager: Bench, key: str, counter: str, 
 def test_threefry_equals_the_one_of_jax(eager: Bench) -> None:
     rng = np.random.default_rng(0)
     key, counter = rng.integers(0, 2**32, (2, 1), np.uint32), rng.integers(0, 2**32, (2, 4096), np.uint32)
-    theirs = threefry_2x32(jnp.asarray(key[:, 0]), jnp.asarray(counter.reshape(-1)))
+    theirs = jax.extend.random.threefry_2x32(jnp.asarray(key[:, 0]), jnp.asarray(counter.reshape(-1)))
     given = (*key.view(np.int32), *counter.view(np.int32))
     ours = threefry2x32(*(eager.array(np.broadcast_to(x, 4096)) for x in given))
     for mine, other in zip(ours, np.asarray(theirs).reshape(2, 4096), strict=True):

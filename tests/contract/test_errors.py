@@ -143,7 +143,8 @@ VALUES: dict[str, tuple[Callable[[Bench], dict[str, Any]], str]] = {
     ),
 }
 
-NOT_BOOL = "; compare it (mask != 0), or pass values to be added to the scores as bias="
+FLOAT_MASK = "; write mask=(mask != 0) if its numbers are 1 and 0, bias=mask if they are 0 and -inf or large negative ones"
+INTEGER_MASK = "; write mask=(mask != 0) if 1 may attend, mask=(mask == 0) if 1 hides"
 NO_BIAS = "; a bool mask goes to mask= (True = may attend), integers are cast by the caller"
 NO_MASK = (
     "expected mask to be a bool array, a polyattn.masks mask or a function (b, h, q_idx, kv_idx) -> bool, "
@@ -154,14 +155,14 @@ NO_MASK = (
 TYPES: dict[str, tuple[Callable[[Bench], dict[str, Any]], str]] = {
     "a float mask": (
         lambda b: {"mask": b.array(np.ones((3, 5)), "float32")},
-        "expected a bool mask (True = may attend), got dtype {float32}" + NOT_BOOL,
+        "expected a bool mask (True = may attend), got dtype {float32}" + FLOAT_MASK,
     ),
     "an integer mask": (
         lambda b: {"mask": b.array(np.ones((3, 5), np.int32))},
-        "expected a bool mask (True = may attend), got dtype {int32}" + NOT_BOOL,
+        "expected a bool mask (True = may attend), got dtype {int32}" + INTEGER_MASK,
     ),
     "a list": (lambda b: {"mask": [[True] * 5] * 3}, NO_MASK.format("list")),
-    "a word": (lambda b: {"mask": "causal"}, NO_MASK.format("str")),
+    "a word": (lambda b: {"mask": "upper"}, NO_MASK.format("'upper'")),
     "a bool bias": (
         lambda b: {"bias": b.array(np.ones((3, 5), bool))},
         "expected a real floating bias, got {bool}" + NO_BIAS,
@@ -197,7 +198,7 @@ TYPES: dict[str, tuple[Callable[[Bench], dict[str, Any]], str]] = {
     ),
     "dropout_rate": (
         lambda b: {"dropout_rate": "half", "dropout_seed": 0},
-        "expected dropout_rate to be a Python number, got 'half'; it is static",
+        "expected dropout_rate to be a Python number, got 'half'; pass a Python float",
     ),
     "a float seed": (
         lambda b: {"dropout_rate": 0.5, "dropout_seed": 1.5},

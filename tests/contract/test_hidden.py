@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polyattn import AuxRequest, attention, masks
+from polyattn import AuxRequest, Blockwise, attention, attention_vjp, masks
 from polyattn.parity import ACCEPTANCE, Spec, eta, round_to
 from polyattn.testing import Bench
 from polyattn.truth import truth
@@ -45,7 +45,9 @@ def qkv(rows: int = 4, keys: int = 6) -> dict[str, np.ndarray]:
     }
 
 
-def run(bench: Bench, arrays: dict[str, np.ndarray], **options: Any) -> dict[str, np.ndarray]:
+def run(
+    bench: Bench, arrays: dict[str, np.ndarray], sent_back: np.ndarray | None = None, **options: Any
+) -> dict[str, np.ndarray]:
     """out, lse and, where the library has derivatives, the gradient of every array."""
 
     def f(given: Any) -> Any:
@@ -53,7 +55,9 @@ def run(bench: Bench, arrays: dict[str, np.ndarray], **options: Any) -> dict[str
         return out, aux.lse
 
     shape = (*arrays["query"].shape[:3], arrays["value"].shape[-1])
-    cotangent = bench.array(np.random.default_rng(5).choice([-1.0, 0.5, 1.0], shape), "float32")
+    if sent_back is None:
+        sent_back = np.random.default_rng(5).choice([-1.0, 0.5, 1.0], shape)
+    cotangent = bench.array(sent_back, "float32")
     given = {name: bench.array(x, "float32") for name, x in arrays.items()}
     out, lse, grads = bench.run(f, given, cotangent)
     return {name: bench.numpy(x) for name, x in {"out": out, "lse": lse, **(grads or {})}.items()}
@@ -140,6 +144,26 @@ def test_a_row_that_sees_nothing_is_zero_with_zero_gradients(bench: Bench, sinks
         assert not got["value"][1].any()
         assert not got["bias"][~allowed].any()
         assert got["query"][~hidden].any()
+
+
+@pytest.mark.rule("rule-6", "rule-23")
+@pytest.mark.parametrize("way", ["reference", "blockwise", "auto"])
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("where", ["query", "cotangent"])
+def test_poison_at_a_row_that_sees_nothing_changes_not_one_bit(
+    eager: Bench, where: str, sinks: bool, way: str
+) -> None:
+    allowed = np.ones((2, 4, 4, 6), bool)
+    allowed[0, :, 1], allowed[1, 2] = False, False
+    clean = qkv() | ({"sinks": draw(4)} if sinks else {})
+    spoilt, cotangent = {name: x.copy() for name, x in clean.items()}, np.ones((2, 4, 4, 5))
+    poisoned = spoilt["query"] if where == "query" else cotangent.copy()
+    poisoned[~allowed.any(-1)] = np.nan
+    mask = eager.array(allowed)
+    expected = run(eager, clean, cotangent, mask=mask, implementation=way)
+    got = run(eager, spoilt, poisoned if where == "cotangent" else cotangent, mask=mask, implementation=way)
+    for name in expected:
+        assert np.array_equal(expected[name], got[name]), name
 
 
 @pytest.mark.rule("rule-6")
@@ -230,3 +254,24 @@ def test_an_axis_of_size_zero_gives_zeros_of_the_right_shape(bench: Bench, empty
     for name in set(got) - {"out", "lse"}:
         assert got[name].shape == arrays[name].shape
         assert np.isfinite(got[name]).all()
+
+
+@pytest.mark.rule("rule-7", "rule-23")
+@pytest.mark.parametrize("how", ["mask", "bias", "lengths"])
+@pytest.mark.parametrize("poison", [np.inf, np.nan, 6e4])
+def test_the_engine_does_not_warn_of_what_is_hidden(how: str, poison: float) -> None:
+    """NumPy warns of inf * 0 and of exp(120): warnings are errors here, and the definition gives none."""
+    q, k, v = np.random.default_rng(0).normal(size=(3, 1, 2, 9, 4)).astype(np.float16)
+    q[..., 6:, :] = k[..., 5:, :] = v[..., 5:, :] = poison
+    allowed = (np.arange(9) < 5) & (np.arange(9)[:, None] < 6)
+    options: dict[str, Any] = {
+        "mask": {"mask": allowed},
+        "bias": {"bias": np.where(allowed, 0.0, -np.inf)},
+        "lengths": {"mask": masks.key_lengths(5) & masks.query_lengths(6)},
+    }[how]
+    for sinks in (None, 120.0):
+        attention(q, k, v, **options, sinks=sinks, implementation="reference")
+        for tile in (Blockwise(2, 3), Blockwise(4, 4), Blockwise(9, 9)):
+            out, pullback = attention_vjp(q, k, v, **options, sinks=sinks, implementation=tile)
+            gradients = pullback(out)
+            assert not any(x[..., 6:, :].any() for x in (out, gradients["query"]))

@@ -240,7 +240,7 @@ def test_any_scale_is_legal(eager: Bench, scale: float) -> None:
 def test_large_half_precision_logits_stay_finite(eager: Bench, number: float) -> None:
     dtype = "bfloat16" if number > 60000 else "float16"
     if dtype not in eager.dtypes:
-        assert eager.name == "strict"
+        assert eager.name in ("strict", "autograd")
         return
     x = np.full((1, 1, 4, 64), number)
     assert np.array_equal(attend(eager, x, x, x, dtype=dtype), x)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import mparray
-import mpmath
 import numpy as np
 import pytest
+from shared.libraries import mparray, mpmath
 
 import polyattn
 from polyattn import masks, mods

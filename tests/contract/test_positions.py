@@ -190,3 +190,41 @@ def test_what_is_wrong_with_positions_is_said(options: dict[str, Any], kind: Any
     with pytest.raises(kind) as caught:
         attention(Q, K, V, **options)
     assert str(caught.value) == f"polyattn.attention: {sentence}"
+
+
+def test_packed_documents_have_their_own_alignment() -> None:
+    """What varlen calls with a causal mask aligned to the end mean: every document by itself, the last rows last."""
+    queries, keys = np.array([2, 4, 1]), np.array([5, 4, 3])
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, n, 6)) for n in (queries.sum(), keys.sum(), keys.sum()))
+    documents = masks.segments(np.repeat(np.arange(3), queries), np.repeat(np.arange(3), keys))
+    rows = np.concatenate([np.arange(s - n, s) for n, s in zip(queries, keys, strict=True)])
+    slots = np.concatenate([np.arange(s) for s in keys])
+    out = attention(q, k, v, mask=documents, is_causal=True, query_positions=rows, key_positions=slots)
+    first = np.repeat(np.cumsum(keys) - keys, queries)
+    assert np.allclose(out, attention(q, k, v, mask=masks.key_ranges(first, first + rows + 1)), atol=1e-15)
+    q_ends, k_ends = np.cumsum(queries), np.cumsum(keys)
+    for i in range(3):
+        mine, theirs = slice(q_ends[i] - queries[i], q_ends[i]), slice(k_ends[i] - keys[i], k_ends[i])
+        alone = attention(q[:, mine], k[:, theirs], v[:, theirs], is_causal=True, query_offset="end")
+        assert np.abs(out[:, mine] - alone).max() < 1e-14
+
+
+@pytest.mark.rule("rule-13")
+@pytest.mark.parametrize(
+    "fact",
+    [
+        {"query_offset": 5},
+        {"key_offset": 5},
+        {"query_positions": np.array([7, 1, 4])},
+        {"key_positions": np.array([3, 0, 9])},
+        {"dropout_seed": 7},
+    ],
+    ids=lambda fact: next(iter(fact)),
+)
+def test_positions_and_a_seed_may_be_stated_where_nothing_asks(eager: Bench, fact: dict[str, Any]) -> None:
+    x = eager.array(np.random.default_rng(0).normal(size=(1, 2, 3, 4)), "float32")
+    given = {name: eager.array(n) if isinstance(n, np.ndarray) else n for name, n in fact.items()}
+    assert np.array_equal(eager.numpy(attention(x, x, x, **given)), eager.numpy(attention(x, x, x)))
+    with pytest.raises((TypeError, ValueError)):
+        attention(x, x, x, **dict.fromkeys(fact, "start"))

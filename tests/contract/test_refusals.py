@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from shared.libraries import jnp, torch
 
 from polyattn import attention, masks, mods
 from polyattn.testing import Bench, StrictBench
@@ -64,11 +63,37 @@ BUILDERS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "polyattn.masks.segments: expected arrays of integer ids, got float64; number the documents",
     ),
+    "ranges of floats": (
+        lambda: masks.key_ranges(np.zeros(3, int), np.ones(3)),
+        TypeError,
+        "polyattn.masks.key_ranges: expected stops of an integer dtype, got float64; cast it",
+    ),
+    "ranges of lists": (
+        lambda: masks.key_ranges([0], np.ones(1, int)),
+        TypeError,
+        "polyattn.masks.key_ranges: expected starts to be an array of an array API library (NumPy, JAX, PyTorch, ...), "
+        "of integers, got list; convert it, for example with numpy.asarray",
+    ),
+    "one range": (
+        lambda: masks.key_ranges(np.array(0), np.array(1)),
+        ValueError,
+        "polyattn.masks.key_ranges: expected starts of shape (L,) or (batch, L), got a single number; give one per "
+        "query row",
+    ),
+    "ranges of other rows": (
+        lambda: attention(
+            *(np.ones((2, 3, 5, 4)),) * 3, mask=masks.key_ranges(np.zeros(4, int), np.ones(4, int))
+        ),
+        ValueError,
+        "polyattn.attention: expected starts of masks.key_ranges to have shape (5,) or (2, 5), got (4,); give one per "
+        "query row",
+    ),
     "from_array of floats": (
         lambda: masks.from_array(np.ones((2, 2))),
         TypeError,
-        "polyattn.masks.from_array: expected a bool array (True = may attend), got float64; compare it "
-        "(mask != 0), or pass additive values as bias=",
+        "polyattn.masks.from_array: expected a bool mask (True = may attend), got dtype float64; write "
+        "masks.from_array(allowed != 0) if its numbers are 1 and 0, attention(..., bias=allowed) if they are 0 and -inf "
+        "or large negative ones",
     ),
     "mask_mod of a number": (
         lambda: masks.mask_mod(3),
@@ -84,12 +109,12 @@ BUILDERS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "softcap of 0": (
         lambda: mods.softcap(0),
         ValueError,
-        "polyattn.mods.softcap: expected cap > 0 and finite, got 0; leave the mod out for no cap",
+        "polyattn.mods.softcap: expected a cap between 0 and 2**60, got 0; leave the mod out for no cap",
     ),
     "softcap below 0": (
         lambda: mods.softcap(-1.0),
         ValueError,
-        "polyattn.mods.softcap: expected cap > 0 and finite, got -1.0; leave the mod out for no cap",
+        "polyattn.mods.softcap: expected a cap between 0 and 2**60, got -1.0; leave the mod out for no cap",
     ),
     "alibi of no heads": (
         lambda: mods.alibi(0),
@@ -237,3 +262,51 @@ def test_shapes_are_named_in_the_layout_of_the_caller(eager: Bench) -> None:
         "got query (2, 3, 4, 8), key (2, 5, 3, 8), value (2, 5, 3, 6) in layout BLHD; grouped heads read key "
         "head h // (Hq // Hkv); check the layout"
     )
+
+
+@pytest.mark.parametrize(("layout", "other"), [("BHLD", "BLHD"), ("BLHD", "BHLD")])
+def test_a_forgotten_transpose_that_heads_reveal_is_asked_about(
+    eager: Bench, layout: str, other: str
+) -> None:
+    shapes = [(2, 6, 4, 8), (2, 5, 4, 8)] if layout == "BHLD" else [(2, 4, 6, 8), (2, 4, 5, 8)]
+    q, k = (eager.array(np.ones(s), "float32") for s in shapes)
+    with pytest.raises(ValueError, match=f"; did you mean layout='{other}', in which they fit\\?$"):
+        attention(q, k, k, layout=layout)
+    attention(q, k, k, layout=other)
+
+
+def test_a_mask_that_fits_the_other_layout_asks_about_it(eager: Bench) -> None:
+    x = eager.array(np.ones((2, 6, 4, 8)), "float32")  # (B, L, H, D)
+    mask = eager.array(np.tril(np.ones((6, 6), bool)))
+    with pytest.raises(ValueError) as error:
+        attention(x, x, x, mask=mask)
+    assert str(error.value) == (
+        "polyattn.attention: expected a mask that broadcasts to the scores (..., Hq, L, S) = (2, 6, 4, 4), got shape "
+        "(6, 6); did you mean the other layout, in which the scores are (2, 4, 6, 6)?"
+    )
+    attention(x, x, x, mask=mask, layout="BLHD")
+
+
+def test_flags_and_rates_of_numpy_are_flags_and_rates(eager: Bench) -> None:
+    x = eager.array(np.random.default_rng(0).normal(size=(1, 2, 3, 4)), "float32")
+    plain = attention(x, x, x, is_causal=True, dropout_rate=0.5, dropout_seed=0)
+    numpys = {"is_causal": np.bool_(True), "dropout_rate": np.float32(0.5), "dropout_seed": np.int64(0)}
+    if eager.name != "numpy":
+        numpys["dropout_seed"] = 0  # an array of another library there
+    assert np.array_equal(eager.numpy(attention(x, x, x, **numpys)), eager.numpy(plain))
+
+
+def test_a_mask_is_a_static_argument_of_a_compiled_function() -> None:
+    import jax
+
+    traced: list[Any] = []
+
+    def masked(x: Any, mask: Any) -> Any:
+        traced.append(mask)
+        return attention(x, x, x, mask=mask)
+
+    x = jnp.asarray(Q)
+    compiled = jax.jit(masked, static_argnames="mask")
+    for _ in range(2):  # equal masks are one program
+        assert np.array_equal(compiled(x, masks.causal()), attention(x, x, x, is_causal=True))
+    assert len(traced) == 1

@@ -6,14 +6,11 @@ from collections.abc import Callable
 from itertools import product
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from jax.test_util import check_grads
+from shared.libraries import jax, jnp, torch
 
-from polyattn import AuxRequest, attention, masks, mods
+from polyattn import AuxRequest, Blockwise, attention, masks, mods
 from polyattn.parity import ACCEPTANCE, Spec, eta, round_to
 from polyattn.truth import truth
 
@@ -41,6 +38,10 @@ MASKS: dict[str, tuple[Callable[[Any], Any], np.ndarray]] = {
     "sliding window": (lambda a: masks.sliding_window(2), LOWER & ~np.tri(5, k=-2, dtype=bool)),
     "lengths": (lambda a: masks.key_lengths(a(N)), (np.arange(5) < N[:, None])[:, None, None]),
     "segments": (lambda a: masks.segments(a(IDS)), (IDS[:, :, None] == IDS[:, None])[:, None]),
+    "key ranges": (
+        lambda a: masks.key_ranges(a(np.stack([np.arange(5) // 2] * 2)), a(np.arange(5) + 1)),
+        np.broadcast_to(LOWER & (np.arange(5) >= np.arange(5)[:, None] // 2), (2, 1, 5, 5)),
+    ),
     "combined": (
         lambda a: masks.prefix(a(N)) | ~masks.causal(),
         ~LOWER | (np.arange(5) < N[:, None])[:, None, None],
@@ -189,6 +190,82 @@ def test_derivatives_of_every_order_agree_between_jax_and_torch(what: str) -> No
     assert _agree(a, b)
 
 
+@pytest.mark.rule("rule-25")
+@pytest.mark.parametrize(
+    "what", ["jvp", "linearize", "jacfwd", "hessian", "vmap of jvp", "jvp of jvp", "remat"]
+)
+def test_the_engine_on_jax_goes_through_forward_mode(what: str) -> None:
+    given = draw(1, 2, 3, 2), draw(1, 1, 3, 2), draw(1, 1, 3, 2), draw(1, 1, 3, 3), draw(2)
+
+    def derived(way: Any) -> list[np.ndarray]:
+        def f(*x: Any) -> Any:
+            q, k, v, bias, sinks = x
+            mask = masks.query_lengths(jnp.asarray([2]))
+            out = attention(
+                q,
+                k,
+                v,
+                bias=bias,
+                sinks=sinks,
+                mask=mask,
+                is_causal=True,
+                score_mod=mods.softcap(2.0),
+                implementation=way,
+            )
+            return (out**3).sum()
+
+        def tangent(*x: Any) -> Any:
+            return jax.jvp(f, x, tuple(1 + 0 * y for y in x))[1]
+
+        with jax.enable_x64(True):
+            x = tuple(map(jnp.asarray, given))
+            ones = tuple(1 + 0 * y for y in x)
+            found = {
+                "jvp": lambda: jax.jit(tangent)(*x),
+                "linearize": lambda: jax.linearize(f, *x)[1](*ones),
+                "jacfwd": lambda: jax.jacfwd(f, (0, 4))(*x),
+                "hessian": lambda: jax.hessian(f, (1, 4))(*x),
+                "vmap of jvp": lambda: jax.vmap(tangent, (0, None, 0, None, None))(
+                    x[0][None], x[1], x[2][None], *x[3:]
+                ),
+                "jvp of jvp": lambda: jax.jvp(tangent, x, ones),
+                "remat": lambda: jax.jit(jax.grad(jax.checkpoint(f), (0, 1, 2, 3, 4)))(*x),
+            }[what]()
+            return [np.asarray(y) for y in jax.tree.leaves(found)]
+
+    expected, found = derived("reference"), derived(Blockwise(rows=2, keys=2))
+    assert len(expected) == len(found)
+    assert all(np.isfinite(x).all() for x in found)
+    assert _agree(expected, found)
+
+
+@pytest.mark.rule("rule-25")
+def test_auto_on_jax_does_not_let_the_size_decide_what_can_be_derived() -> None:
+    x = jnp.asarray(draw(1, 2, 520, 4), jnp.float32)
+
+    def f(way: Any, t: Any) -> Any:
+        out, aux = attention(t * x, x, x, is_causal=True, implementation=way, return_aux=AuxRequest())
+        ran.append(aux.implementation)
+        return out.sum()
+
+    def g(t: Any) -> Any:
+        mod = lambda s, b, h, q, kv: t * s  # noqa: E731
+        out, aux = attention(x, x, x, is_causal=True, score_mod=mod, return_aux=AuxRequest())
+        ran.append(aux.implementation)
+        return out.sum()
+
+    ran: list[str] = []
+    one = (jnp.float32(1),)
+    _, forward = jax.jvp(lambda t: f("auto", t), one, one)
+    backward, captured = jax.grad(lambda t: f("auto", t))(*one), jax.grad(g)(*one)
+    assert ran == ["blockwise", "blockwise", "reference"]  # the engine cannot see what a function captures
+    expected = jax.grad(lambda t: f("reference", t))(*one)
+    for found in (forward, backward, captured):
+        assert abs(found - expected) < 1e-4 * abs(expected)
+    with pytest.raises(NotImplementedError, match="use implementation='reference', which has all orders"):
+        jax.grad(jax.grad(lambda t: f("auto", t)))(*one)
+
+
 # Variants for gradcheck: (extra arrays, options, query heads).
 SMALL: dict[str, tuple[dict[str, np.ndarray], dict[str, Any], int]] = {
     "plain": ({}, {}, 1),
@@ -229,7 +306,7 @@ def test_jax_gradients_in_both_modes_match_finite_differences(name: str) -> None
     f, arrays = _small(name)
     assert max(x.size for x in arrays) <= 16
     with jax.enable_x64(True):
-        check_grads(
+        jax.test_util.check_grads(
             jax.jit(f),
             tuple(map(jnp.asarray, arrays)),
             order=2 if name == "plain" else 1,

@@ -68,7 +68,7 @@ def test_what_the_page_shows_as_given_must_be_given() -> None:
         (layers.GroupedQueryAttention, "num_kv_heads"),
         (layers.CausalSelfAttention, "context_length"),
     ):
-        with pytest.raises(TypeError, match=f"missing 1 required keyword-only argument: '{argument}'"):
+        with pytest.raises(TypeError, match=f"expected {argument} too"):
             layer(8, 4)
 
 

@@ -19,7 +19,7 @@ import polyattn
 ROOT = Path(__file__).parents[2]
 SURFACE: dict[str, list[str]] = tomllib.loads((Path(__file__).parent / "surface.toml").read_text())
 ROOMS = [module.removeprefix("polyattn.") for module in SURFACE if module != "polyattn"]
-EAGER = {"arrays", "implementations", "masks", "mods", "normalizers", "places", "problem", "dropout"}
+EAGER = {"arrays", "calls", "implementations", "masks", "mods", "normalizers", "places", "problem", "dropout"}
 
 
 def python(code: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from shared.libraries import torch
 
 from polyattn import Blockwise, attention, attention_vjp, mods
 from polyattn.parity import Spec, eta
@@ -36,6 +36,7 @@ def test_the_pullback_of_numpy_equals_the_true_gradient(case: Case, tile: int) -
         _, pullback = attention_vjp(**{**options, **arrays}, implementation=Blockwise(tile, tile))
         gradients = pullback(convert(sample.from_spec(cotangent)))
     judged = truth(spec, cotangent)
+    gradients.pop("score_mod", None)  # of a table: the truth has it not
     assert gradients.keys() == arrays.keys()
     for name, gradient in gradients.items():
         true = judged[SHORT[name]]
@@ -100,3 +101,47 @@ def test_parameters_of_built_in_mods_have_gradients_on_every_tile(bidirectional:
 
     for ours, true in zip(gradients(Blockwise(4, 3)), gradients("reference"), strict=True):
         assert (ours - true).abs().max() <= 256 * 2.0**-53 * true.abs().max()
+
+
+@pytest.mark.parametrize("tile", [3, 64])
+def test_the_arrays_of_a_score_mod_have_gradients(tile: int) -> None:
+    """They were computed, and dropped. PyTorch's autograd through the definition says what they are."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape) for shape in ((4,), (2, 4), (8, 4), ())]
+    q, k, v = rng.normal(size=(3, 2, 4, 7, 5))
+    d_out = rng.normal(size=q.shape)
+
+    def made(one: Any, two: Any, table: Any, cap: Any) -> mods.Mod:
+        capped = mods.softcap(abs(cap) + 2.0)
+        return mods.compose(mods.alibi(one), mods.alibi(two), capped, mods.relative_position_bias(table))
+
+    mod = made(*arrays)
+    out, pullback = attention_vjp(
+        q, k, v, score_mod=mod, is_causal=True, implementation=Blockwise(tile, tile)
+    )
+    found = pullback(d_out)["score_mod"]
+    slopes = [torch.tensor(x, requires_grad=True) for x in arrays]
+    there = attention(
+        *map(torch.tensor, (q, k, v)), score_mod=made(*slopes), is_causal=True, implementation="reference"
+    )
+    (there * torch.tensor(d_out)).sum().backward()
+    assert np.abs(out - there.detach().numpy()).max() < 1e-13
+    true = [slopes[0].grad, slopes[1].grad, slopes[3].grad * np.sign(arrays[3]), slopes[2].grad]
+    assert [x.shape for x in found] == [tuple(x.shape) for x in true]
+    assert all(np.abs(x - y.numpy()).max() < 1e-13 for x, y in zip(found, true, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("cotangents", "error", "sentence"),
+    [
+        ((np.zeros((2, 3)),), ValueError, "expected d_out of the shape of out, (1, 2, 9, 4), got (2, 3); it is the gradient of a loss for out"),
+        ((np.zeros((1, 2, 9, 4)), np.zeros((1, 2, 9, 4))), ValueError, "expected d_lse of the shape of lse, (1, 2, 9), got (1, 2, 9, 4); it is the gradient of a loss for lse"),
+        ((torch.zeros((1, 2, 9, 4)),), TypeError, "expected d_out to be an array of the library of query (numpy), got one of torch; convert it, or keep one library per call"),
+        ((1.0,), TypeError, "expected d_out to be an array of an array API library (NumPy, JAX, PyTorch, ...), got float; convert it, for example with numpy.asarray"),
+    ],
+)  # fmt: skip
+def test_what_is_no_cotangent_is_refused(cotangents: Any, error: type[Exception], sentence: str) -> None:
+    q = np.zeros((1, 2, 9, 4))
+    with pytest.raises(error) as caught:
+        attention_vjp(q, q, q)[1](*cotangents)
+    assert str(caught.value) == f"polyattn.attention_vjp: {sentence}"

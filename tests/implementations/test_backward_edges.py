@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from shared.libraries import torch
 
 from polyattn import Blockwise, attention, attention_vjp, masks, mods
 from polyattn.implementations.blockwise.rule import with_derivative

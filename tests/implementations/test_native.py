@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import polyattn_torch
 import pytest
-import torch
 from contract.test_random_problems import samples
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from shared.libraries import JaxBench, TorchBench, polyattn_torch, torch
 
 from polyattn import AuxRequest, Blockwise, attention, layers, masks, mods
-from polyattn.parity import ACCEPTANCE, Spec, eta, round_to
+from polyattn.parity import ACCEPTANCE, FLOOR_ACCEPTANCE, Spec, eta, floor_ratio, round_to
 from polyattn.parity.case import Case
-from polyattn.testing import Bench, JaxBench, NumpyBench, TorchBench, check_backend, judge
+from polyattn.testing import Bench, NumpyBench, check_backend, judge
 from polyattn.truth import truth
 
 REFUSAL = "expected a problem that a kernel of the library computes exactly for implementation='native'"
@@ -160,11 +159,14 @@ def test_flex_attention_asked_for_by_name_is_the_definition() -> None:
     )
     bias = rng.normal(size=(1, 4, 1, 130))
     q, k, v, bias = (x.astype(np.float32).astype(np.float64) for x in (q, k, v, bias))
-    poisoned = [x.copy() for x in (k, v)]
-    for x in poisoned:
-        x[:, :, 100:] = np.nan
+    bias = np.broadcast_to(bias, (1, 4, 130, 130)).copy()
+    bias[:, :, :, 90:95], bias[:, :, 60] = -np.inf, -np.inf
+    poisoned = [x.copy() for x in (q, k, v)]
+    poisoned[0][:, :, 60] = np.nan
+    for x in poisoned[1:]:
+        x[:, :, 90:95], x[:, :, 100:] = np.inf, np.nan
     out, aux = attention(
-        *(torch.tensor(x).float() for x in (q, *poisoned)),
+        *(torch.tensor(x).float() for x in poisoned),
         mask=masks.key_lengths(100) & masks.causal(),
         score_mod=mods.softcap(2.0),
         bias=torch.tensor(bias).float(),
@@ -175,6 +177,7 @@ def test_flex_attention_asked_for_by_name_is_the_definition() -> None:
     at, kv = np.arange(130)[:, None], np.arange(130)
     spec = Spec(q, k, v, allowed=((kv <= at) & (kv < 100))[None, None], softcap=2.0, bias=bias)
     assert eta(out.numpy(), truth(spec)["out"], "float32") <= 4
+    assert not out[:, :, 60].any()
 
 
 AUTOCAST: dict[str, Any] = {
@@ -210,6 +213,44 @@ def test_a_module_under_autocast_computes_in_the_dtype_of_its_parameters() -> No
         inside, of_half = module(x), module(x.bfloat16())
     assert (inside == module(x)).all()
     assert (of_half == module(x.bfloat16().float())).all()
+
+
+@pytest.mark.rule("rule-21")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("shape", [(1, 4, 3, 6, 8), (1, 2, 260, 260, 16)], ids=str)
+@pytest.mark.parametrize("kind", ["plain", "causal", "mask", "bias", "window", "func"])
+def test_gradients_of_half_precision_are_as_good_as_rounded_ones(
+    kind: str, shape: tuple[int, ...], dtype: str
+) -> None:
+    batch, heads, rows, keys, width = shape
+    rng = np.random.default_rng(0)
+    q, k, v, cotangent = (
+        round_to(size * rng.normal(size=(batch, heads, n, width)), dtype)
+        for size, n in ((4, rows), (4, keys), (1, keys), (1, rows))
+    )
+    bias = round_to(rng.normal(size=(1, 1, rows, keys)), dtype)
+    bench, lower = TorchBench(), np.tri(rows, keys, dtype=bool)
+    options: dict[str, Any] = {
+        "causal": {"is_causal": True, "query_offset": 0},
+        "mask": {"mask": bench.array(lower)},
+        "bias": {"bias": bench.array(bias, dtype)},
+        "window": {"mask": masks.window(None, 0), "query_offset": 0},
+    }.get(kind, {})
+    leaves = [bench.array(x, dtype).requires_grad_(kind != "func") for x in (q, k, v)]
+
+    def f(*qkv: Any) -> Any:
+        return attention(*qkv, **options, implementation="native")
+
+    if kind == "func":
+        gradients = torch.func.vjp(f, *leaves)[1](bench.array(cotangent, dtype))
+    else:
+        gradients = torch.autograd.grad(f(*leaves), leaves, bench.array(cotangent, dtype))
+    allowed = lower if kind in ("causal", "mask", "window") else np.ones_like(lower)
+    spec = Spec(q, k, v, allowed=allowed[None, None], bias=bias if kind == "bias" else None)
+    judged = truth(spec, cotangent)
+    for name, x in zip(("dq", "dk", "dv"), gradients, strict=True):
+        assert str(x.dtype) == f"torch.{dtype}"
+        assert floor_ratio(bench.numpy(x), judged[name], dtype) <= FLOOR_ACCEPTANCE, name
 
 
 @pytest.mark.gpu

@@ -129,6 +129,7 @@ def test_it_prints_as_text_as_a_rich_table_and_as_html_that_is_inert() -> None:
     assert "&lt;script&gt;" in page
     assert len(re.findall("<tr>", page)) == 1 + len(steps.stages)
     assert steps.__rich__().row_count == len(steps.stages)
+    pytest.importorskip("matplotlib")
     assert len(steps.figure().axes) == 2 * 3  # scores, after the mod, weights, each with a bar
 
 
@@ -143,7 +144,8 @@ def test_what_a_trace_refuses() -> None:
     with pytest.raises(TypeError) as refused:
         trace(SIX, SIX, SIX, implementation="native")
     assert str(refused.value) == (
-        "polyattn.trace: expected no implementation, got 'native'; a trace has every value, of the definition"
+        "polyattn.trace: expected the definition to be shown, got implementation=, as polyattn.attention has it; leave "
+        "implementation out"
     )
     with pytest.raises(
         KeyError, match="no stage 'masked'; there are scores, row maximum, weights, output, lse"

@@ -280,7 +280,15 @@ def test_dtypes_are_promoted_as_in_flax() -> None:
 
 
 @pytest.mark.parametrize(
-    "precision", ["highest", "float32", jax.lax.Precision.HIGHEST, (jax.lax.Precision.HIGHEST,) * 2]
+    "precision",
+    [
+        "highest",
+        "float32",
+        "default",
+        jax.lax.Precision.DEFAULT,
+        jax.lax.Precision.HIGHEST,
+        (jax.lax.Precision.HIGHEST,) * 2,
+    ],
 )
 def test_full_precision_may_be_asked_for(precision: Any) -> None:
     assert same(nnx_attention(Q, K, V, precision=precision), nnx_attention(Q, K, V))

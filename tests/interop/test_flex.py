@@ -82,6 +82,10 @@ THERE: dict[str, tuple[Callable[[], Mask], Any]] = {
         lambda: masks.segments(torch.tensor(IDS), torch.tensor(KEY_IDS)),
         IDS[:, None, :, None] == KEY_IDS[:, None, None],
     ),
+    "key ranges per item": (
+        lambda: masks.key_ranges(torch.tensor(IDS), torch.tensor(IDS + 6)),
+        (IDS[:, None, :, None] <= KEY) & (IDS[:, None, :, None] + 6 > KEY),
+    ),
     "from array": (lambda: masks.from_array(torch.tensor(ALLOWED)), ALLOWED),
     "from array of keys": (
         lambda: masks.from_array(torch.tensor(ALLOWED[:, :1, :1])),

@@ -6,11 +6,10 @@ import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
-import torch
 from shared import formulas
+from shared.libraries import jax, torch
 from shared.running import LIBRARIES, Floats, bench_of, normal
 
 from polyattn import AuxRequest, additive, masks, mods
@@ -341,3 +340,8 @@ def test_scores_by_themselves_are_refused_in_their_own_name() -> None:
     with pytest.raises(ValueError) as caught:
         additive_scores(Q, Q, np.zeros(4))
     assert str(caught.value).startswith("polyattn.additive.additive_scores: expected weight of shape (3,)")
+
+
+def test_heads_of_rank_three_are_grouped_too() -> None:
+    q, k, v = normal(4, 5, 3), normal(2, 6, 3, seed=1), normal(3, seed=2)
+    assert np.array_equal(additive_scores(q, k, v), additive_scores(q[None], k[None], v)[0])

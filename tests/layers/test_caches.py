@@ -7,12 +7,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from shared import formulas
+from shared.libraries import jax, jnp, torch
 from shared.running import LIBRARIES, Floats, bench_of, drawn, mapped, normal
 
 from polyattn import attention, layers, masks, rotary

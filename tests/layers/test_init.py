@@ -6,10 +6,9 @@ import math
 from typing import Any
 
 import array_api_strict
-import jax
 import numpy as np
 import pytest
-import torch
+from shared.libraries import jax, torch
 from shared.running import LIBRARIES, bench_of, mapped
 
 from polyattn import layers
@@ -127,6 +126,12 @@ def test_fan_in_and_fan_out_are_those_of_the_linear_map(kind: layers.Layer, name
     x = np.asarray(kind.init(0, like=np.zeros(()))[name])
     assert abs(x).max() < limit
     assert abs((x**2).mean() - limit**2 / 3) < 6 * limit**2 * math.sqrt((1 / 5 - 1 / 9) / x.size)
+
+
+def test_the_scoring_vector_of_additive_attention_is_a_map_to_one_number() -> None:
+    layer = layers.AdditiveAttention(8, 2)
+    drawn = np.concatenate([layer.init(seed, like=np.zeros(()))["v"] for seed in range(64)])
+    assert math.sqrt(6 / (2 + 2)) < np.abs(drawn).max() < math.sqrt(6 / (2 + 1))
 
 
 def test_biases_begin_at_zero_and_scales_at_one() -> None:

@@ -8,12 +8,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from shared import formulas
+from shared.libraries import jax, jnp, torch
 from shared.running import LIBRARIES, Floats, applied, bench_of, drawn, mapped, normal
 
 from polyattn import AuxRequest, Blockwise, Reference, attention, layers, masks, mods

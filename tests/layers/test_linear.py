@@ -6,11 +6,9 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from shared.libraries import jax, jnp, torch
 from shared.recurrence import judged
 from shared.running import LIBRARIES, Floats, applied
 
@@ -221,14 +219,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "beta": (lambda: linear_attention(X, KV, KV, beta=KV), ValueError, "beta of shape (1, 1 or 2, 5, 1), got (1, 2, 5, 2)"),
     "state": (lambda: linear_attention(X, KV, KV, state=KV), ValueError, "state of shape (1, 2, 2, 2), got (1, 2, 5, 2)"),
     "chunk_size": (lambda: linear_attention(X, KV, KV, chunk_size=0), ValueError, "chunk_size to be an integer of at least 1, got 0"),
-    "scale": (lambda: linear_attention(X, KV, KV, scale=np.ones(4)), TypeError, "scale to be a number or None, got array([1., 1., 1., 1.]); multiply query by an array of scales"),
+    "scale": (lambda: linear_attention(X, KV, KV, scale=np.ones(4)), TypeError, "scale to be a number or None, got an array of shape (4,) and dtype float64; multiply query by an array of scales"),
     "a word for scale": (lambda: linear_attention(X, KV, KV, scale="1"), TypeError, "scale to be a number or None, got '1'"),
     "a flag for scale": (lambda: linear_attention(X, KV, KV, scale=True), TypeError, "scale to be a number or None, got True"),
     "no number for scale": (lambda: linear_attention(X, KV, KV, scale=np.nan), ValueError, "a finite scale, got nan; None is 1/sqrt(D)"),
     "a scale beyond floats": (lambda: linear_attention(X, KV, KV, scale=10**400), ValueError, "a finite scale, got 1000"),
     "dtypes": (lambda: linear_attention(X, KV.astype(np.float32), KV), TypeError, "query, key and value of one dtype"),
     "integers": (lambda: linear_attention(X.astype(int), KV, KV), TypeError, "query of a real floating dtype, got int64"),
-    "libraries": (lambda: linear_attention(X, torch.tensor(KV), KV), TypeError, "key to be an array of the library of query, got Tensor"),
+    "libraries": (lambda: linear_attention(X, torch.tensor(KV), KV), TypeError, "key to be an array of the library of query, got one of torch"),
 }  # fmt: skip
 
 
@@ -245,3 +243,13 @@ def test_a_scale_may_be_any_real_number() -> None:
     for scale in (np.float32(0.5), np.float64(0.5), Fraction(1, 2)):
         np.testing.assert_array_equal(linear_attention(X + 1, KV + 1, KV + 1, scale=scale)[0], half)
     assert half[0, 0, 0, 0] == 1.0
+
+
+def test_two_channels_fade_by_themselves() -> None:
+    """A decay per channel, at the least width that has two of them."""
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(3, 1, 9, 2))
+    decay = -rng.uniform(size=(1, 9, 2))
+    out, _ = linear_attention(q, k, v, decay=decay, chunk_size=4)
+    stepwise, _ = linear_attention(q, k, v, decay=decay, chunk_size=1)
+    assert np.abs(out - stepwise).max() < 1e-13

@@ -6,13 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from scipy import special
 from shared import formulas
+from shared.libraries import jax, jnp, torch
 from shared.running import LIBRARIES, Floats, applied, bench_of, drawn, mapped, normal
 
 from polyattn import layers

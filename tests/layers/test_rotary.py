@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from shared import formulas
+from shared.libraries import jax, jnp
 from shared.running import LIBRARIES, Floats, applied, bench_of, drawn, mapped, normal
 
 from polyattn import layers, weights

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
-import torch
 from shared import formulas
 from shared.formulas import Array
+from shared.libraries import jax, polyattn_autograd, torch
 from shared.running import LIBRARIES, applied, bench_of, drawn, mapped, normal
 
 from polyattn import AuxRequest, attention, layers, masks
@@ -188,7 +187,7 @@ ROWS = [
 ]
 BY_NAME = {row.name: row for row in ROWS}
 RUNS = [("numpy", "float64"), ("numpy", "float32"), ("strict", "float64"), ("jax", "float32")]
-RUNS += [("torch", "float64"), ("torch", "float32")]
+RUNS += [(library, dtype) for library in ("torch", "autograd") for dtype in ("float64", "float32")]
 
 every_row = pytest.mark.parametrize("name", list(BY_NAME))
 every_run = pytest.mark.parametrize(("library", "dtype"), RUNS)
@@ -227,10 +226,15 @@ def runner(name: str, library: str, dtype: str) -> Callable[..., Found]:
             gradients, (out, weights) = derived(p, xs, bench.array(cotangent(shape), dtype))
         elif library == "torch":
             out, weights, gradients = torch_gradients(f, p, xs)
+        elif library == "autograd":
+            out, weights = f(p, xs)
+            _, pullback = polyattn_autograd.vjp(lambda given: f(*given)[0], (p, xs))
+            gradients = pullback(cotangent(out.shape).astype(dtype))
         else:
             out, weights = f(p, xs)
         if gradients is not None:
-            gradients = [mapped(bench.numpy, gradients[0]), dict(enumerate(map(bench.numpy, gradients[1])))]
+            values = np.asarray if library == "autograd" else bench.numpy
+            gradients = [mapped(values, gradients[0]), dict(enumerate(map(values, gradients[1])))]
         return Found(bench.numpy(out), [bench.numpy(w) for w in weights], gradients)
 
     return run
@@ -337,7 +341,7 @@ def gradient_noise(name: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("library", "dtype"), [("jax", "float32"), ("torch", "float32"), ("torch", "float64")]
+    ("library", "dtype"), [run for run in RUNS if run[0] in ("jax", "torch", "autograd")]
 )
 @every_row
 def test_the_gradient_reaches_every_parameter_and_is_that_of_the_formula(

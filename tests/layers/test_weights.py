@@ -13,17 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import array_api_strict
-import equinox as eqx
-import jax
-import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
-import torch
-from flax import nnx
-from polyattn_jax import equinox_module, nnx_module
-from polyattn_torch import Module
-from safetensors import safe_open
+from shared.libraries import eqx, jax, jnp, ml_dtypes, nnx, polyattn_jax, polyattn_torch, safetensors, torch
 
 from polyattn import AuxRequest, layers, weights
 from polyattn.arrays import Array, backend_of
@@ -279,9 +271,9 @@ MODULES: dict[str, Callable[[], Any]] = {
     "flax list": lambda: nnx.List([nnx.LayerNorm(8, rngs=nnx.Rngs(0)), nnx.LayerNorm(5, rngs=nnx.Rngs(0))]),
     "equinox": lambda: eqx.nn.MultiheadAttention(2, 8, key=jax.random.key(0)),
     "equinox list": lambda: eqx.nn.Sequential([eqx.nn.LayerNorm(8), eqx.nn.LayerNorm(5)]),
-    "our torch": lambda: Module(BLOCK),
-    "our flax": lambda: nnx_module(BLOCK),
-    "our equinox": lambda: equinox_module(BLOCK),
+    "our torch": lambda: polyattn_torch.Module(BLOCK),
+    "our flax": lambda: polyattn_jax.nnx_module(BLOCK),
+    "our equinox": lambda: polyattn_jax.equinox_module(BLOCK),
 }
 
 
@@ -310,9 +302,9 @@ def test_a_refused_write_changes_nothing(kind: str) -> None:
 
 def test_our_own_modules_have_the_names_of_the_params() -> None:
     params = BLOCK.init(0, like=LIKE["numpy"])
-    assert same(weights.unflatten(weights.read(Module(BLOCK, seed=0))), params)
-    assert same(weights.unflatten(weights.read(nnx_module(BLOCK, seed=0))), params)
-    assert same(weights.unflatten(weights.read(equinox_module(BLOCK, seed=0)))["params"], params)
+    assert same(weights.unflatten(weights.read(polyattn_torch.Module(BLOCK, seed=0))), params)
+    assert same(weights.unflatten(weights.read(polyattn_jax.nnx_module(BLOCK, seed=0))), params)
+    assert same(weights.unflatten(weights.read(polyattn_jax.equinox_module(BLOCK, seed=0)))["params"], params)
 
 
 def test_neither_side_sees_the_other_learn() -> None:
@@ -500,7 +492,7 @@ def test_arrays_are_written_in_the_order_of_their_indices(suffix: str, tmp_path:
 def test_files_hold_flat_names_and_metadata(tmp_path: Path) -> None:
     params, path = filled(BLOCK.shapes()), tmp_path / "params.safetensors"
     weights.save(params, path, metadata={"layer": "EncoderBlock", "step": "7"})
-    with safe_open(path, "np") as file:
+    with safetensors.safe_open(path, "np") as file:
         assert file.metadata() == {"layer": "EncoderBlock", "step": "7"}
         assert set(file.keys()) == set(weights.flatten(params))
     with pytest.raises(ValueError) as refusal:

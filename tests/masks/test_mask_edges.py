@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from shared.libraries import jax, jnp
 
 from polyattn import Blockwise, attention, masks
 from polyattn.masks import EMPTY, FULL, PARTIAL, Mask
@@ -17,6 +16,7 @@ B, H, L, S = 2, 2, 6, 7
 RNG = np.random.default_rng(0)
 Q, K, V = (RNG.normal(size=(B, H, n, 4)) for n in (L, S, S))
 ROW, KEY = np.arange(L)[:, None], np.arange(S)
+STARTS, STOPS = np.sort(RNG.integers(0, S + 1, (2, B, L)), axis=0)
 IDS, KEY_IDS = RNG.integers(0, 3, (B, L)), RNG.integers(0, 3, (B, S))
 ARRAY = RNG.random((B, H, L, S)) < 0.6
 AT = np.array([1, -2])[:, None, None, None] + ROW
@@ -29,6 +29,7 @@ TRACED: dict[str, tuple[Any, Any, np.ndarray]] = {
     "lengths": ((np.array([3, 7]),), masks.key_lengths, np.array([3, 7])[:, None, None, None] > KEY),
     "prefix": ((np.array([2, 0]),), lambda n: masks.prefix(n) | masks.causal(), (np.array([2, 0])[:, None, None, None] > KEY) | (KEY <= AT)),
     "ids": ((IDS, KEY_IDS), masks.segments, (IDS[:, :, None] == KEY_IDS[:, None, :])[:, None]),
+    "ranges": ((STARTS, STOPS), masks.key_ranges, ((STARTS[..., None] <= np.arange(S)) & (np.arange(S) < STOPS[..., None]))[:, None]),
     "array": ((ARRAY,), masks.from_array, ARRAY),
 }  # fmt: skip
 
@@ -55,6 +56,8 @@ def test_a_traced_mask_hides_what_it_hides(name: str) -> None:
         masks.query_lengths([2, 5]),
         masks.prefix([4, 1]),
         masks.segments(IDS, KEY_IDS),
+        masks.key_ranges(STARTS, STOPS),
+        masks.key_ranges(STARTS[0], STOPS),
         masks.from_array(ARRAY),
         masks.from_array(ARRAY[:1, :, :1]),
         masks.from_array(ARRAY[:, :1, :, :1]),
@@ -176,3 +179,12 @@ def test_ids_of_queries_alone_may_have_leading_axes_and_a_mask_one_axis_more() -
     of_one = attention(Q[0], K[0], V[0], mask=ARRAY[:1])
     spec = Spec(Q[:1], K[:1], V[:1], allowed=ARRAY[:1])
     assert eta(of_one[None], truth(spec)["out"], "float64") <= 4
+
+
+def test_ranges_with_leading_axes_of_their_own() -> None:
+    rng = np.random.default_rng(4)
+    q, k, v = (rng.normal(size=(2, 3, 1, n, 4)) for n in (5, 7, 7))
+    starts, stops = np.sort(rng.integers(0, 8, (2, 2, 3, 5)), axis=0)
+    allowed = (starts[..., None] <= np.arange(7)) & (np.arange(7) < stops[..., None])
+    out = attention(q, k, v, mask=masks.key_ranges(starts, stops), implementation=Blockwise(2, 3))
+    assert np.abs(out - attention(q, k, v, mask=allowed[:, :, None])).max() < 1e-14

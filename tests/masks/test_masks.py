@@ -6,12 +6,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared.libraries import mpl, torch
 
 from polyattn import attention, masks
 from polyattn.masks import EMPTY, FULL, PARTIAL, Mask
@@ -22,6 +21,7 @@ from polyattn.truth import truth
 Q, KV = np.arange(7)[:, None], np.arange(9)
 IDS, OTHER = np.array([0, 0, 1, 1, 1, 2, 0]), np.array([0, 0, 1, 1, 2, 2, 2, 0, 5])
 ARRAY = np.random.default_rng(0).random((7, 9)) < 0.5
+STARTS, STOPS = np.array([0, 2, 5, 0, 3, 9, 1]), np.array([9, 3, 5, 0, 8, 12, 2])
 
 # offset o -> what the dense form must be, in NumPy's words
 LITERAL: dict[str, tuple[Callable[[], Mask], Callable[[Any], Any]]] = {
@@ -38,6 +38,10 @@ LITERAL: dict[str, tuple[Callable[[], Mask], Callable[[Any], Any]]] = {
     "key lengths": (lambda: masks.key_lengths(5), lambda q: (KV < 5) & (q == q)),
     "query lengths": (lambda: masks.query_lengths(3), lambda q: (Q < 3) & (KV == KV)),
     "segments": (lambda: masks.segments(IDS, OTHER), lambda q: IDS[:, None] == OTHER),
+    "key ranges": (
+        lambda: masks.key_ranges(STARTS, STOPS),
+        lambda q: (STARTS[:, None] <= KV) & (STOPS[:, None] > KV),
+    ),
     "from array": (lambda: masks.from_array(ARRAY), lambda q: ARRAY),
     "function": (lambda: masks.mask_mod(lambda b, h, q, kv: (q + kv) % 2 == 0), lambda q: (q + KV) % 2 == 0),
     "and": (lambda: masks.causal() & masks.prefix(3), lambda q: (q >= KV) & (KV < 3)),
@@ -133,6 +137,9 @@ LEAVES = st.one_of(
             *(np.sort(np.random.default_rng([s, n]).integers(0, 3, n)) for n in (12, 14))
         )
     ),
+    st.integers(0, 2**32).map(
+        lambda s: masks.key_ranges(*np.sort(np.random.default_rng(s).integers(0, 15, (2, 2, 12)), axis=0))
+    ),
 )
 TREES = st.recursive(
     LEAVES,
@@ -185,19 +192,24 @@ def test_a_function_is_partial_unless_what_stands_beside_it_decides() -> None:
     assert (f & masks.causal()).tile(rows, keys) is PARTIAL
 
 
+def _with_arrays(name: str, array: Callable[[Any], Any]) -> Mask | None:
+    """A mask that holds arrays, with those of another library."""
+    made = {
+        "segments": lambda: masks.segments(array(IDS), array(OTHER)),
+        "key ranges": lambda: masks.key_ranges(array(STARTS), array(STOPS)),
+        "from array": lambda: masks.from_array(array(ARRAY)),
+    }
+    return made[name]() if name in made else None
+
+
 @pytest.mark.rule("rule-3")
 @pytest.mark.parametrize("name", LITERAL)
 def test_a_mask_object_gives_attention_over_its_literal(eager: Bench, name: str) -> None:
     make, literal = LITERAL[name]
     rng = np.random.default_rng(3)
     q, k, v = (round_to(rng.normal(size=(2, 2, n, 4)), "float16") for n in (7, 9, 9))
-    mask = make()
-    if name in ("segments", "from array"):  # arrays of the same library
-        mask = (
-            masks.from_array(eager.array(ARRAY))
-            if name == "from array"
-            else masks.segments(eager.array(IDS), eager.array(OTHER))
-        )
+    mask = _with_arrays(name, eager.array)
+    mask = make() if mask is None else mask
     out = attention(*(eager.array(x, "float32") for x in (q, k, v)), mask=mask, query_offset=1)
     judged = truth(Spec(q, k, v, allowed=literal(Q + 1)[None, None]))["out"]
     assert eta(eager.numpy(out), judged, "float32") <= ACCEPTANCE
@@ -209,11 +221,8 @@ def test_a_mask_runs_unchanged_inside_flex_attention(name: str) -> None:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     make, literal = LITERAL[name]
-    mask = make()
-    if name == "segments":
-        mask = masks.segments(torch.tensor(IDS), torch.tensor(OTHER))
-    if name == "from array":
-        mask = masks.from_array(torch.tensor(ARRAY))
+    mask = _with_arrays(name, torch.tensor)
+    mask = make() if mask is None else mask
     rng = np.random.default_rng(3)
     q, k, v = (round_to(rng.normal(size=(2, 2, n, 4)), "float16") for n in (7, 9, 9))
     given = [torch.tensor(x, dtype=torch.float32) for x in (q, k, v)]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 import polyattn
-from polyattn import mods
+from polyattn import Blockwise, mods
 from polyattn.mods import alibi_slopes, relative_bucket
 from polyattn.parity import Spec, eta
+from polyattn.testing import Bench
 from polyattn.truth import truth
 
 GOLDEN_SLOPES = {
@@ -66,15 +69,15 @@ def test_compose_applies_the_first_modification_first() -> None:
 @pytest.mark.parametrize(
     ("make", "error", "sentence"),
     [
-        (lambda: mods.softcap(0.0), ValueError, "polyattn.mods.softcap: expected cap > 0 and finite, got 0.0; leave the mod out for no cap"),
-        (lambda: mods.softcap(-1), ValueError, "polyattn.mods.softcap: expected cap > 0 and finite, got -1; leave the mod out for no cap"),
-        (lambda: mods.softcap(np.array(-2.0)), ValueError, "polyattn.mods.softcap: expected cap > 0 and finite, got -2.0; leave the mod out for no cap"),
+        (lambda: mods.softcap(0.0), ValueError, "polyattn.mods.softcap: expected a cap between 0 and 2**60, got 0.0; leave the mod out for no cap"),
+        (lambda: mods.softcap(-1), ValueError, "polyattn.mods.softcap: expected a cap between 0 and 2**60, got -1; leave the mod out for no cap"),
+        (lambda: mods.softcap(np.array(-2.0)), ValueError, "polyattn.mods.softcap: expected a cap between 0 and 2**60, got -2.0; leave the mod out for no cap"),
         (lambda: mods.softcap("2"), TypeError, "polyattn.mods.softcap: expected a number or a 0-d array, got '2'; pass cap > 0"),
         (lambda: mods.alibi(0), ValueError, "polyattn.mods.alibi_slopes: expected heads >= 1, got 0; pass the number of heads"),
-        (lambda: mods.alibi(np.ones((2, 1))), ValueError, "polyattn.mods.alibi: expected slopes of shape (Hq,), got (2, 1); give one per head"),
+        (lambda: mods.alibi(np.ones((2, 1, 1))), ValueError, "polyattn.mods.alibi: expected slopes of shape (Hq,) or (B, Hq), got (2, 1, 1); give one per head, or one per batch item and head"),
         (lambda: mods.relative_position_bias(np.ones(8)), ValueError, "polyattn.mods.relative_position_bias: expected a table of shape (buckets, Hq), got (8,); give one column per head"),
         (lambda: mods.relative_position_bias(np.ones((8, 2)), max_distance=2), ValueError, "polyattn.mods.relative_position_bias: expected at least 4 buckets and max_distance beyond the 2 exact ones, got 8 and 2; T5 has 32 buckets and 128"),
-        (lambda: mods.compose(np.ones(3)), TypeError, "polyattn.mods.compose: expected functions (score, b, h, q_idx, kv_idx) -> score, got array([1., 1., 1.]); an array of additive values is attention's bias="),
+        (lambda: mods.compose(np.ones(3)), TypeError, "polyattn.mods.compose: expected functions (score, b, h, q_idx, kv_idx) -> score, got an array of shape (3,) and dtype float64; an array of additive values is attention's bias="),
     ],
 )  # fmt: skip
 def test_wrong_modifications_are_refused_with_a_sentence(make, error, sentence) -> None:  # type: ignore[no-untyped-def]
@@ -88,5 +91,30 @@ def test_alibi_with_too_few_slopes_is_refused() -> None:
     with pytest.raises(ValueError) as caught:
         polyattn.attention(q, q, q, score_mod=mods.alibi([0.5, 0.25]))
     assert str(caught.value) == (
-        "polyattn.attention: expected score_mod to have parameters for 4 heads, got 2; give one slope or column per head"
+        "polyattn.attention: expected score_mod to have parameters for 4 heads, got 2; give one slope or column per head, and per batch item only for all of them"
+    )
+
+
+@pytest.mark.parametrize("implementation", ["reference", Blockwise(3, 4)])
+def test_alibi_slopes_per_batch_item_are_those_of_each_item(eager: Bench, implementation: Any) -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (eager.array(x, "float32") for x in rng.normal(size=(3, 2, 4, 7, 5)))
+    slopes = eager.array(rng.normal(size=(2, 4)), "float32")
+
+    def attend(q: Any, k: Any, v: Any, slopes: Any) -> Any:
+        mod = mods.alibi(slopes)
+        return polyattn.attention(q, k, v, score_mod=mod, is_causal=True, implementation=implementation)
+
+    out = eager.numpy(attend(q, k, v, slopes))
+    for i in range(2):
+        alone = attend(q[i : i + 1, ...], k[i : i + 1, ...], v[i : i + 1, ...], slopes[i, ...])
+        assert np.abs(out[i] - eager.numpy(alone)[0]).max() < 1e-6
+
+
+def test_alibi_slopes_of_too_few_items_are_refused() -> None:
+    q = np.zeros((3, 2, 3, 2))
+    with pytest.raises(ValueError) as caught:
+        polyattn.attention(q, q, q, score_mod=mods.alibi(np.ones((2, 2))))
+    assert str(caught.value) == (
+        "polyattn.attention: expected score_mod to have parameters for 3 batch items, got 2; give one slope or column per head, and per batch item only for all of them"
     )

@@ -96,7 +96,8 @@ def test_what_nobody_knows_is_not_called_by_a_name(suite: Any, dtype: str, every
 def test_the_command_prints_the_figures(
     suite: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(suite, "DEFECTS", suite.DEFECTS[9:12])
+    three = ("mask inverted", "padding mask inverted", "mask ignored")
+    monkeypatch.setattr(suite, "DEFECTS", tuple(d for d in suite.DEFECTS if d.name in three))
     monkeypatch.setattr(suite, "CORRECT", {"plain": suite.CORRECT["plain"]})
     monkeypatch.setattr(suite, "PERTURBATIONS", {"noise 1e-1": suite.PERTURBATIONS["noise 1e-1"]})
     monkeypatch.setattr(suite, "pairs", lambda dtype, count, first: suite.singles(dtype, 1, first))
@@ -312,6 +313,42 @@ def test_conventions_of_real_libraries_are_named() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("meant", "hidden"),
+    [
+        ({"is_causal": True}, masks.causal()),
+        ({"mask": masks.causal()}, masks.causal()),
+        ({"mask": np.tril(np.ones((20, 20), bool))}, masks.causal()),
+        ({"mask": masks.window(3, 2)}, masks.window(3, 2)),
+        ({"is_causal": True, "mask": masks.window(3, None)}, masks.causal() & masks.window(3, None)),
+    ],
+)
+def test_a_mask_is_found_inverted_or_added_however_it_was_said(meant: dict[str, Any], hidden: Any) -> None:
+    inverted = attention(Q, K, V, mask=~hidden)
+    assert said(diagnose(inverted, Q, K, V, **meant)) == (
+        "matches mask polarity inverted: True was taken as 'ignore': eta _; as stated: eta _"
+    )
+    q, k, v = (torch.tensor(x, dtype=torch.float32) for x in (Q, K, V))
+    as_float = torch.tensor(hidden.dense(20), dtype=torch.float32)
+    added = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=as_float)
+    assert said(diagnose(added, q, k, v, **meant)) == (
+        "matches mask added to the scores as 0 and 1, as a float mask is: eta _; as stated: eta _"
+    )
+
+
+def test_a_mask_that_was_inverted_with_causality_is_told_from_one_without() -> None:
+    mask = masks.from_array(RNG.random((20, 20)) < 0.7)
+    whole = attention(Q, K, V, mask=~(mask & masks.causal()))
+    assert said(diagnose(whole, Q, K, V, mask=mask, is_causal=True)) == (
+        "matches polarity of the whole mask inverted, causality and window too: True was taken as 'ignore': "
+        "eta _; as stated: eta _"
+    )
+    part = attention(Q, K, V, mask=~mask & masks.causal())
+    assert said(diagnose(part, Q, K, V, mask=mask, is_causal=True)) == (
+        "matches mask polarity inverted: True was taken as 'ignore': eta _; as stated: eta _"
+    )
+
+
 # outputs and arguments that are not as they should be
 
 
@@ -328,6 +365,8 @@ def test_rows_of_nan_are_diagnosed() -> None:
     assert said(diagnose(out, Q, K, V)) == (
         "no known convention explains this (as stated: eta _; _ explanations tried); 3 of 2560 elements are NaN"
     )
+    out[0, 0, 0, :3] = np.inf
+    assert str(diagnose(out, Q, K, V)).endswith("explanations tried); 3 of 2560 elements are infinite")
     assert said(diagnose(np.full_like(Q, np.nan), Q, K, V)) == (
         "no known convention explains this (as stated: eta _; _ explanations tried); 2560 of 2560 elements are NaN"
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
+from shared.libraries import torch
 
 Array = Any
 Params = Mapping[str, Any]
@@ -20,7 +20,7 @@ Params = Mapping[str, Any]
 
 def of(x: Array) -> Any:
     """The module that the functions for x are in."""
-    return torch if isinstance(x, torch.Tensor) else np
+    return torch if type(x).__module__.partition(".")[0] == "torch" else np
 
 
 def softmax(scores: Array, allowed: Array, sink: Array | None = None) -> Array:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
-import jax
 import numpy as np
+import pytest
+from shared.libraries import jax
 
-from polyattn.testing import Bench, load_bench
+from polyattn.testing import Bench, MissingBench, load_bench
 
 Floats = np.ndarray[Any, Any]
-LIBRARIES = ["numpy", "strict", "jax", "torch"]  # those that compute; what is missing is an error
+LIBRARIES = ["numpy", "autograd", "strict", "jax", "torch"]  # those that compute
 
 
 @cache
 def bench_of(library: str) -> Bench:
-    return load_bench(library)
+    try:
+        return load_bench(library)
+    except MissingBench:
+        pytest.skip(f"{library} is not installed")
 
 
 def mapped(f: Callable[[Any], Any], tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +62,7 @@ def applied(
     def run(params: Any, *inputs: Any) -> Any:
         return layer(params, *inputs, **options)
 
-    with jax.enable_x64(dtype == "float64"):
+    with jax.enable_x64(dtype == "float64") if library == "jax" else nullcontext():
         f = jax.jit(run) if library == "jax" else run
         return numpied(bench, f(mapped(given, params), *map(given, inputs)))
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
+from shared.libraries import jnp
 from shared.running import normal
 
 from polyattn.arrays import Array

@@ -8,10 +8,12 @@ from math import gcd
 from typing import Any
 
 from polyattn.arrays import TileSizes
+from polyattn.calls import answers, shown
 from polyattn.masks.tiles import EMPTY, FULL, Grid, coarser, grid
 from polyattn.problem import Problem
 
 
+@answers("polyattn.Blockwise", "settings")
 @dataclass(frozen=True)
 class Blockwise:
     """The blockwise implementation with tiles of a given size; None leaves the size to the adapter.
@@ -33,7 +35,7 @@ class Blockwise:
             size = getattr(self, name)
             if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
                 raise ValueError(
-                    f"polyattn.Blockwise: expected {name} to be a positive integer, got {size!r}; "
+                    f"polyattn.Blockwise: expected {name} to be a positive integer, got {shown(size)}; "
                     "it is the number of score matrix entries along one side of a tile"
                 )
 

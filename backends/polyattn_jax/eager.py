@@ -1,0 +1,89 @@
+"""Calls outside of `jax.jit`: where they run, and how they are compiled without meaning anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+
+from polyattn.arrays import Array
+from polyattn.arrays.leaves import Shape
+
+__all__ = ["captures_derived", "platform", "run_eagerly"]
+
+MOST = 64  # programs that are kept: a fresh mask makes one of some MiB
+
+
+def platform(x: Array) -> str:
+    """ "cpu", "gpu", ...: where x lies, and under `jit`, where that is not yet known, where JAX computes by default."""
+    *_, inmost = _layers(x)
+    if isinstance(inmost, jax.core.Tracer):
+        default = jax.config.jax_default_device
+        return jax.default_backend() if default is None else getattr(default, "platform", default)
+    return next(iter(inmost.devices())).platform  # type: ignore[no-any-return]
+
+
+def _layers(x: Array) -> Iterator[Array]:
+    """x, and what the tracers of grad and vmap are made of."""
+    while isinstance(x, jax.core.Tracer):
+        yield x
+        inside = getattr(x, "primal", getattr(x, "val", None))
+        if not isinstance(inside, jax.Array):
+            return
+        x = inside
+    yield x
+
+
+def captures_derived(f: Callable[..., Any], *given: Array) -> bool:
+    """Whether a function reads an array that a derivative is being taken by."""
+    captured = jax.make_jaxpr(f)(*given).consts
+    return any(hasattr(layer, "primal") for x in captured for layer in _layers(x))
+
+
+def run_eagerly(f: Callable[..., Any], static: Any, arrays: Sequence[Array]) -> Any:
+    """f(static, arrays), compiled once for what it computes."""
+    if _says_all(static):
+        return _compiled(f, static)(arrays)
+    # A function of the user may read what changes from call to call. It is asked each time, and what it says is the
+    # program; arrays that it holds are arguments of that.
+    traced = jax.make_jaxpr(partial(f, static))(arrays)
+    if any(isinstance(x, jax.core.Tracer) for x in traced.consts):
+        return f(static, arrays)  # no eager call: grad or vmap goes by what the function holds
+
+    @jax.jit
+    def run(consts: Sequence[Array], arrays: Sequence[Array]) -> Any:
+        return jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, list(consts)))(*arrays)
+
+    text = run.lower(traced.consts, arrays).as_text()
+    return _kept(_Program(text, run))(traced.consts, arrays)
+
+
+def _says_all(static: Any) -> bool:
+    """Whether equal values mean equal programs: true of what polyattn defines, but not of functions of the user."""
+    if isinstance(static, Shape):
+        own = static.kind.__module__.partition(".")[0].startswith("polyattn")
+        return own and all(_says_all(x) for x in static.values)
+    if isinstance(static, tuple):
+        return all(_says_all(x) for x in static)
+    return isinstance(static, type) or not callable(static)
+
+
+@lru_cache(maxsize=MOST)
+def _compiled(f: Callable[..., Any], static: Any) -> Callable[..., Any]:
+    return jax.jit(partial(f, static))  # which keeps the shapes apart
+
+
+@dataclass(frozen=True)
+class _Program:
+    text: str
+    run: Callable[..., Any] = field(compare=False)
+
+
+@lru_cache(maxsize=MOST)
+def _kept(program: _Program) -> Callable[..., Any]:
+    """The first of those whose text is the same, which is compiled."""
+    return program.run
