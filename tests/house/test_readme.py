@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from polyattn.cli import app
 from polyattn.models.trial import real_input
@@ -97,13 +98,22 @@ def test_a_result_that_is_wrong_is_shown_so() -> None:
 
 
 def test_the_commands_exist() -> None:
-    there = {command.callback.__name__ for command in app.registered_commands if command.callback}
-    named = set(re.findall(r"^polyattn (\w+)", README, re.MULTILINE))
-    assert len(named) == 5
-    assert named <= there
+    there = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    lines = re.findall(r"^polyattn (\w+)(.*)$", README, re.MULTILINE)
+    assert len(lines) == 5
+    for name, rest in lines:
+        options = {option for parameter in there[name].params for option in parameter.opts}
+        assert set(re.findall(r"--\w+", rest)) <= options, name
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"`make (\w+)`", README)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_extras_are_those_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    table = README.split("| extra | brings |")[1].split("\n\n")[0]
+    named = {name for line in table.splitlines() for name in re.findall(r"`(\w+)`", line.split(" | ")[0])}
+    assert named == set(project["optional-dependencies"])
 
 
 def test_the_picture_is_what_its_script_draws() -> None:
