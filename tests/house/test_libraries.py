@@ -85,6 +85,16 @@ def test_without_a_library_its_tests_are_skipped_and_the_others_run() -> None:
     assert "passed" in words
 
 
+@pytest.mark.parametrize("words", [["info"], ["info", "--plan", "L=4096,H=8,causal=1"]])
+def test_the_command_line_tells_of_what_is_there(words: list[str]) -> None:
+    code = WITHOUT.replace("import pytest\n", "").rpartition("sys.exit(")[0]
+    code += "sys.argv[:] = ['polyattn', *sys.argv[2:]]\nfrom polyattn.cli import main\nmain()\n"
+    command = [sys.executable, "-c", code, "torch,jax,jaxlib,autograd,ndonnx,onnx", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "numpy" in done.stdout
+
+
 def test_make_quick_runs_these_folders() -> None:
     assert " ".join(QUICK) in (ROOT / "Makefile").read_text()
 
