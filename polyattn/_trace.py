@@ -9,7 +9,7 @@ from typing import Any, Generic
 
 from polyattn.arrays import Array, backend_of, is_array, readable
 from polyattn.arrays.numbers import SameArray
-from polyattn.calls import ANSWERS, Answer, answers
+from polyattn.calls import answers
 from polyattn.draw import draw_stages, html_table, range_of
 from polyattn.implementations.reference import define
 from polyattn.mods import Mod
@@ -138,16 +138,7 @@ class Trace(Generic[SameArray]):
 HEADINGS = ("stage", "equation", "shape", "dtype", "range", "NaN", "Inf", "empty rows", "headroom")
 
 
-_WORDS = {
-    **ANSWERS,
-    "implementation": (
-        Answer("the definition to run", "leave implementation out", others="polyattn.attention"),
-    ),
-    "return_aux": (Answer("every value to be wanted", "leave return_aux out", others="polyattn.attention"),),
-}
-
-
-@answers("polyattn.trace", _WORDS)
+@answers("polyattn.trace")
 @spelled_out
 def trace(query: SameArray, key: Array, value: Array, **options: Any) -> Trace[SameArray]:
     """Every intermediate value of `attention(query, key, value, **options)`, by its definition.

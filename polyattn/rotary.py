@@ -8,14 +8,14 @@ from typing import Any
 
 from polyattn.arrays import Array, backend_of
 from polyattn.arrays.numbers import SameArray
-from polyattn.calls import SETTINGS, answers, array, check_layout, flag, integer, number, real, shown, size
+from polyattn.calls import answers, array, check_layout, flag, integer, number, real, shown, size
 
 __all__ = ["Rotary", "angles", "rotate", "sinusoidal"]
 
 _WHO = "polyattn.rotary.Rotary"
 
 
-@answers("polyattn.rotary.Rotary", SETTINGS)
+@answers("polyattn.rotary.Rotary", "settings")
 @dataclass(frozen=True)
 class Rotary:
     """Rotary position embedding: pairs of entries are turned by position * base^(-2i / width).
@@ -43,7 +43,7 @@ class Rotary:
     def __post_init__(self) -> None:
         _checked_base(_WHO, self.base)
         if self.width is not None:
-            integer(_WHO, "width", self.width, 2)
+            integer(_WHO, "width", self.width)
         flag(_WHO, "interleaved", self.interleaved)
 
     @answers(_WHO, line="rotary")
@@ -84,7 +84,7 @@ def _check_positions(x: Array, positions: Any, layout: str) -> None:
             f"{_WHO}: expected positions of the library of x, {backend_of(x).name}, got {backend.name}; convert them"
         )
     length = x.shape[-3] if layout == "BLHD" else x.shape[-2]
-    if not backend.xp.isdtype(positions.dtype, ("integral", "real floating")):
+    if not backend.isdtype(positions.dtype, ("integral", "real floating")):
         raise TypeError(f"{_WHO}: expected positions of numbers, got {positions.dtype}; number the tokens")
     shape = tuple(positions.shape)
     if (

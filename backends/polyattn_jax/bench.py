@@ -21,6 +21,7 @@ class JaxBench:
     name: str = "jax"
     version: str = jax.__version__
     dtypes: tuple[str, ...] = ("float64", "float32", "float16", "bfloat16")
+    pace = 0.4  # seconds for a result, most of them to compile (2026-11)
 
     notes: Mapping[str, tuple[str, ...]] = {"float64": ("x64 was enabled for this call alone",)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,32 @@ class TorchBench:
             return out, lse, None
         grads = torch.autograd.grad(out, list(leaves.values()), cotangent, materialize_grads=True)
         return out, lse, dict(zip(leaves, grads, strict=True))
+
+    def bert(self, folder: Path, dtype: str, tokens: Floats, mask: Floats) -> Floats:
+        """The last hidden states of `transformers.BertModel`, every layer of which must call polyattn."""
+        from transformers import BertModel
+        from transformers.utils import logging
+
+        from polyattn_torch import transformers as adapter
+
+        adapter.register()
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            model = BertModel.from_pretrained(
+                folder, local_files_only=True, attn_implementation="polyattn", dtype=getattr(torch, dtype)
+            ).eval()
+        finally:
+            if bars:
+                logging.enable_progress_bar()
+        batch = {
+            "input_ids": torch.from_numpy(tokens).long(),
+            "attention_mask": torch.from_numpy(mask).long(),
+        }
+        if not (found := adapter.check(model, batch)).ok:
+            raise AssertionError(found.sentence)
+        with torch.no_grad():
+            return self.numpy(model(**batch).last_hidden_state)
 
 
 bench = TorchBench

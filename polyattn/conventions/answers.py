@@ -158,6 +158,8 @@ def _scale(call: Call, choice: str) -> float:
 
 def _to_heads(x: Floats, heads: int, choice: str) -> Floats:
     kv_heads = x.shape[1]
+    if not kv_heads:
+        raise ValueError("polyattn.conventions.answer: expected kv heads, got none; are the axes in order?")
     index = np.arange(heads)
     which = {
         "grouped": index // (heads // kv_heads),

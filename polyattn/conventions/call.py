@@ -88,6 +88,7 @@ def call_of(
     mask = given.pop("mask", None)
     if mask is not None:
         call |= _mask(who, mask, shape, offset, call["is_causal"])
+        _check_fit(who, "mask", call.get("mask"), shape)
     scale = given.pop("scale", None)
     if scale is None:
         scale = 1.0 / math.sqrt(q.shape[3]) if q.shape[3] else 1.0
@@ -100,8 +101,15 @@ def call_of(
         call |= _mods(who, mod, shape, offset)
     if (bias := given.pop("bias", None)) is not None:
         call["bias"] = _four(who, _floats(who, "bias", bias), "BHLD")
+        _check_fit(who, "bias", call["bias"], shape)
     if (sinks := given.pop("sinks", None)) is not None:
-        call["sinks"] = np.broadcast_to(_floats(who, "sinks", np.asarray(_plain(sinks))), (shape[1],))
+        sinks = _floats(who, "sinks", np.asarray(_plain(sinks)))
+        if sinks.shape not in ((), (1,), (shape[1],)):
+            raise ValueError(
+                f"{who}: expected sinks of shape ({shape[1]},), one per query head, got {sinks.shape}; do they "
+                "belong to it?"
+            )
+        call["sinks"] = np.broadcast_to(sinks, (shape[1],))
     call["rotary"] = given.pop("rotary", None)
     call["embed_dim"] = given.pop("embed_dim", None) or shape[1] * q.shape[3]
     if given:
@@ -132,6 +140,16 @@ def _four(who: str, x: Floats, layout: str) -> Floats:
     if layout == "BLHD" and x.ndim > 2:
         x = x.swapaxes(-2, -3)
     return x.reshape((1,) * (4 - x.ndim) + x.shape)
+
+
+def _check_fit(who: str, name: str, x: Floats | None, shape: tuple[int, int, int, int]) -> None:
+    if x is not None and not (
+        x.ndim == 4 and all(n in (1, size) for n, size in zip(x.shape, shape, strict=True))
+    ):
+        raise ValueError(
+            f"{who}: expected a {name} that broadcasts to the scores (B, Hq, L, S) = {shape}, got shape {x.shape}; "
+            "add or move its axes"
+        )
 
 
 def _mask(who: str, mask: Any, shape: tuple[int, int, int, int], offset: int, causal: bool) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from polyattn.dialects.peers import PeerOutcome, by_case
 from polyattn.dialects.questions import QUESTIONS
 from polyattn.dialects.record import Record
 from polyattn.dialects.table import DIALECTS
+from polyattn.parity.terminal import Column, Grid
 
 __all__ = ["answer_list", "dialect_list", "peers"]
 
@@ -34,26 +35,30 @@ def answer_list(d: Record) -> Table:
     return table
 
 
-def peers(outcomes: Iterable[PeerOutcome]) -> Table:
+def peers(outcomes: Iterable[PeerOutcome]) -> Grid:
     """Rows are cases, columns libraries, cells eta in float32; a dash where the case cannot be said."""
     rows = by_case(outcomes)
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
-    table = _table("case", "rules", *(name.replace(" ", "\n") for name in names))
-    table.title = "eta of every library, asked in its own words (accepted up to 4; - cannot be said)"
-    table.title_justify = "left"
-    for case, row in rows.items():
-        table.add_row(case, next(iter(row.values())).rules, *(_coloured(row.get(name)) for name in names))
-    return table
-
-
-def _coloured(outcome: PeerOutcome | None) -> str:
-    if outcome is None or outcome.eta is None:
-        return "-"
-    return f"[{'green' if outcome.agrees else 'red'}]{cell(outcome)}"
+    return Grid(
+        "eta of every library, asked in its own words (accepted up to 4; - cannot be said)",
+        ["case", "rules"],
+        [[case, next(iter(row.values())).rules] for case, row in rows.items()],
+        [
+            Column(
+                name.replace(" ", "\n"),
+                name,
+                [
+                    cell(row[name]) if name in row and row[name].eta is not None else "-"
+                    for row in rows.values()
+                ],
+            )
+            for name in names
+        ],
+    )
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == "dialect", overflow="fold")
     return table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 
@@ -63,7 +62,7 @@ def cell(outcome: PeerOutcome) -> str:
     """One outcome in a table."""
     if outcome.eta is None:
         return "–"
-    number = f"{outcome.eta:.2f}" if outcome.eta < 100 or math.isinf(outcome.eta) else f"{outcome.eta:.0e}"
+    number = outcome.word or (f"{outcome.eta:.2f}" if outcome.eta < 100 else f"{outcome.eta:.0e}")
     return f"{number} {'✓' if outcome.agrees else '✗'}"
 
 

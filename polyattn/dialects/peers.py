@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from polyattn.dialects import libraries
 from polyattn.dialects.table import DIALECTS
 from polyattn.parity.case import Case, Later
 from polyattn.parity.cases import cases
+from polyattn.parity.reasons import blind_rows, why_infinite
 from polyattn.truth.definition import truth
 from polyattn.truth.measure import ACCEPTANCE, eta
 
@@ -26,7 +28,8 @@ class PeerOutcome:
     rules: str  # of the contract
     peer: str
     eta: float | None  # None: the case cannot be said, or the library refused it
-    sentence: str = ""  # why there is no eta
+    sentence: str = ""  # why there is no eta, or why it is infinite
+    word: str = ""  # that in a cell of a table
 
     @property
     def agrees(self) -> bool:
@@ -78,6 +81,9 @@ def judge(peer: libraries.Peer, library: libraries.Library, case: Case, seed: in
         return PeerOutcome(case.name, case.rule_numbers, peer.name, None, sentence)
     spec = sample.spec
     out = libraries.heads_apart(dialect, found, spec.q.shape[1])
-    return PeerOutcome(
-        case.name, case.rule_numbers, peer.name, eta(out.astype(np.float64), truth(spec)["out"], "float32")
-    )
+    judged = truth(spec)["out"]
+    ratio = eta(out.astype(np.float64), judged, "float32")
+    if not math.isinf(ratio):
+        return PeerOutcome(case.name, case.rule_numbers, peer.name, ratio)
+    why = why_infinite(out, judged, blind_rows(spec))
+    return PeerOutcome(case.name, case.rule_numbers, peer.name, ratio, why.sentence, why.word)

@@ -54,7 +54,7 @@ class Embedding(Layer):
         return {"table": Parameter((self.size, self.dim), self.initializer)}
 
     def __call__(self, params: Params, tokens: Array) -> Array:
-        if not is_array(tokens) or not backend_of(tokens).xp.isdtype(tokens.dtype, "integral"):
+        if not is_array(tokens) or not backend_of(tokens).isdtype(tokens.dtype, "integral"):
             raise TypeError(
                 f"{self.name}: expected an array of integer tokens, got "
                 f"{getattr(tokens, 'dtype', tokens)!r}; convert them to integers"

@@ -8,11 +8,13 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from collections.abc import Callable
 from difflib import get_close_matches
+from functools import wraps
 from typing import Any
 
 from polyattn.arrays import numpy_backend
-from polyattn.masks import documents
+from polyattn.masks import documents, ranges
 from polyattn.masks.algebra import Mask
 from polyattn.masks.words import WORDS
 
@@ -24,18 +26,29 @@ _SAID_OTHERWISE = {"and": "&", "or": "|", "not": "~", "&&": "&", "||": "|", "!":
 _TOKEN = re.compile(r"(?P<name>[A-Za-z_]\w*)\s*(?:\((?P<args>[^()]*)\))?|&&|\|\||[^\s\w]|\S", re.ASCII)
 
 
-def _documents(q_ids: Any, kv_ids: Any = None) -> Mask:
-    return documents.segments(_ids(q_ids), None if kv_ids is None else _ids(kv_ids))
+def _of_arrays(make: Callable[..., Mask]) -> Callable[..., Mask]:
+    """A function on arrays, given lists."""
+
+    @wraps(make)
+    def made(*values: Any) -> Mask:
+        return make(*(x if x is None else numpy_backend().xp.asarray(x, dtype="int64") for x in values))
+
+    return made
 
 
 #: What makes a mask, by name.
-NAMES = {**WORDS, "segments": _documents, "documents": _documents}
+NAMES = {
+    **WORDS,
+    "segments": _of_arrays(documents.segments),
+    "documents": _of_arrays(documents.segments),
+    "key_ranges": _of_arrays(ranges.key_ranges),
+}
 
 
 def parse_mask(text: str) -> Mask:
     """The mask that a text describes; ValueError with the place where it does not.
 
-    Lists are one number for each batch item, or the document of each token, in brackets once more for each item.
+    Lists are a number for each batch item, or one for each token, in brackets once more for each item.
 
     >>> parse_mask("causal & ~window(1, 0)")
     <mask causal() & ~window(1, 0)>
@@ -46,15 +59,15 @@ def parse_mask(text: str) -> Mask:
     """
     if len(text) > LONGEST:
         raise ValueError(
-            f"mask: expected at most {LONGEST} characters, got {len(text)}; write a shorter mask"
+            f"polyattn mask: expected at most {LONGEST} characters, got {len(text)}; write a shorter mask"
         )
     masks: list[tuple[Mask, int]] = []  # with how deep each is
     waiting: list[str] = []  # operators and open brackets
     complete = False  # whether a mask has just ended
     for token in _TOKEN.finditer(text):
         sign, here = token[0], f"at character {token.start() + 1}"
-        if sign in _SAID_OTHERWISE:
-            raise _wrong(text, f"{sign!r} {here}; {_SAID_OTHERWISE[sign]} is the word for that")
+        if (word := token["name"] or sign) in _SAID_OTHERWISE:
+            raise _wrong(text, f"{word!r} {here}; {_SAID_OTHERWISE[word]} is the sign for that")
         if complete == (sign in "~(" or token["name"] is not None):
             raise _wrong(
                 text, f"{sign[:40]!r} {here}, where {'& or |' if complete else 'a mask'} should stand"
@@ -117,13 +130,13 @@ def _call(name: str, args: str | None, text: str) -> Mask:
 
 def _values(name: str, args: str, text: str) -> list[Any]:
     """The arguments of one mask: integers, None, and lists of integers."""
-    plain = re.fullmatch(r"(?:[\s\d,\[\]-]|None)*", args, re.ASCII)
+    said = f"{name}({args[:40]}) is given something else than integers, None and [lists]"
+    if not re.fullmatch(r"(?:[\s\d,\[\]-]|None)*", args, re.ASCII):
+        raise _wrong(text, said)
     try:
-        values: list[Any] | None = json.loads(f"[{args.replace('None', 'null')}]") if plain else None
+        values: list[Any] = json.loads(f"[{args.replace('None', 'null')}]")
     except (ValueError, RecursionError):
-        values = None
-    if values is None:
-        raise _wrong(text, f"{name}({args[:40]}) is given something else than integers, None and [lists]")
+        raise _wrong(text, said) from None
     for value in values:
         _check(name, value, text)
     return values
@@ -144,17 +157,8 @@ def _check(name: str, value: Any, text: str) -> None:
         _check(name, x, text)
 
 
-def _ids(value: Any) -> Any:
-    if not isinstance(value, list):
-        raise ValueError(
-            f"mask: expected documents to be given a list with the document of each token, got {value}; write for "
-            "example: documents([0, 0, 1])"
-        )
-    return numpy_backend().xp.asarray(value, dtype="int64")
-
-
 def _wrong(text: str, why: str) -> ValueError:
     return ValueError(
-        f"mask: expected {', '.join(NAMES)} with integers or lists of them, joined by & | ~ and brackets, got "
+        f"polyattn mask: expected {', '.join(NAMES)} with integers or lists of them, joined by & | ~ and brackets, got "
         f"{text[:80]!r}: {why}; write for example: causal & window(2, 0)"
     )

@@ -53,6 +53,9 @@ class KeyRanges(Mask):
     def batch_size(self) -> int:
         return max(x.shape[0] if x.ndim > 1 else 1 for x in (self.starts, self.stops))
 
+    def own_size(self) -> tuple[int, None]:
+        return self.starts.shape[-1], None
+
     def fit(self, frame: Frame) -> KeyRanges:
         for name, x in (("starts", self.starts), ("stops", self.stops)):
             shape, rows = tuple(x.shape), frame.rows

@@ -1,4 +1,4 @@
-"""The masks that have a word on the command line and in `masks.parse`."""
+"""The masks that have a word on the command line, `polyattn mask`."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -24,6 +23,8 @@ from polyattn.models.search import SENTENCES, ranking
 from polyattn.parity.bench import Bench
 from polyattn.parity.case import Case
 from polyattn.parity.judging import Outcome
+from polyattn.parity.reasons import Reason, why_infinite
+from polyattn.truth.definition import Judged
 from polyattn.truth.measure import UNIT_ROUNDOFF
 from polyattn.truth.rounding import noise
 from polyattn.truth.spec import Floats
@@ -44,14 +45,14 @@ class Expected(NamedTuple):
 
 @dataclass(frozen=True)
 class EmbeddingTrial:
-    """The embeddings of SENTENCES, computed in one way; `applies` names the benches that have it."""
+    """The embeddings of SENTENCES, computed in one way, on the benches that can."""
 
     name: str
     embed: Callable[[Bench, str, Floats, Floats], Floats]  # bench, dtype, tokens, lengths
-    bench: str | None = None  # the only one, None for all
+    needs: str | None = None  # what a bench must have for it
 
     def applies(self, bench: Bench, dtype: str) -> bool:
-        return dtype in DTYPES and self.bench in (None, bench.name)
+        return dtype in DTYPES and (self.needs is None or hasattr(bench, self.needs))
 
     def judge(self, bench: Bench, dtype: str) -> Outcome:
         """eta of the embeddings, max |x - truth| / (what rounding does to them); a ranking agrees or it does not."""
@@ -63,9 +64,14 @@ class EmbeddingTrial:
             same = math.isfinite(off) and (ranking(x) == truth.ranking).all()
             eta = float(off / unit) if math.isfinite(off) else math.inf
             etas = {"embeddings": eta, "ranking": 0.0 if same else math.inf}
+            reasons = {} if same else {"ranking": Reason("order", "other openings are the nearest")}
+            if math.isinf(eta):
+                judged = Judged(truth.embeddings, np.full_like(truth.embeddings, unit))
+                reasons = {"embeddings": why_infinite(x, judged)} | reasons
         except Exception as error:  # a crash is an outcome of its own, named in the table
-            return Outcome(self.name, bench.name, dtype, {}, error=f"{type(error).__name__}: {error}")
-        return Outcome(self.name, bench.name, dtype, etas)
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            return Outcome(self.name, bench.name, dtype, {}, error=what)
+        return Outcome(self.name, bench.name, dtype, etas, reasons=reasons)
 
 
 def trials() -> tuple[tuple[EmbeddingTrial, ...], list[str]]:
@@ -78,7 +84,7 @@ def trials() -> tuple[tuple[EmbeddingTrial, ...], list[str]]:
         known = False
     if not known:
         return (own,), ["transformers is not installed, so the model was not run there"]
-    return (own, EmbeddingTrial("MiniLM in transformers", _in_transformers, "torch")), []
+    return (own, EmbeddingTrial("MiniLM in transformers", _in_transformers, "bert")), []
 
 
 def real_input() -> tuple[tuple[Case | EmbeddingTrial, ...], list[str]]:
@@ -177,31 +183,10 @@ def _in_our_layers(bench: Bench, dtype: str, ids: Floats, lengths: Floats) -> Fl
     return bench.numpy(bench.run(embed, arrays, None)[0])
 
 
-def _in_transformers(bench: Bench, dtype: str, ids: Floats, lengths: Floats) -> Floats:
-    """`transformers.BertModel` with attn_implementation="polyattn", every layer of which must call it."""
-    import torch
-    from transformers import BertModel
-    from transformers.utils import logging
-
-    adapter = import_module(type(bench).__module__.rpartition(".")[0] + ".transformers")  # beside its bench
-    adapter.register()
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        model = BertModel.from_pretrained(
-            minilm.model_directory(),
-            local_files_only=True,
-            attn_implementation="polyattn",
-            dtype=getattr(torch, dtype),
-        ).eval()
-    finally:
-        if bars:
-            logging.enable_progress_bar()
-    real = torch.arange(ids.shape[1]) < torch.from_numpy(lengths)[:, None]
-    batch = {"input_ids": torch.from_numpy(ids).long(), "attention_mask": real.long()}
-    if not (found := adapter.check(model, batch)).ok:
-        raise AssertionError(found.sentence)
-    with torch.no_grad():
-        hidden = model(**batch).last_hidden_state
-    mean = (hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True)
-    return bench.numpy(torch.nn.functional.normalize(mean, dim=-1))
+def _in_transformers(bench: Any, dtype: str, ids: Floats, lengths: Floats) -> Floats:
+    """The model that transformers makes of the same files, with this attention in every layer."""
+    real = np.arange(ids.shape[1]) < lengths[:, None]
+    hidden = bench.bert(minilm.model_directory(), dtype, ids, real)
+    mean = (hidden * real[..., None]).sum(1) / real.sum(1, keepdims=True)
+    embeddings: Floats = mean / np.sqrt((mean * mean).sum(-1, keepdims=True))
+    return embeddings

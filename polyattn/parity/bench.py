@@ -28,8 +28,9 @@ Function = Callable[[Mapping[str, Array]], tuple[Array, Array]]
 class Bench(Protocol):
     """What a test needs from an array library and attention does not.
 
-    It may also have `uncompiled`, a bench that does the same without a compiler, and `notes`, sentences by dtype for
-    whoever compares on it.
+    It may also have `uncompiled`, a bench that does the same without a compiler; `notes`, sentences by dtype for
+    whoever compares on it; `pace`, about how many seconds a result takes; and `bert`, a function (folder of the model,
+    dtype, tokens, mask) -> hidden states that runs a BERT of transformers with this attention in every layer.
     """
 
     name: str
@@ -98,7 +99,7 @@ def load_bench(name: str, *, who: str = "polyattn.testing.load_bench", **options
     except ImportError as error:
         package = (error.name or name).partition(".")[0].replace("_", "-")
         raise MissingBench(
-            f"{who}: expected the library of the bench {name!r}, which was asked for, got {error}; pip install {package}"
+            f"{who}: expected the library of the bench {name!r}, which was asked for, got {error.__cause__ or error}; pip install {package}"
         ) from error
     return made
 

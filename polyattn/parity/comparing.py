@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from polyattn.parity.bench import load_bench
 from polyattn.parity.comparison import Comparison, Side, Worst
 from polyattn.parity.diagnosis import diagnose
 from polyattn.parity.environment import environment
+from polyattn.parity.reasons import blind_rows, why_infinite
+from polyattn.parity.repeat import Repeat, meant_as_code, origin_of
 from polyattn.parity.report import one_line
 from polyattn.parity.side import GRADIENTS, is_float, run_side
 from polyattn.truth.definition import Judged, truth
@@ -83,7 +86,8 @@ def compare(
     shape = (*call.shape[:3], call.v.shape[3])
     cotangent = np.random.default_rng(seed).choice([-1.0, -0.5, 0.5, 1.0], size=shape)
     stages: dict[str, Judged] = {}
-    judged = truth(spec_of(call), cotangent if gradients else None, stages.__setitem__)
+    spec = spec_of(call)
+    judged = truth(spec, cotangent if gradients else None, stages.__setitem__)
 
     rest = {name: x for name, x in (meant or {}).items() if name != "layout"}  # arrays are in BHLD by then
     sides = []
@@ -98,6 +102,9 @@ def compare(
             continue
         for quantity, value in side.values.items():
             side.etas[quantity] = eta(value, judged[quantity], dtype)
+            if math.isinf(side.etas[quantity]):
+                blind = blind_rows(spec) if quantity == "out" else None
+                side.reasons[quantity] = why_infinite(value, judged[quantity], blind)
         for name, value in side.stages.items():
             if name in stages and value.shape == stages[name].value.shape:
                 carried = "float64" if dtype == "float64" else "float32"
@@ -106,6 +113,8 @@ def compare(
         side.stage_etas = {name: side.stage_etas[name] for name in stages if name in side.stage_etas}
         if side.etas.get("out", 0.0) > ACCEPTANCE:
             side.diagnosis = diagnose(side.values["out"], q, k, v, dtype=dtype, **rest)
+    code, kept = meant_as_code(call, meant or {})
+    calls, origins = (_title(f, "f"), _title(g, "g")), (origin_of(f), origin_of(g))
     ours, theirs = (side.values for side in sides)
     common = [q for q in ours if q in theirs and ours[q].shape == theirs[q].shape]
     between = {
@@ -119,8 +128,7 @@ def compare(
         worst=_worst(common, ours, theirs, judged),
         inputs=arrays,
         environment=environment(),
-        seed=seed,
-        calls=(_title(f, "f"), _title(g, "g")),
+        repeat=Repeat(calls, origins, code, kept, tuple(layouts), gradients, seed),
     )
 
 

@@ -6,17 +6,33 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from polyattn.draw import html_table
 from polyattn.parity.findings import Diagnosis, framed
-from polyattn.parity.report import Matrix, Page, Row, bars, eta_cell, finite, junit, one_line, render, write
+from polyattn.parity.reasons import Reason
+from polyattn.parity.repeat import Repeat
+from polyattn.parity.report import (
+    JUnitCase,
+    Matrix,
+    Page,
+    Row,
+    bars,
+    eta_cell,
+    finite,
+    junit,
+    render,
+    write,
+)
 from polyattn.truth.measure import ACCEPTANCE
 from polyattn.truth.spec import Floats
 
 __all__ = ["Comparison", "Side", "Worst"]
+
+_Eta = tuple[float | None, Reason | None]
 
 
 @dataclass
@@ -33,6 +49,7 @@ class Side:
     stage_etas: dict[str, float] = field(default_factory=dict)
     error: str | None = None
     notes: list[str] = field(default_factory=list)
+    reasons: dict[str, Reason] = field(default_factory=dict)  # why an eta is infinite
     diagnosis: Diagnosis | None = None
 
     @property
@@ -63,8 +80,7 @@ class Comparison:
     worst: Worst | None
     inputs: Mapping[str, Floats]
     environment: Mapping[str, str]
-    seed: int
-    calls: tuple[str, str]
+    repeat: Repeat
 
     @property
     def agrees(self) -> bool:
@@ -99,18 +115,31 @@ class Comparison:
         return f"DISAGREE: {right.name} computes what was meant, {wrong.name} does not"
 
     def rows(self) -> list[tuple[str, ...]]:
-        """The table: quantity, eta of f, eta of g, and of their difference."""
-        return [(q, *("-" if x is None else f"{x:.3g}" for x in etas)) for q, *etas in self._etas()]
+        """The table: quantity, eta of f, eta of g, and of their difference; a word where that is no number."""
+        return [
+            (q, *("-" if x is None else why.word if why else f"{x:.3g}" for x, why in etas))
+            for q, *etas in self._etas()
+        ]
 
-    def _etas(self) -> list[tuple[str, float | None, float | None, float | None]]:
+    def _etas(self) -> list[tuple[str, _Eta, _Eta, _Eta]]:
         f, g = self.sides
-        return [(q, f.etas.get(q), g.etas.get(q), self.between.get(q)) for q in {**f.etas, **g.etas}]
+        rows = []
+        for q in {**f.etas, **g.etas}:
+            why = [side.reasons.get(q) for side in self.sides]
+            apart = self.between.get(q)
+            both = next(filter(None, why), None) if apart is not None and math.isinf(apart) else None
+            rows.append((q, (f.etas.get(q), why[0]), (g.etas.get(q), why[1]), (apart, both)))
+        return rows
 
     def stage_rows(self) -> list[tuple[str, str, str]]:
         """Stage, eta of f, eta of g, for the stages that both recorded."""
         f, g = self.sides
         common = [name for name in f.stage_etas if name in g.stage_etas]
         return [(name, f"{f.stage_etas[name]:.3g}", f"{g.stage_etas[name]:.3g}") for name in common]
+
+    def reasons(self) -> list[str]:
+        """Why an eta is no number."""
+        return [f"{side.name}: {q}: {why.sentence}" for side in self.sides for q, why in side.reasons.items()]
 
     def findings(self) -> list[str]:
         """What explains the sides that are wrong."""
@@ -129,32 +158,28 @@ class Comparison:
             )
         if self.first_divergence is not None:
             lines.append(f"first stage that differs: {self.first_divergence}")
+        lines += self.reasons()
         lines += self.findings()
         lines += [f"{side.name}: {note}" for side in self.sides for note in side.notes]
         return "\n".join(lines)
 
     def save(self, path: Any) -> None:
-        """Writes the inputs to an .npz file, for `script`."""
-        np.savez(path, **dict(self.inputs))  # type: ignore[arg-type]
+        """Writes what `script` reads: the inputs, the arrays of what was meant, and what cannot be computed again."""
+        arrays = {name: x.astype(np.float32) if x.dtype.kind == "V" else x for name, x in self.inputs.items()}
+        arrays |= self.repeat.kept
+        for letter, side, origin in zip("fg", self.sides, self.repeat.origins, strict=True):
+            if origin is None and "out" in side.values:
+                arrays[f"{letter}.out"] = side.values["out"]
+        with Path(path).open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
 
     def script(self, path: str = "inputs.npz") -> str:
-        """A program of about ten lines that makes this comparison again; `save(path)` keeps its inputs."""
-        f, g = self.sides
-        (left, right), dtype = self.calls, self.dtype
-        return "\n".join(
-            (
-                "import numpy as np",
-                "from polyattn.parity import compare",
-                "",
-                f"with np.load({path!r}, allow_pickle=False) as file:",
-                "    inputs = {name: file[name] for name in file.files}",
-                f"f = ...  # {one_line(left)}",
-                f"g = ...  # {one_line(right)}",
-                "meant = {}  # the arguments of polyattn.attention that say what was meant",
-                f"print(compare(f, g, inputs, meant=meant, on=({f.library!r}, {g.library!r}), dtype={dtype!r}, seed={self.seed}))",
-                "",
-            )
-        )
+        """A program that makes this comparison again, with the arrays that `save(path)` keeps.
+
+        It runs as it stands. A function that no program can import, as a lambda, returns there what it returned here.
+        """
+        sides = [(side.name, side.library, side.error) for side in self.sides]
+        return self.repeat.script(str(path), list(self.inputs), sides, self.dtype)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the arrays as JSON values; what is not finite is null."""
@@ -163,7 +188,7 @@ class Comparison:
             "verdict": self.verdict,
             "acceptance": ACCEPTANCE,
             "dtype": self.dtype,
-            "seed": self.seed,
+            "seed": self.repeat.seed,
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "environment": dict(self.environment),
             "sides": [
@@ -173,6 +198,7 @@ class Comparison:
                     "agrees": side.agrees,
                     "eta": {q: finite(x) for q, x in side.etas.items()},
                     "stages": {q: finite(x) for q, x in side.stage_etas.items()},
+                    "reasons": {q: why.sentence for q, why in side.reasons.items()},
                     "error": side.error,
                     "diagnosis": None if side.diagnosis is None else str(side.diagnosis),
                 }
@@ -194,25 +220,48 @@ class Comparison:
         return junit(
             "polyattn compare",
             [
-                (side.name, q, None if value <= ACCEPTANCE else f"eta {value:.3g} of {ACCEPTANCE:g}", False)
+                JUnitCase(
+                    side.name,
+                    q,
+                    None if value <= ACCEPTANCE else f"eta {value:.3g} of {ACCEPTANCE:g}",
+                    False,
+                    properties={"eta": f"{value:.3g}"},
+                )
                 for side in self.sides
                 for q, value in side.etas.items()
             ]
-            + [(side.name, "call", side.error, True) for side in self.sides if side.error is not None],
+            + [
+                JUnitCase(side.name, "call", side.error, True)
+                for side in self.sides
+                if side.error is not None
+            ],
         )
 
     def to_html(self, path: Any = None, *, force: bool = False) -> str:
-        """One self-contained page; written to `path` if given, over an existing file only with force=True."""
-        page = self._page()
-        if path is not None:
-            write(page, path, force=force)
+        """One self-contained page; written to `path` if given, over an existing file only with force=True.
+
+        Where the two disagree the page ends with the `script` that shows it again, and what that reads is written beside
+        it, to report.npz for report.html.
+        """
+        if path is None:
+            return self._page("inputs.npz")
+        path = Path(path)
+        beside = path.with_suffix(".npz") if path.suffix != ".npz" else path.with_suffix(".inputs.npz")
+        if not (self.agrees or force or path.exists()) and beside.exists():
+            raise FileExistsError(
+                f"polyattn.parity.Comparison.to_html: expected a new file for what the script reads, got {str(beside)!r}, "
+                "which is there; force it, or name another page"
+            )
+        write(page := self._page(beside.name), path, force=force)
+        if not self.agrees:
+            self.save(beside)
         return page
 
-    def _page(self) -> str:
+    def _page(self, inputs: str) -> str:
         f, g = self.sides
         names = (f"{f.name} ({f.library})", f"{g.name} ({g.library})", "between")
         rows = [
-            Row(q, [eta_cell(a), eta_cell(b), eta_cell(c, 2 * ACCEPTANCE)]) for q, a, b, c in self._etas()
+            Row(q, [eta_cell(*a), eta_cell(*b), eta_cell(*c, 2 * ACCEPTANCE)]) for q, a, b, c in self._etas()
         ]
         matrices = [Matrix(f"eta in {self.dtype}", "quantity", names, rows)]
         if stages := self.stage_rows():
@@ -228,13 +277,13 @@ class Comparison:
                 verdict=self.verdict,
                 agrees=self.agrees,
                 matrices=matrices,
-                environment={**self.environment, "seed": str(self.seed)},
+                environment={**self.environment, "seed": str(self.repeat.seed)},
                 bars=bars((side.name, max(side.etas.values(), default=math.inf)) for side in self.sides),
-                findings=self.findings(),
+                findings=[*self.reasons(), *self.findings()],
                 worst=""
                 if w is None or self.agrees
                 else f"{w.quantity}{list(w.index)}\n{f.name}: {w.f!r}\n{g.name}: {w.g!r}\ntruth: {w.truth!r}",
-                script="" if self.agrees else self.script(),
+                script="" if self.agrees else self.script(inputs),
                 notes=[f"{side.name}: {note}" for side in self.sides for note in side.notes],
             )
         )

@@ -92,8 +92,9 @@ class Search:
         best, alike = found[:1], list[Finding]()
         for other in found[1:]:
             (alike if self._same(found[0], other, alike_up_to) else best).append(other)
-        if np.isnan(self.seen).any() and not np.isnan(contract.out).any():
-            note += f"; {int(np.isnan(self.seen).sum())} of {self.seen.size} elements are NaN"
+        for what, is_it in (("NaN", np.isnan), ("infinite", np.isinf)):
+            if is_it(self.seen).any() and not is_it(contract.out).any():
+                note += f"; {int(is_it(self.seen).sum())} of {self.seen.size} elements are {what}"
         return Diagnosis(stated, tuple(best), tuple(alike), nearest, self.tried, note)
 
     # measuring

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from polyattn.arrays import Array
 from polyattn.parity.bench import Bench
 from polyattn.parity.case import Case, Later, Sample
 from polyattn.parity.cases import cases
+from polyattn.parity.reasons import Reason, blind_rows, why_infinite
+from polyattn.parity.report import number
 from polyattn.truth.definition import truth
 from polyattn.truth.measure import ACCEPTANCE, FLOOR_ACCEPTANCE, eta, floor_ratio
 
@@ -31,6 +33,8 @@ class Outcome:
     etas: Mapping[str, float]  # "out", "lse", "dq", ... -> eta
     floor: float | None = None  # floor ratio of out, half precision only
     error: str | None = None  # the exception, where there is no result
+    reasons: Mapping[str, Reason] = field(default_factory=dict)  # why an eta is infinite
+    seconds: float = 0.0  # what it took in a run of `polyattn verify`
 
     @property
     def eta(self) -> float:
@@ -41,9 +45,23 @@ class Outcome:
     def agrees(self) -> bool:
         return self.eta <= ACCEPTANCE and (self.floor or 0.0) <= FLOOR_ACCEPTANCE
 
+    @property
+    def word(self) -> str:
+        """What a cell of a table says: the worst eta, or why it is no number."""
+        if self.error:
+            return "error"
+        return next((reason.word for reason in self.reasons.values()), number(self.eta))
+
     def __str__(self) -> str:
-        what = self.error or ", ".join(f"{name} {value:.3g}" for name, value in self.etas.items())
-        return f"{self.bench} {self.dtype} {self.case!r}: {what}"
+        told = [
+            f"{name}: {self.reasons[name].sentence}" if name in self.reasons else f"{name} {value:.3g}"
+            for name, value in self.etas.items()
+        ]
+        if (self.floor or 0.0) > FLOOR_ACCEPTANCE:
+            told.append(
+                f"rms error of out {self.floor:.3g} times that of the rounded truth (of {FLOOR_ACCEPTANCE:g})"
+            )
+        return f"{self.bench} {self.dtype} {self.case!r}: {self.error or ', '.join(told)}"
 
 
 class Disagreement(AssertionError):
@@ -98,10 +116,11 @@ def judge(
 ) -> Outcome:
     """One sample on one bench."""
     try:
-        etas, floor = _measure(bench, sample, dtype, attention, seed)
+        etas, floor, reasons = _measure(bench, sample, dtype, attention, seed)
     except Exception as error:  # a crash is an outcome of its own, named in the table
-        return Outcome(case.name, bench.name, dtype, {}, error=f"{type(error).__name__}: {error}")
-    return Outcome(case.name, bench.name, dtype, etas, floor)
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        return Outcome(case.name, bench.name, dtype, {}, error=what)
+    return Outcome(case.name, bench.name, dtype, etas, floor, reasons=reasons)
 
 
 _SHORT = {"query": "dq", "key": "dk", "value": "dv", "bias": "dbias", "sinks": "dsinks", "scale": "dscale"}
@@ -109,7 +128,7 @@ _SHORT = {"query": "dq", "key": "dk", "value": "dv", "bias": "dbias", "sinks": "
 
 def _measure(
     bench: Bench, sample: Sample, dtype: str, attention: Callable[..., Any], seed: int
-) -> tuple[dict[str, float], float | None]:
+) -> tuple[dict[str, float], float | None, dict[str, Reason]]:
     spec = sample.spec
     out_shape = (*spec.shape[:3], spec.v.shape[-1])
     rng = np.random.default_rng(seed)
@@ -148,5 +167,10 @@ def _measure(
     # lse comes in the compute dtype
     lse_dtype = "float64" if dtype == "float64" else "float32"
     etas = {name: eta(x, judged[name], lse_dtype if name == "lse" else dtype) for name, x in computed.items()}
-    half = dtype in ("float16", "bfloat16")
-    return etas, floor_ratio(computed["out"], judged["out"], dtype) if half else None
+    reasons = {
+        name: why_infinite(computed[name], judged[name], blind_rows(spec) if name in ("out", "lse") else None)
+        for name, x in etas.items()
+        if math.isinf(x)
+    }
+    half = dtype in ("float16", "bfloat16") and "out" not in reasons
+    return etas, floor_ratio(computed["out"], judged["out"], dtype) if half else None, reasons

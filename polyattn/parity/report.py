@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+from polyattn.parity.reasons import Reason
 from polyattn.truth.measure import ACCEPTANCE
 
 __all__ = [
     "Cell",
+    "JUnitCase",
     "Matrix",
     "Page",
     "Row",
@@ -26,6 +28,7 @@ __all__ = [
     "number",
     "one_line",
     "render",
+    "visible",
     "write",
 ]
 
@@ -95,7 +98,7 @@ def render(page: Page) -> str:
     templates = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
     from markupsafe import Markup
 
-    return _visible(
+    return visible(
         templates.get_template("report.html.j2").render(page=page, style=Markup(style), style_hash=digest)
     )
 
@@ -117,23 +120,43 @@ def write(page: str, path: str | os.PathLike[str], *, force: bool = False) -> No
         ) from None
 
 
-def junit(suite: str, cases: Sequence[tuple[str, str, str | None, bool]]) -> str:
-    """A JUnit test suite of (class name, name, message or None if it passed, whether it is an error)."""
+class JUnitCase(NamedTuple):
+    """One test case: no message if it passed."""
+
+    class_name: str
+    name: str
+    message: str | None
+    error: bool  # it could not be run, rather than failed
+    seconds: float | None = None
+    properties: Mapping[str, str] = {}
+
+
+def junit(suite: str, cases: Sequence[JUnitCase]) -> str:
+    """A JUnit test suite."""
     root = ElementTree.Element(
         "testsuite",
         name=suite,
         tests=str(len(cases)),
-        failures=str(sum(message is not None and not error for _, _, message, error in cases)),
-        errors=str(sum(message is not None and error for _, _, message, error in cases)),
+        failures=str(sum(c.message is not None and not c.error for c in cases)),
+        errors=str(sum(c.message is not None and c.error for c in cases)),
+        skipped="0",
     )
-    for class_name, name, message, error in cases:
-        test = ElementTree.SubElement(root, "testcase", classname=_visible(class_name), name=_visible(name))
-        if message is not None:
-            ElementTree.SubElement(test, "error" if error else "failure", message=_visible(message))
+    if all(c.seconds is not None for c in cases):
+        root.set("time", f"{sum(c.seconds or 0.0 for c in cases):.3f}")
+    for c in cases:
+        test = ElementTree.SubElement(root, "testcase", classname=visible(c.class_name), name=visible(c.name))
+        if c.seconds is not None:
+            test.set("time", f"{c.seconds:.3f}")
+        if c.properties:
+            inside = ElementTree.SubElement(test, "properties")
+            for name, value in c.properties.items():
+                ElementTree.SubElement(inside, "property", name=visible(name), value=visible(value))
+        if c.message is not None:
+            ElementTree.SubElement(test, "error" if c.error else "failure", message=visible(c.message))
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True)
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Without control characters: neither XML nor a terminal shall obey a label."""
     return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
 
@@ -153,9 +176,11 @@ def number(value: float) -> str:
     return f"{value:.2f}" if value < 100 else "inf" if math.isinf(value) else f"{value:.1e}"
 
 
-def eta_cell(value: float | None, limit: float = ACCEPTANCE) -> Cell:
-    """An eta, good up to the limit."""
-    return Cell("-") if value is None else Cell(number(value), value <= limit)
+def eta_cell(value: float | None, why: Reason | None = None, limit: float = ACCEPTANCE) -> Cell:
+    """An eta, good up to the limit; a word where it is no number."""
+    if value is None:
+        return Cell("-")
+    return Cell(number(value), value <= limit) if why is None else Cell(why.word, False, why.sentence)
 
 
 def _width(value: float) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import platform
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from polyattn.parity.bench import BENCHES, Bench, load_bench
@@ -12,12 +14,18 @@ from polyattn.parity.case import Case
 from polyattn.parity.cases import cases
 from polyattn.parity.environment import environment
 from polyattn.parity.judging import Outcome, run_cases
-from polyattn.parity.report import Cell, Matrix, Page, Row, bars, finite, junit, number, render
+from polyattn.parity.report import Cell, JUnitCase, Matrix, Page, Row, bars, finite, junit, render
 from polyattn.truth.measure import ACCEPTANCE
 
-__all__ = ["SHORT", "Trial", "Verification", "plan"]
+__all__ = ["QUICK", "SHORT", "Trial", "Verification", "plan"]
 
 SHORT = {"float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+
+#: The cases of a quick look, in float32: a plain one, and one of each kind that libraries have differed in.
+QUICK = ("plain", "causal last rows", "rows that see nothing", "poison in hidden keys", "one kv head", "sinks", "MiniLM layer 1")  # fmt: skip
+
+PACE = 0.06  # seconds for a result where a bench does not say (2026-11)
+WHOLE = 20  # results that take as long as a whole model does
 
 
 class Trial(Protocol):
@@ -42,6 +50,7 @@ class Verification:
     benches: list[Bench]
     columns: list[tuple[str, str]]  # (bench, dtype)
     notes: list[str] = field(default_factory=list)
+    quick: bool = False  # a part, and said to be one
     outcomes: dict[tuple[str, str, str], Outcome] = field(default_factory=dict)  # by case, bench, dtype
 
     @property
@@ -56,14 +65,35 @@ class Verification:
     def verdict(self) -> str:
         worst = max(self.outcomes.values(), key=lambda outcome: outcome.eta)
         libraries = ", ".join(f"{bench.name} {bench.version}" for bench in self.benches)
+        part = "; a quick look, leave out --quick for all" if self.quick else ""
         if self.agrees:
             return (
                 f"AGREE: {len(self.outcomes)} results of {libraries} are the definition of attention; "
-                f"worst eta {worst.eta:.2f} of {ACCEPTANCE:g} allowed ({worst.case}, {worst.bench} {worst.dtype})"
+                f"worst eta {worst.eta:.2f} of {ACCEPTANCE:g} allowed ({worst.case}, {worst.bench} {worst.dtype}){part}"
             )
         return (
             f"DISAGREE: {len(self.disagreements)} of {len(self.outcomes)} results of {libraries} "
-            f"exceed eta = {ACCEPTANCE:g}"
+            f"exceed eta = {ACCEPTANCE:g}{part}"
+        )
+
+    @property
+    def announcement(self) -> str:
+        """What will be run, and for about how long."""
+        where = [
+            f"{bench.name} ({' '.join(SHORT[dtype] for name, dtype in self.columns if name == bench.name)})"
+            for bench in self.benches
+        ]
+        named = ", ".join(case.name for case in self.cases)
+        which = f"{len(self.cases)} cases" if len(self.cases) > 9 else named
+        count = sum(1 for _ in self.places())
+        return f"{count} results of {', '.join(where)}, on {which}; {about(self.seconds)}"
+
+    @property
+    def seconds(self) -> float:
+        """About how long it will take on two idle cores."""
+        return sum(
+            getattr(bench, "pace", PACE) * (1 if isinstance(case, Case) else WHOLE)
+            for case, bench, _ in self.places()
         )
 
     def places(self) -> Iterator[tuple[Case | Trial, Bench, str]]:
@@ -77,10 +107,12 @@ class Verification:
     def run(self) -> Iterator[Outcome]:
         """Runs what is planned, a result at a time."""
         for case, bench, dtype in self.places():
+            started = time.perf_counter()
             if isinstance(case, Case):
                 (outcome,) = run_cases(bench, dtypes=[dtype], only=[case], seed=self.seed)
             else:
                 outcome = case.judge(bench, dtype)
+            outcome = replace(outcome, seconds=time.perf_counter() - started)
             self.outcomes[outcome.case, outcome.bench, outcome.dtype] = outcome
             yield outcome
 
@@ -94,6 +126,7 @@ class Verification:
             "python": platform.python_version(),
             "versions": {bench.name: bench.version for bench in self.benches},
             "notes": self.notes,
+            "quick": self.quick,
             "outcomes": [
                 {
                     "case": o.case,
@@ -102,18 +135,28 @@ class Verification:
                     "agrees": o.agrees,
                     "eta": {name: finite(value) for name, value in o.etas.items()},
                     "floor_ratio": o.floor if o.floor is None else finite(o.floor),
+                    "reasons": {name: reason.sentence for name, reason in o.reasons.items()},
                     "error": o.error,
+                    "seconds": o.seconds,
                 }
                 for o in self.outcomes.values()
             ],
         }
 
     def to_junit(self) -> str:
-        """A JUnit test suite, a test case for every result."""
+        """A JUnit test suite, a test case for every result with its time and its etas."""
         return junit(
             "polyattn verify",
             [
-                (f"{o.bench}.{o.dtype}", o.case, None if o.agrees else str(o), o.error is not None)
+                JUnitCase(
+                    f"{o.bench}.{o.dtype}",
+                    o.case,
+                    None if o.agrees else str(o),
+                    o.error is not None,
+                    o.seconds,
+                    {f"eta {name}": f"{value:.3g}" for name, value in o.etas.items()}
+                    | ({} if o.floor is None else {"floor ratio": f"{o.floor:.3g}"}),
+                )
                 for o in self.outcomes.values()
             ],
         )
@@ -151,8 +194,11 @@ def plan(
     *,
     more: Sequence[Case | Trial] = (),
     notes: Sequence[str] = (),
+    quick: bool = False,
 ) -> Verification:
     """What to run: empty sequences mean everything that is installed. more: beside the cases of the contract.
+
+    quick: of the cases those in QUICK, and where no dtype is named those in float32.
 
     ValueError for an unknown backend, dtype or case; MissingBench for a backend that cannot be loaded.
     """
@@ -167,7 +213,13 @@ def plan(
                 f"polyattn verify: expected a part of the name of a case, got {word!r}; there are "
                 f"{', '.join(c.name for c in available)}" + "".join(f"; {note}" for note in said)
             )
-    chosen = tuple(c for c in available if not only or any(word.lower() in c.name.lower() for word in only))
+    chosen = tuple(
+        c
+        for c in available
+        if (not only or any(word.lower() in c.name.lower() for word in only))
+        and (not quick or only or c.name in QUICK)
+    )
+    dtypes = ("float32",) if quick and not dtypes else dtypes
     loaded = [load_bench(name, who="polyattn verify") for name in backends]
     for name in () if backends else BENCHES:
         try:
@@ -180,7 +232,7 @@ def plan(
         for dtype in SHORT
         if dtype in b.dtypes and (not dtypes or dtype in dtypes)
     ]
-    work = Verification(seed, chosen, loaded, columns, said)
+    work = Verification(seed, chosen, loaded, columns, said, quick)
     if not any(True for _ in work.places()):
         raise ValueError(
             f"polyattn verify: expected a case that runs on {', '.join(b.name for b in loaded)} in "
@@ -192,4 +244,16 @@ def plan(
 def _outcome_cell(outcome: Outcome | None) -> Cell:
     if outcome is None:
         return Cell("")
-    return Cell("error" if outcome.error else number(outcome.eta), outcome.agrees, str(outcome))
+    return Cell(outcome.word, outcome.agrees, str(outcome))
+
+
+def about(seconds: float) -> str:
+    """A length of time as people say it.
+
+    >>> about(4), about(33), about(150)
+    ('about 5 seconds on two cores', 'about 40 seconds on two cores', 'about 3 minutes on two cores')
+    """
+    if seconds <= 90:
+        step = 5 if seconds <= 20 else 10
+        return f"about {max(step * math.ceil(seconds / step), step)} seconds on two cores"
+    return f"about {math.ceil(seconds / 60)} minutes on two cores"

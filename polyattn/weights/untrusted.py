@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 __all__ = [
@@ -31,6 +32,8 @@ _DAMAGED: tuple[type[Exception], ...] = (
     EOFError,
     MemoryError,
     RuntimeError,
+    SyntaxError,
+    TokenError,  # NumPy reads a header as Python would
     zipfile.BadZipFile,
     zlib.error,
 )

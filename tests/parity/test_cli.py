@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from polyattn import testing
+from polyattn import attention, masks, testing
 from polyattn.cli import app
 from polyattn.implementations import TRANSFORMS
 from polyattn.masks.grammar import parse_mask
+from polyattn.parity import ACCEPTANCE, Spec, eta, truth
 
 
 def run(*args: str) -> Result:
@@ -78,7 +80,7 @@ def test_a_missing_backend_that_was_asked_for_is_status_3(monkeypatch: pytest.Mo
     [
         (
             ["--backend", "nump"],
-            "polyattn verify: expected a bench among numpy, jax, onnx, strict, torch, got 'nump'; choose one of them",
+            f"polyattn verify: expected a bench among {', '.join(testing.BENCHES)}, got 'nump'; choose one of them",
         ),
         (
             ["--dtype", "int8"],
@@ -127,6 +129,88 @@ def test_a_mask_is_drawn() -> None:
     assert result.exit_code == 0
     assert result.output == "# . . .\n# # . .\n# # # .\n. # # #\n"
     assert run("mask", "causal", "--size", "1", "--keys", "3", "--offset", "1").output == "# # .\n"
+    assert run("mask", "causal", "--size", "2", "--keys", "3", "--offset", "end").output == "# # .\n# # #\n"
+
+
+def test_a_mask_takes_lists_and_items_that_differ_have_a_picture_each() -> None:
+    assert run("mask", "key_lengths([1, 3, 1])", "--size", "1", "--keys", "3").output == (
+        "items 0, 2\n# . .\n\nitem 1\n# # #\n"
+    )
+    assert run("mask", "prefix([2, 2])", "--size", "1", "--keys", "3").output == "# # .\n"
+    assert run("mask", "causal & documents([0, 0, 1])").output == "# . .\n# # .\n. . #\n"
+    assert run("mask", "segments([[0, 0], [0, 1]])").output == "item 0\n# #\n# #\n\nitem 1\n# .\n. #\n"
+    assert run("mask", "documents([0], [0, 1])").output == "# .\n"
+    assert run("mask", "key_ranges([0, 1, 1], [1, 3, 1])", "--keys", "3").output == "# . .\n. # #\n. . .\n"
+    assert run("mask", "key_lengths([12])").output == "# # # # # # # # # # # #\n" * 12
+
+
+def test_a_mask_becomes_an_svg_file(tmp_path: Path) -> None:
+    path = tmp_path / "mask.svg"
+    result = run("mask", "key_lengths([1, 3])", "--size", "1", "--keys", "3", "--svg", str(path))
+    assert (result.exit_code, result.output) == (0, "")
+    page = path.read_text()
+    assert ElementTree.fromstring(page).tag == "{http://www.w3.org/2000/svg}svg"
+    assert "item 1" in page
+    again = run("mask", "causal", "--svg", str(path))
+    assert again.exit_code == 2
+    assert (
+        again.output
+        == f"polyattn mask: expected a new file, got {path}, which is there; add --force, or name another\n"
+    )
+    assert path.read_text() == page
+    assert run("mask", "causal", "--svg", str(path), "--force").exit_code == 0
+    assert path.read_text() != page
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (
+            ["causal", "--size", "1", "--keys", "3"],
+            "polyattn mask: expected query_offset, because the mask or",
+        ),
+        (
+            ["key_lengths(9)", "--size", "8"],
+            "polyattn mask: expected the lengths of masks.key_lengths between 0 and 8, got 9",
+        ),
+        (["key_lengths([1, 2]) & prefix([1, 2, 3])"], "one per batch item, shape (3,), got shape (2,)"),
+        (
+            ["documents([0, 0, 1])", "--size", "3", "--keys", "4"],
+            "expected kv_ids of masks.segments to have shape",
+        ),
+        (
+            ["causal", "--offset", "near"],
+            "polyattn mask: expected --offset to be an integer of at most nine digits",
+        ),
+        (["window(-2, 0)"], "expected both sides >= 0, got -2"),
+        (["window(2)"], "window takes left, right, got 1 values"),
+        (["window([1], 0)"], "polyattn.masks.window: expected both sides to be an integer, got [1]"),
+        (["windw(2, 0)"], "'windw' is not the name of a mask; did you mean window"),
+        (["causal and window(1, 0)"], "'and' at character 8; & is the sign for that"),
+        (["not causal"], "'not' at character 1; ~ is the sign for that"),
+        (["causal || causal"], "'||' at character 8; | is the sign for that"),
+        (["causal window(1, 0)"], "'window(1, 0)' at character 8, where & or | should stand"),
+        (["causal &"], "it ends where a mask should stand"),
+        (["(causal"], "'(' is not closed"),
+        (["causal)"], "')' at character 7 closes nothing"),
+        (["documents([[0, 1], [0]])"], "documents is given lists that are not equally long"),
+        (["key_lengths([3, None])"], "key_lengths is given a list of something else than integers"),
+        (["dilated(99999999999)"], "dilated is given a number of 2**31 or more"),
+        (["documents([])"], "expected q_ids of masks.segments to have shape (8,)"),
+        (
+            ["key_lengths(2000000000)"],
+            "expected the lengths of masks.key_lengths between 0 and 500, got 2000000000",
+        ),
+        (["documents(3)"], "expected ids of shape (L,) or (batch, L), got a single number"),
+        (["key_ranges([0, 1])"], "key_ranges takes starts, stops, got 1 values"),
+        (["~" * 200 + "causal"], "it has more than 150 masks inside each other"),
+    ],
+)
+def test_what_attention_or_the_grammar_refuses_is_refused(args: list[str], sentence: str) -> None:
+    result = run("mask", *args)
+    assert result.exit_code == 2
+    assert sentence in result.output
+    assert result.output.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -145,32 +229,69 @@ def test_a_mask_is_drawn() -> None:
         "causal & " * 150 + "causal",
         "",
         "causal\x00",
-        "[31m",
+        "[31m",
+        "key_lengths(" + "[" * 900 + ")",
+        "key_lengths([1, true])",
+        "key_lengths(['3'])",
+        "prefix(1e3)",
+        "~",
+        "causal & | causal",
+        "()",
     ],
 )
 def test_what_is_no_mask_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^mask: expected "):
+    with pytest.raises(ValueError, match=r"^polyattn mask: expected "):
         parse_mask(text)
     assert run("mask", text).exit_code == 2
 
 
-def test_mask_arguments_are_checked_by_the_masks() -> None:
-    result = run("mask", "window(-2, 0)")
-    assert result.exit_code == 2
-    assert "expected both sides >= 0, got -2" in result.output
+@pytest.mark.parametrize(
+    "text",
+    [
+        "~" * 148 + "causal",
+        "~(" * 140 + "causal" + ")" * 140,
+        "|".join(["causal"] * 142),
+        "&".join(["dilated(2)"] * 90),
+    ],
+)
+def test_a_mask_as_deep_as_text_can_be_is_a_mask(text: str) -> None:
+    mask = parse_mask(text)
+    plain = np.tri(300, dtype=bool) if "causal" in text else np.indices((300, 300)).sum(0) % 2 == 0
+    np.testing.assert_array_equal(mask.dense(300), plain)
+    q, k, v = np.random.default_rng(0).normal(size=(3, 1, 1, 300, 4))
+    judged = truth(Spec(q, k, v, allowed=plain))["out"]
+    for implementation in ("reference", "blockwise"):
+        out = attention(q, k, v, mask=mask, implementation=implementation)
+        assert eta(out, judged, "float64") <= ACCEPTANCE
+    assert run("mask", text).exit_code == 0
+
+
+def test_precedence_and_brackets() -> None:
+    for text, plain in (
+        ("causal | prefix(2) & dilated(2)", masks.causal() | (masks.prefix(2) & masks.dilated(2))),
+        ("(causal | prefix(2)) & dilated(2)", (masks.causal() | masks.prefix(2)) & masks.dilated(2)),
+        ("~causal & window(1, 1)", ~masks.causal() & masks.window(1, 1)),
+        (
+            "~(causal & window(1, None))|~ ~prefix(1)",
+            ~(masks.causal() & masks.window(1, None)) | masks.prefix(1),
+        ),
+    ):
+        np.testing.assert_array_equal(parse_mask(text).dense(5), plain.dense(5))
 
 
 def test_a_plan_says_what_auto_would_run_and_why() -> None:
     result = run("info", "--plan", "L=4096,H=8,causal=1")
     assert result.exit_code == 0
-    assert result.output.splitlines() == [
+    lines = result.output.splitlines()
+    assert [line.partition(":")[0] for line in lines] == list(testing.BENCHES)
+    assert set(lines) >= {
         "numpy: blockwise, because the scores take more than 1 MiB",
         "jax: blockwise, because not native: there is no GPU, and on other devices jax.nn.dot_product_attention is no "
         "fused kernel",
         "onnx: native, because the operator Attention is one node where it computes the contract",
         "strict: blockwise, because the scores take more than 1 MiB",
         "torch: native, because the library's own kernel is the fastest where it is exact",
-    ]
+    }
     small = run("info", "--plan", "L=64,H=2,softcap=30,sinks=1,window=4,dtype=float16").output
     assert "numpy: reference, because not blockwise: the scores take at most 1 MiB" in small
     assert "strict: has no float16" in small

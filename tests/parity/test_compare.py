@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +214,7 @@ def test_nan_in_an_output_is_a_disagreement() -> None:
     [
         ({"query": Q}, {}, "polyattn.parity.compare: expected inputs 'query', 'key' and 'value', got query; the truth is computed from them"),
         (INPUTS, {"on": "torch"}, "polyattn.parity.compare: expected on to be two names, for f and g, got 'torch'"),
-        (INPUTS, {"on": ("torch", "mxnet")}, "polyattn.parity.compare: expected a bench among numpy, jax, onnx, strict, torch, got 'mxnet'; choose one of them"),
+        (INPUTS, {"on": ("torch", "mxnet")}, "polyattn.parity.compare: expected a bench among numpy, autograd, jax, onnx, strict, torch, got 'mxnet'; choose one of them"),
         (INPUTS, {"dtype": "int8"}, "polyattn.parity.compare: expected dtype among float64, float32, float16, bfloat16, got int8; pass dtype="),
         ({**INPUTS, "query": [1.0]}, {}, "polyattn.parity.compare: expected query to be an array, got list; convert it"),
         (INPUTS, {"meant": {"mask": Q}}, "polyattn.parity.compare: expected a bool mask, True = may attend, got float32; additive values are bias="),
@@ -226,20 +230,89 @@ def test_bad_input_is_refused_in_a_sentence(
     assert str(refused.value) == sentence
 
 
-def test_the_script_repeats_the_comparison(tmp_path: Path) -> None:
+def _printed(program: str, folder: Path) -> str:
+    """What a program prints in a process of its own."""
+    (folder / "again.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, "again.py"], cwd=folder, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_script_of_functions_that_can_be_imported_repeats_every_digit(tmp_path: Path) -> None:
+    meant = {
+        "mask": masks.from_array(MASK) & masks.window(5, None),
+        "is_causal": True,
+        "query_offset": "end",
+        "score_mod": mods.compose(mods.softcap(2.0), mods.alibi(4)),
+        "bias": BIAS,
+        "sinks": np.ones(4, np.float32),
+        "scale": 0.5,
+        "embed_dim": 64,
+    }
+    found = compare(attention, attention, INPUTS, on=("numpy", "numpy"), names=("it's f", "g"), meant=meant)
+    assert not found.agrees
+    found.save(tmp_path / "inputs.npz")
+    assert _printed(found.script(), tmp_path) == f"{found}\n"
+
+
+def test_the_script_of_a_report_runs_as_printed(tmp_path: Path) -> None:
     wrong = compare(
-        lambda q, k, v: attention(q, k, v, scale=1.0), sdpa, INPUTS, on=("numpy", "torch"), gradients=False
+        lambda q, k, v, mask: attention(q, k, v, mask=mask, scale=1.0),
+        lambda q, k, v, mask: torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask),
+        {**INPUTS, "mask": MASK},
+        on=("jax", "torch"),
+        meant={"mask": MASK},
+        layouts=("BHLD", "BHLD"),
+        names=("scaled", "sdpa"),
     )
-    wrong.save(tmp_path / "inputs.npz")
-    program = wrong.script(str(tmp_path / "inputs.npz"))
-    assert len(program.splitlines()) <= 11
-    program = program.replace(
-        "f = ...", "from polyattn import attention; f = lambda q, k, v: attention(q, k, v, scale=1.0)"
+    page = tmp_path / "report.html"
+    wrong.to_html(page)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.npz"]
+    section = page.read_text().split("<h2>To see it again</h2><pre>")[1].split("</pre>")[0]
+    program = unescape(section)
+    assert "f = lambda *arrays: load_bench('jax')" in program
+    again = _printed(program, tmp_path)
+    assert again.splitlines()[0] == wrong.verdict
+    assert "scaled matches scale = 1 (scores not divided)" in again
+    assert re.search(rf"^out +{re.escape(wrong.rows()[0][1])} ", again, re.MULTILINE)
+    with pytest.raises(
+        FileExistsError, match=r"expected a new file for what the script reads, got .*report\.npz"
+    ):
+        wrong.to_html(tmp_path / "report.htm")
+    assert not (tmp_path / "report.htm").exists()
+    wrong.to_html(page, force=True)
+
+
+def test_the_script_of_a_call_that_failed_fails_likewise(tmp_path: Path) -> None:
+    def broken(q: Any, k: Any, v: Any) -> Any:
+        raise ValueError("no 'such' thing")
+
+    half = {name: x.astype("bfloat16") for name, x in INPUTS.items()}
+    found = compare(attention, broken, half, on=("numpy", "numpy"), names=("f", "g"), meant={"scale": 1.0})
+    found.save(tmp_path / "inputs.npz")
+    again = _printed(found.script(), tmp_path)
+    assert again.startswith("g could not be judged: RuntimeError: ValueError: no 'such' thing")
+
+
+def test_what_is_no_number_is_a_word_with_a_reason() -> None:
+    mask = np.ones((12, 12), bool)
+    mask[3] = False
+    meant = {"mask": mask}
+
+    def unguarded(q: Any, k: Any, v: Any) -> Any:
+        return torch.softmax((q @ k.mT * 8**-0.5).masked_fill(~torch.tensor(mask), -torch.inf), -1) @ v
+
+    found = compare(
+        unguarded, sdpa, INPUTS, on=("torch", "torch"), names=("f", "g"), meant=meant, gradients=False
     )
-    program = program.replace("g = ...", "g = __import__('torch').nn.functional.scaled_dot_product_attention")
-    namespace: dict[str, Any] = {}
-    exec(compile(program.replace("print(", "found = ("), "script", "exec"), namespace)
-    assert namespace["found"].sides[0].etas["out"] == wrong.sides[0].etas["out"]
+    assert found.rows()[0][1] == "NaN"
+    reason = "f: out: NaN at 64 of 768 places, first at (0, 0, 3, 0), where the truth is 0 (a row that sees no key)"
+    assert reason in str(found).splitlines()
+    assert reason in unescape(found.to_html())
+    assert found.to_json()["sides"][0]["reasons"]["out"] == reason.removeprefix("f: out: ")
+    assert "inf" not in str(found).split("matches")[0]
 
 
 def test_every_library_can_be_a_side() -> None:

@@ -365,6 +365,8 @@ def test_rows_of_nan_are_diagnosed() -> None:
     assert said(diagnose(out, Q, K, V)) == (
         "no known convention explains this (as stated: eta _; _ explanations tried); 3 of 2560 elements are NaN"
     )
+    out[0, 0, 0, :3] = np.inf
+    assert str(diagnose(out, Q, K, V)).endswith("explanations tried); 3 of 2560 elements are infinite")
     assert said(diagnose(np.full_like(Q, np.nan), Q, K, V)) == (
         "no known convention explains this (as stated: eta _; _ explanations tried); 2560 of 2560 elements are NaN"
     )

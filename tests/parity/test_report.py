@@ -113,7 +113,7 @@ def test_a_report_never_overwrites_unless_forced(hostile: Comparison, tmp_path: 
     assert path.read_text() == before
     with pytest.raises(FileNotFoundError, match=r"expected an existing folder for the report 'r\.html'"):
         hostile.to_html(tmp_path / "nowhere" / "r.html")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "report.npz"]
 
 
 def test_verify_has_a_page_too() -> None:

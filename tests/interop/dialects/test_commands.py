@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pytest
 from typer.testing import CliRunner
 
 from polyattn.cli import app
@@ -36,9 +37,23 @@ def test_wrong_usage_of_the_commands_is_status_2_and_a_sentence() -> None:
         (["dialects", "torch.sdpa", "nobody"], "expected one of torch.sdpa,"),
         (["dialects", "torch.sdpa", "jax.nn", "--call", "L=x"], "expected NAME=NUMBER"),
         (["dialects", "torch.sdpa", "jax.nn", "--call", "L=9000"], "explain a smaller call"),
-        (["verify", "--peers", "--backend", "jax"], "expected --peers with --case, --seed and --json alone"),
+        (
+            ["verify", "--peers", "--backend", "jax"],
+            "expected --peers with --case, --quick, --seed and --json alone",
+        ),
         (["verify", "--peers", "--case", "nobody"], "got 'nobody'; there are golden six tokens"),
     ):
         result = run(*args)
         assert result.exit_code == 2
         assert sentence in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize("width", ["80", "60"])
+def test_a_narrow_terminal_cuts_no_word(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal
+    listed = run("dialects").output
+    assert "…" not in listed
+    for name in DIALECTS:
+        assert re.search(rf"^{re.escape(name)} ", listed, re.MULTILINE)
+    assert "…" not in run("dialects", "transformers").output
