@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -66,6 +67,32 @@ def test_a_library_that_is_asked_for_and_missing_is_an_error() -> None:
     status, words = pytest_says("--libraries", "jax", "tests/contract/test_laws.py", missing="jax")
     assert status == 4
     assert "--libraries: jax was asked for and is missing: No module named 'jax'" in words
+
+
+def test_no_module_of_them_imports_a_framework_at_its_top() -> None:
+    """At once what the next test says of what is installed; `shared.libraries` has them instead."""
+    optional = set(
+        [
+            "jax",
+            "torch",
+            "autograd",
+            "flax",
+            "equinox",
+            "keras",
+            "transformers",
+            "matplotlib",
+            "mparray",
+            "onnx",
+        ]
+    )
+    optional |= {f"polyattn_{library}" for library in ("jax", "torch", "autograd", "ndonnx")}
+    seen = []
+    for path in (path for folder in QUICK for path in sorted((ROOT / folder).glob("*.py"))):
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            seen += [f"{path.name}: {name}" for name in names if name.partition(".")[0] in optional]
+    assert seen == []
 
 
 @pytest.mark.slow
