@@ -71,20 +71,18 @@ def test_a_library_that_is_asked_for_and_missing_is_an_error() -> None:
 
 def test_no_module_of_them_imports_a_framework_at_its_top() -> None:
     """At once what the next test says of what is installed; `shared.libraries` has them instead."""
-    optional = set(
-        [
-            "jax",
-            "torch",
-            "autograd",
-            "flax",
-            "equinox",
-            "keras",
-            "transformers",
-            "matplotlib",
-            "mparray",
-            "onnx",
-        ]
-    )
+    optional = {
+        "jax",
+        "torch",
+        "autograd",
+        "flax",
+        "equinox",
+        "keras",
+        "transformers",
+        "matplotlib",
+        "mparray",
+        "onnx",
+    }
     optional |= {f"polyattn_{library}" for library in ("jax", "torch", "autograd", "ndonnx")}
     seen = []
     for path in (path for folder in QUICK for path in sorted((ROOT / folder).glob("*.py"))):
