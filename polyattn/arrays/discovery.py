@@ -100,15 +100,19 @@ def _backend_of_namespace(array: Array) -> Backend:
 
 
 def backend_named(name: str) -> Backend | None:
-    """The backend registered under a name, loaded on first use; None if nobody registered it."""
+    """The backend registered under a name, loaded on first use; None without one, or without its library."""
     if name not in _BY_NAME:
         from importlib.metadata import entry_points  # takes longer to import than all of polyattn
 
-        for entry in entry_points(group=GROUP, name=name):
-            _BY_NAME[name] = entry.load()
         package = f"polyattn_{name}"
-        if name not in _BY_NAME and name.isidentifier() and find_spec(package) is not None:
-            _BY_NAME[name] = import_module(package).backend
+        try:
+            for entry in entry_points(group=GROUP, name=name):
+                _BY_NAME[name] = entry.load()
+            if name not in _BY_NAME and name.isidentifier() and find_spec(package) is not None:
+                _BY_NAME[name] = import_module(package).backend
+        except ModuleNotFoundError as error:
+            if error.name != name:  # the adapter lacks something else
+                raise
     return _BY_NAME.get(name)
 
 

@@ -54,9 +54,9 @@ def explain_plan(text: str) -> Iterator[str]:
             f"polyattn info: expected a plan with arrays of at most 2**28 elements, got {largest}; plan a smaller problem"
         )
     lines = []
-    for name, make in BENCHES.items():
+    for name in BENCHES:
         try:
-            bench = make()
+            bench = BENCHES[name]()
         except ImportError:
             lines.append(f"{name}: not installed")
             continue

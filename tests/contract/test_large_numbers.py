@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
+from shared.libraries import jax, jnp, torch
 
 from polyattn import AuxRequest, Blockwise, attention, attention_vjp, masks, mods
 from polyattn.dropout import fold_in

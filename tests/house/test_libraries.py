@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -68,6 +69,30 @@ def test_a_library_that_is_asked_for_and_missing_is_an_error() -> None:
     assert "--libraries: jax was asked for and is missing: No module named 'jax'" in words
 
 
+def test_no_module_of_them_imports_a_framework_at_its_top() -> None:
+    """At once what the next test says of what is installed; `shared.libraries` has them instead."""
+    optional = {
+        "jax",
+        "torch",
+        "autograd",
+        "flax",
+        "equinox",
+        "keras",
+        "transformers",
+        "matplotlib",
+        "mparray",
+        "onnx",
+    }
+    optional |= {f"polyattn_{library}" for library in ("jax", "torch", "autograd", "ndonnx")}
+    seen = []
+    for path in (path for folder in QUICK for path in sorted((ROOT / folder).glob("*.py"))):
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            seen += [f"{path.name}: {name}" for name in names if name.partition(".")[0] in optional]
+    assert seen == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "missing", ["torch", "jax,jaxlib", "matplotlib", "torch,jax,jaxlib,autograd,matplotlib"]
@@ -83,6 +108,16 @@ def test_without_a_library_its_tests_are_skipped_and_the_others_run() -> None:
     assert status == 0, words[-2000:]
     assert "torch is not installed" in words
     assert "passed" in words
+
+
+@pytest.mark.parametrize("words", [["info"], ["info", "--plan", "L=4096,H=8,causal=1"]])
+def test_the_command_line_tells_of_what_is_there(words: list[str]) -> None:
+    code = WITHOUT.replace("import pytest\n", "").rpartition("sys.exit(")[0]
+    code += "sys.argv[:] = ['polyattn', *sys.argv[2:]]\nfrom polyattn.cli import main\nmain()\n"
+    command = [sys.executable, "-c", code, "torch,jax,jaxlib,autograd,ndonnx,onnx", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "numpy" in done.stdout
 
 
 def test_make_quick_runs_these_folders() -> None:

@@ -109,6 +109,9 @@ def build(kind, name, arguments, context):
     call = eval(f"dict({arguments})", {"given": {n: keras.ops.convert_to_tensor(y) for n, y in given.items()}})
     model = keras.Model(inputs, layer(inputs[0], inputs[-1], **call))
     weights.write(layer, params)
+    if backend == "numpy":  # what is read are copies: neither side sees the other learn
+        for x in weights.read(layer).values():
+            assert not any(np.shares_memory(x, v.value) for v in layer.weights)
     return layer, model, call
 
 

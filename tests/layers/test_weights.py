@@ -272,8 +272,8 @@ MODULES: dict[str, Callable[[], Any]] = {
     "equinox": lambda: eqx.nn.MultiheadAttention(2, 8, key=jax.random.key(0)),
     "equinox list": lambda: eqx.nn.Sequential([eqx.nn.LayerNorm(8), eqx.nn.LayerNorm(5)]),
     "our torch": lambda: polyattn_torch.Module(BLOCK),
-    "our flax": lambda: polyattn_jax.nnx_module(BLOCK),
-    "our equinox": lambda: polyattn_jax.equinox_module(BLOCK),
+    "our flax": lambda: nnx.Module and polyattn_jax.nnx_module(BLOCK),
+    "our equinox": lambda: eqx.Module and polyattn_jax.equinox_module(BLOCK),
 }
 
 
