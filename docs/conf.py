@@ -1,12 +1,15 @@
 """Sphinx configuration. What it makes needs nothing from the net: no fonts, no scripts, formulas as MathML."""
 
 import re
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import version as _version
 from itertools import groupby
 from typing import Any
 
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.errors import PycodeError
 from sphinx.pycode import ModuleAnalyzer
 
 project = "polyattn"
@@ -38,7 +41,19 @@ nb_mime_priority_overrides = [("html", "image/svg+xml", 0)]
 def _as_written(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Docstrings are plain English: * and | in them mean product and absolute value, an indented part is a formula
     as it stands, and `words` in backticks are code."""
+    if what == "data":
+        lines[:] = _said_where_it_is_made(name.rpartition(".")[2], thing)
     lines[:] = _markup(lines)
+
+
+def _said_where_it_is_made(name: str, thing: Any) -> list[str]:
+    """The comment `#: ...` over a constant, which Sphinx sees in no other module than that."""
+    for module in [module for module in sys.modules if module.startswith("polyattn")]:
+        if getattr(sys.modules[module], name, None) is thing:
+            with suppress(PycodeError):
+                if said := ModuleAnalyzer.for_module(module).find_attr_docs().get(("", name)):
+                    return list(said)
+    return []
 
 
 def _markup(lines: list[str]) -> Iterator[str]:

@@ -127,9 +127,10 @@ def attend(
 ) -> Any:
     """`attention` for a layer, cache or adapter: errors speak in the name of the function that the user called."""
     if return_aux is not None and not isinstance(return_aux, AuxRequest):
+        meant = return_aux if isinstance(return_aux, str) and return_aux in AuxRequest._fields else "lse"
         raise TypeError(
             f"{who}: expected return_aux to be an AuxRequest or None, got {shown(return_aux)}; "
-            "write return_aux=AuxRequest(lse=True)"
+            f"write return_aux=AuxRequest({meant}=True)"
         )
     wanted = () if return_aux is None else return_aux.names(who)
     problem = pose(who, query, key, value, wanted=wanted, **options)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 from polyattn.arrays import Array, backend_of, is_array, readable
-from polyattn.calls import ANSWERS, Answer, answers
+from polyattn.arrays.numbers import SameArray
+from polyattn.calls import answers
 from polyattn.draw import draw_stages, html_table, range_of
 from polyattn.implementations.reference import define
 from polyattn.mods import Mod
@@ -76,14 +77,14 @@ _LARGEST = {"float16": 65504.0, "bfloat16": 3.3895e38, "float32": 3.4028e38, "fl
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class Trace(Generic[SameArray]):
     """The stages of one call, in order. `trace["weights"]` is a stage, `trace.out` the result.
 
     Printed it is a table, in a notebook too; `figure()` draws the stages that are matrices of scores.
     """
 
     stages: tuple[Stage, ...]
-    out: Array
+    out: SameArray
 
     def __getitem__(self, name: str) -> Stage:
         for stage in self.stages:
@@ -137,18 +138,9 @@ class Trace:
 HEADINGS = ("stage", "equation", "shape", "dtype", "range", "NaN", "Inf", "empty rows", "headroom")
 
 
-_WORDS = {
-    **ANSWERS,
-    "implementation": (
-        Answer("the definition to run", "leave implementation out", others="polyattn.attention"),
-    ),
-    "return_aux": (Answer("every value to be wanted", "leave return_aux out", others="polyattn.attention"),),
-}
-
-
-@answers("polyattn.trace", _WORDS)
+@answers("polyattn.trace")
 @spelled_out
-def trace(query: Array, key: Array, value: Array, **options: Any) -> Trace:
+def trace(query: SameArray, key: Array, value: Array, **options: Any) -> Trace[SameArray]:
     """Every intermediate value of `attention(query, key, value, **options)`, by its definition.
 
     options: as `attention` takes them, without implementation and return_aux. Stages: "scores", one for each

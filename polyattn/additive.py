@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, overload
 
 from polyattn import _attention
 from polyattn._attention import AuxRequest, Wish
 from polyattn.arrays import Array, Backend, backend_of, is_array
+from polyattn.arrays.numbers import SameArray
 from polyattn.calls import answers, shown
 from polyattn.problem import pose
 from polyattn.problem.options import spelled_out
@@ -18,6 +19,14 @@ __all__ = ["additive_attention", "additive_scores"]
 TILE = 2**20  # the most numbers of one intermediate array
 
 
+@overload
+def additive_attention(
+    query: SameArray, key: Array, value: Array, weight: Array, *, return_aux: None = None, **options: Any
+) -> SameArray: ...
+@overload
+def additive_attention(
+    query: SameArray, key: Array, value: Array, weight: Array, *, return_aux: AuxRequest, **options: Any
+) -> tuple[SameArray, _attention.AttentionAux]: ...
 @answers("polyattn.additive.additive_attention")
 @spelled_out
 def additive_attention(

@@ -10,7 +10,7 @@ import math
 from typing import Any
 
 from polyattn.arrays import Array, backend_of, is_array
-from polyattn.arrays.random import SIGN, fold_in, key_of, signed, threefry2x32
+from polyattn.arrays.random import SIGN, fold_in, key_of, threefry2x32, words_of
 from polyattn.calls import answers, number, real, seed_like
 from polyattn.places import Positions, positions
 
@@ -55,10 +55,7 @@ def keep_factors(rate: float, seed: int | Array, at: Positions, dtype: Any) -> A
     xp = backend.xp
     b, h, q, kv = (backend.astype(index, xp.int32) for index in (at.b, at.h, at.q, at.kv))
     zero = xp.zeros((1, 1, 1, 1), dtype=xp.int32, device=backend.device(kv))
-    if isinstance(seed, int):
-        low, high = zero + signed(seed), zero + signed(seed >> 32)
-    else:
-        low, high = zero + backend.astype(seed, xp.int32), zero
+    low, high = (zero + word for word in words_of(seed))
     words = backend.opaque(threefry2x32)
     word, _ = words(*words(low, high, b, h), q, kv)
     threshold = min(round(rate * 2**32), 2**32 - 1) + SIGN

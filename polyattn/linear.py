@@ -11,6 +11,7 @@ from numbers import Real
 from typing import Any
 
 from polyattn.arrays import Array, Backend, backend_of
+from polyattn.arrays.numbers import SameArray
 from polyattn.calls import answers, array, shown
 
 __all__ = ["linear_attention"]
@@ -18,7 +19,7 @@ __all__ = ["linear_attention"]
 
 @answers("polyattn.linear.linear_attention")
 def linear_attention(
-    query: Array,
+    query: SameArray,
     key: Array,
     value: Array,
     *,
@@ -27,7 +28,7 @@ def linear_attention(
     state: Array | None = None,
     scale: float | None = None,
     chunk_size: int = 64,
-) -> tuple[Array, Array]:
+) -> tuple[SameArray, SameArray]:
     """Causal attention without softmax, by a recurrence over the tokens t: the outputs, and the last state.
 
         S_t = F_t + k_t u_t^T,   F_t = exp(g_t) * S_(t-1),   o_t = scale S_t^T q_t

@@ -7,14 +7,15 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 from polyattn.arrays import Array, backend_of
-from polyattn.calls import SETTINGS, answers, array, check_layout, flag, integer, number, real, shown, size
+from polyattn.arrays.numbers import SameArray
+from polyattn.calls import answers, array, check_layout, flag, integer, number, real, shown, size
 
 __all__ = ["Rotary", "angles", "rotate", "sinusoidal"]
 
 _WHO = "polyattn.rotary.Rotary"
 
 
-@answers("polyattn.rotary.Rotary", SETTINGS)
+@answers("polyattn.rotary.Rotary", "settings")
 @dataclass(frozen=True)
 class Rotary:
     """Rotary position embedding: pairs of entries are turned by position * base^(-2i / width).
@@ -42,11 +43,11 @@ class Rotary:
     def __post_init__(self) -> None:
         _checked_base(_WHO, self.base)
         if self.width is not None:
-            integer(_WHO, "width", self.width, 2)
+            integer(_WHO, "width", self.width)
         flag(_WHO, "interleaved", self.interleaved)
 
     @answers(_WHO, line="rotary")
-    def __call__(self, x: Array, positions: Array, *, layout: str = "BHLD") -> Array:
+    def __call__(self, x: SameArray, positions: Array, *, layout: str = "BHLD") -> SameArray:
         """x (..., H, L, D), or (..., L, H, D) with layout "BLHD", turned to positions, integers (L,) or (B, L)."""
         backend = real(_WHO, "x", x)
         check_layout(_WHO, layout, "x (batch, heads, length, width)")
@@ -83,7 +84,7 @@ def _check_positions(x: Array, positions: Any, layout: str) -> None:
             f"{_WHO}: expected positions of the library of x, {backend_of(x).name}, got {backend.name}; convert them"
         )
     length = x.shape[-3] if layout == "BLHD" else x.shape[-2]
-    if not backend.xp.isdtype(positions.dtype, ("integral", "real floating")):
+    if not backend.isdtype(positions.dtype, ("integral", "real floating")):
         raise TypeError(f"{_WHO}: expected positions of numbers, got {positions.dtype}; number the tokens")
     shape = tuple(positions.shape)
     if (
@@ -98,7 +99,7 @@ def _check_positions(x: Array, positions: Any, layout: str) -> None:
 
 
 @answers("polyattn.rotary.rotate")
-def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Array:
+def rotate(x: SameArray, cos: Array, sin: Array, *, interleaved: bool = False) -> SameArray:
     """Pairs (a, b) of the first entries of x as (a cos - b sin, a sin + b cos), the other entries as they are.
 
     x (..., D); cos and sin (..., width/2) broadcast to its leading axes, width <= D. Pairs as `Rotary` has them.
@@ -141,7 +142,7 @@ def rotate(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Ar
 
 
 @answers("polyattn.rotary.sinusoidal")
-def sinusoidal(length: int, dim: int, like: Array, *, base: float = 10000.0) -> Array:
+def sinusoidal(length: int, dim: int, like: SameArray, *, base: float = 10000.0) -> SameArray:
     """sin and cos of position * base^(-2i / dim) side by side, (length, dim), to be added to embeddings.
 
     Source: Vaswani 2017, arXiv:1706.03762, section 3.5.

@@ -37,7 +37,9 @@ VARIANTS: dict[str, Callable[[], Bench]] = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--libraries", help="only these of numpy, strict, jax and torch, joined by commas")
+    parser.addoption(
+        "--libraries", help="only these of numpy, autograd, strict, jax and torch, joined by commas"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -62,7 +64,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not others & _words(item)]
         return
-    for library in ("jax", "torch"):
+    for library in ("autograd", "jax", "torch"):
         if not installed(library):
             for item in items:
                 if SPOKEN[library] & _words(item):
@@ -74,7 +76,8 @@ def _words(item: pytest.Item) -> set[str]:
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
     spoken = [re.split(r"[-_ ]", x)[0] for x in parameters if isinstance(x, str)]
     code = item.function.__code__.co_names if hasattr(item, "function") else ()
-    return {*item.name.partition("[")[0].split("_"), *spoken, *(name.partition(".")[0] for name in code)}
+    called = {name.partition(".")[0] for name in code} - {"autograd"}  # which is PyTorch's: torch.autograd
+    return {*item.name.partition("[")[0].split("_"), *spoken, *called}
 
 
 @pytest.fixture(autouse=True, scope="module")

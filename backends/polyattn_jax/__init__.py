@@ -6,8 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+try:
+    import jax
+except ImportError as error:
+    missing = isinstance(error, ModuleNotFoundError) and error.name in ("jax", "jaxlib")
+    advice = "install it, pip install 'polyattn[jax]'" if missing else "mend that installation"
+    raise type(error)(
+        f"polyattn_jax: expected the package jax, got: {error}; {advice}", name=error.name
+    ) from error
 import array_api_compat
-import jax
 import jax.numpy as jnp
 
 from polyattn import mods

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import jax.numpy as jnp
@@ -35,11 +36,23 @@ def equinox_module(layer: Layer, *, seed: int = 0, dtype: Any = jnp.float32) -> 
 # tree, and of what a compiled function is looked up by.
 
 
+def _imported(name: str, who: str) -> Any:
+    package = name.partition(".")[0]
+    try:
+        return import_module(name)
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == package
+        advice = f"install it, pip install {package}" if missing else "mend that installation"
+        raise type(error)(
+            f"{who}: expected the package {package}, got: {error}; {advice}", name=error.name
+        ) from error
+
+
 @cache
 def _nnx() -> Any:
-    from flax import nnx
+    nnx = _imported("flax.nnx", "polyattn_jax.nnx_module")
 
-    class NnxModule(nnx.Module):
+    class NnxModule(nnx.Module):  # type: ignore[name-defined]
         __qualname__ = "NnxModule"  # where pickle looks: see __getattr__
 
         def __init__(self, layer: Layer, params: dict[str, Any]) -> None:
@@ -73,9 +86,9 @@ def _nnx() -> Any:
 
 @cache
 def _equinox() -> Any:
-    import equinox as eqx
+    eqx = _imported("equinox", "polyattn_jax.equinox_module")
 
-    class EquinoxModule(eqx.Module):
+    class EquinoxModule(eqx.Module):  # type: ignore[name-defined]
         __qualname__ = "EquinoxModule"
 
         params: dict[str, Any]

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+try:
+    import torch
+except ImportError as error:
+    missing = isinstance(error, ModuleNotFoundError) and error.name == "torch"
+    advice = "install it, pip install 'polyattn[torch]'" if missing else "mend that installation"
+    raise type(error)(
+        f"polyattn_torch: expected the package torch, got: {error}; {advice}", name=error.name
+    ) from error
 import array_api_compat.torch as xp
-import torch
 
 from polyattn.arrays import Array, Backend, TileSizes
+from polyattn.arrays.interchange import copied
 from polyattn.arrays.random import threefry2x32
 from polyattn_torch.native import IMPLEMENTATIONS
 from polyattn_torch.once import seal
@@ -110,9 +118,15 @@ class TorchBackend(Backend):
         return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
 
     def from_numpy(self, x: Array, like: Array) -> Array:
-        if x.dtype.name == "bfloat16":
-            return torch.tensor(x.view("int16"), device=like.device).view(torch.bfloat16)
-        return torch.tensor(x, device=like.device)
+        x = copied(x)
+        bits = x.view("int16") if x.dtype.name == "bfloat16" else x
+        try:
+            made = torch.from_numpy(bits).to(like.device)
+        except TypeError as error:
+            raise TypeError(
+                f"polyattn: expected an array of a dtype that PyTorch has, got {x.dtype}; cast it first"
+            ) from error
+        return made.view(torch.bfloat16) if bits is not x else made
 
     def tile_sizes(self, p: Any) -> TileSizes:
         # All heads at once: every tile is one batched product (measured 2026-11-21).

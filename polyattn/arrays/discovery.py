@@ -22,6 +22,12 @@ GROUP = "polyattn.backends"
 #: Libraries that polyattn has adapters for: without one there is something to say.
 CARRIED = ("numpy", "jax", "torch")
 
+#: What a namespace must have, as no adapter stands between it and the mathematics.
+NEEDED = (
+    "arange asarray astype any broadcast_to concat exp finfo float32 full inf int32 isdtype log matmul "
+    "matrix_transpose max maximum permute_dims reshape stack sum where zeros zeros_like"
+)
+
 _BY_TYPE: dict[type, Backend] = {}  # a plain dict: compilers can look through it
 _BY_NAME: dict[str, Backend] = {}
 
@@ -30,8 +36,8 @@ _NUMBERS = (int, float, bool)  # asked first: compilers have symbols of these, w
 
 
 def is_array(x: object) -> TypeGuard[Array]:
-    """Whether a value looks like an array of some library, rather than a Python number or a function."""
-    return type(x) not in _NUMBERS and hasattr(x, "dtype")
+    """Whether a value looks like an array of some library, rather than a Python number, a function or a class."""
+    return type(x) not in _NUMBERS and hasattr(x, "dtype") and not isinstance(x, type)
 
 
 def backend_of(array: Array) -> Backend:
@@ -76,6 +82,12 @@ def _backend_of_namespace(array: Array) -> Backend:
     name = xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
     found = backend_named(name)
     if found is None:
+        if missing := [word for word in NEEDED.split() if not hasattr(xp, word)]:
+            raise TypeError(
+                f"polyattn: expected arrays of a library that follows the array API standard, got "
+                f"{type(array).__module__}.{type(array).__qualname__}, whose namespace {xp.__name__} lacks "
+                f"{', '.join(missing)}; convert them, for example with numpy.asarray, or write an adapter for it"
+            )
         if name in CARRIED:
             warnings.warn(
                 f"polyattn: expected the adapter polyattn_{name}, which travels with polyattn, got none; {name} runs "

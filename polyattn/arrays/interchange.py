@@ -25,7 +25,7 @@ class Interchange(Numbers):
 
     def from_numpy(self, x: Array, like: Array) -> Array:
         """A copy of a NumPy array in this library, on the device of `like`, of the same dtype if it has that."""
-        return self.xp.asarray(x, device=self.device(like), copy=True)
+        return self.xp.asarray(copied(x), device=self.device(like))
 
     def block_mask(
         self, mask: Any, b: int | None, h: int | None, rows: int, keys: int, **options: Any
@@ -34,3 +34,10 @@ class Interchange(Numbers):
         raise TypeError(
             "polyattn.masks: expected PyTorch, which has FlexAttention, for a BlockMask; use mask.dense"
         )
+
+
+def copied(x: Any) -> Any:
+    """A NumPy array anew, in the byte order of this machine and without odd strides: all that most libraries know."""
+    import numpy
+
+    return numpy.array(x, dtype=x.dtype.newbyteorder("="), order="C")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import array_api_compat
 
 from polyattn.arrays.special import erf
 
 Array = Any
+#: In a signature: what comes out is an array of the library, and of the type, of what went in.
+SameArray = TypeVar("SameArray", bound=Any)
 Namespace = Any
 
 
@@ -23,9 +25,16 @@ class Numbers:
         At least float32; float64 stays float64.
         """
         xp = self.xp
-        if not xp.isdtype(dtype, "real floating"):
+        if not self.isdtype(dtype, "real floating"):
             return None
         return xp.float32 if xp.finfo(dtype).bits < 32 else dtype
+
+    def isdtype(self, dtype: Any, kind: str | tuple[str, ...]) -> bool:
+        """As the standard has it; False for what a library has beside the standard, as keys and bfloat16."""
+        try:
+            return bool(self.xp.isdtype(dtype, kind))
+        except (TypeError, ValueError):
+            return False
 
     def astype(self, x: Array, dtype: Any) -> Array:
         return x if x.dtype == dtype else self.xp.astype(x, dtype)

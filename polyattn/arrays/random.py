@@ -57,10 +57,24 @@ def fold_in(seed: int | Array, stream: int) -> int | Array:
         return threefry2x32(seed & 0xFFFFFFFF, seed >> 32, stream, -1)[0] & 0x7FFFFFFF
     backend = backend_of(seed)
     xp = backend.xp
-    low = xp.reshape(backend.astype(seed, xp.int32), (1,))
+    low, high = words_of(seed)
+    low = xp.reshape(low, (1,))
     zero = xp.zeros_like(low)
-    word, _ = backend.opaque(threefry2x32)(low, zero, zero + stream, zero - 1)
+    word, _ = backend.opaque(threefry2x32)(low, zero + high, zero + stream, zero - 1)
     return xp.reshape(word & 0x7FFFFFFF, ())
+
+
+def words_of(seed: int | Array) -> tuple[int | Array, int | Array]:
+    """The low and the high 32 bits of a seed, as signed numbers."""
+    if isinstance(seed, int):
+        return signed(seed), signed(seed >> 32)
+    backend = backend_of(seed)
+    xp = backend.xp
+    if xp.iinfo(seed.dtype).bits <= 32:
+        return backend.astype(seed, xp.int32), 0
+    seed = backend.astype(seed, xp.int64)  # PyTorch shifts no unsigned numbers
+    # Shifted up and down first: what does not fit is cut off rather than left to the library.
+    return backend.astype((seed << 32) >> 32, xp.int32), backend.astype(seed >> 32, xp.int32)
 
 
 def signed(word: int) -> int:

@@ -134,7 +134,7 @@ class KVCache(NamedTuple):
                 )
             return length
         backend = backend_of(length)
-        if tuple(length.shape) not in ((), lead) or not backend.xp.isdtype(length.dtype, "integral"):
+        if tuple(length.shape) not in ((), lead) or not backend.isdtype(length.dtype, "integral"):
             raise ValueError(
                 f"{_WHO}: expected length of integers and of shape () or {lead}, got {length.dtype} of shape "
                 f"{tuple(length.shape)}; one number for all batch items, or one for each"

@@ -4,7 +4,7 @@ Below all that is called, so that functions, masks and layers answer alike: sign
 and the few kinds of argument that there are.
 """
 
-from polyattn.calls.foreign import ANSWERS, LAYERS, SETTINGS, Answer
+from polyattn.calls.foreign import Answer, Table, members, words_of
 from polyattn.calls.functions import ambiguous, check_function
 from polyattn.calls.kinds import (
     array,
@@ -23,11 +23,9 @@ from polyattn.calls.seeds import seed, seed_like, seed_line
 from polyattn.calls.signature import Speaking, answers, unknown
 
 __all__ = [
-    "ANSWERS",
-    "LAYERS",
-    "SETTINGS",
     "Answer",
     "Speaking",
+    "Table",
     "ambiguous",
     "answers",
     "array",
@@ -38,6 +36,7 @@ __all__ = [
     "integer",
     "integral",
     "is_traced",
+    "members",
     "number",
     "real",
     "seed",
@@ -46,4 +45,5 @@ __all__ = [
     "shown",
     "size",
     "unknown",
+    "words_of",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from polyattn.calls.kinds import number, shown
+from polyattn.calls.kinds import number, shown, with_article
 
 __all__ = ["check_fields"]
 
@@ -31,7 +31,8 @@ def check_fields(who: str, made: type, given: Mapping[str, Any]) -> None:
             number(who, name, value)
             continue
         raise TypeError(
-            f"{who}: expected {name} to be {' or '.join(map(_said, kinds))}, got {shown(value)}; pass one of these"
+            f"{who}: expected {name} to be {' or '.join(map(_said, kinds))}, got {shown(value)}; pass "
+            f"{'one' if len(kinds) == 1 else 'one of these'}"
         )
 
 
@@ -63,4 +64,4 @@ def _said(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
     name = getattr(kind, "__name__", str(kind))
-    return {"float": "a Python number", "str": "a string"}.get(name, f"a {name}")
+    return {"float": "a Python number", "str": "a string"}.get(name, with_article(name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 from polyattn.calls.kinds import shown
@@ -21,8 +22,7 @@ def check_function(
     Not to be asked under a compiler, which cannot look at signatures.
     """
     count = parameters.count(",") + 1
-    code = getattr(f, "__code__", None)
-    if type(f) is type(check_function) and code.co_argcount == count and not code.co_kwonlyargcount:
+    if isinstance(f, FunctionType) and f.__code__.co_argcount == count and not f.__code__.co_kwonlyargcount:
         return  # the usual one, in no time
     form = f"{name}({parameters}) -> {gives}"
     if isinstance(f, type):

@@ -28,6 +28,7 @@ def shown(value: Any) -> str:
     """A value in a sentence: arrays by shape and dtype, mappings by their keys, whatever is long cut short."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
+    kind = with_article(type(value).__name__)
     if is_array(value) and hasattr(value, "shape"):
         if is_traced(value):
             return f"a traced value of dtype {value.dtype} and shape {tuple(value.shape)}"
@@ -35,13 +36,21 @@ def shown(value: Any) -> str:
             return f"an array of shape {tuple(value.shape)} and dtype {value.dtype}"
     if isinstance(value, Mapping):
         keys = ", ".join(map(repr, list(value)[:4])) + ", ..." * (len(value) > 4)
-        return f"a {type(value).__name__} of {keys or 'nothing'}"
+        return f"{kind} of {keys or 'nothing'}"
     text = repr(value)
     if callable(value) and text.startswith("<"):
         return f"the function {getattr(value, '__name__', type(value).__name__)}"
     if " at 0x" in text.lower() or "\n" in text:
-        return f"a {type(value).__name__}"
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+        return kind
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[: LONGEST - 3]}..." if isinstance(value, (str, bytes, list, tuple, int)) else kind
+
+
+def with_article(name: str) -> str:
+    """A name with a or an before it, as it is spoken."""
+    spoken = name[:1] in "AEIOUaeio" or name.startswith(("MLP", "RMS"))
+    return f"{'an' if spoken else 'a'} {name}"
 
 
 def is_traced(value: Any) -> bool:
@@ -80,7 +89,7 @@ def real(who: str, name: str, value: Any, what: str = "") -> Backend:
 def integral(who: str, name: str, value: Any, what: str = "") -> Backend:
     """The backend of an array of integers."""
     backend = array(who, name, value, what)
-    if not backend.xp.isdtype(value.dtype, "integral"):
+    if not backend.isdtype(value.dtype, "integral"):
         raise TypeError(f"{who}: expected {name} of an integer dtype, got {value.dtype}; cast it")
     return backend
 
@@ -140,12 +149,15 @@ def number(who: str, name: str, value: Any, advice: str = "pass a Python float")
         return value
     if is_array(value) and type(value).__module__ == "numpy" and hasattr(value, "item") and not value.ndim:
         return number(who, name, value.item(), advice)
-    static = ", for it is static" if is_traced(value) else ""
-    raise TypeError(f"{who}: expected {name} to be a Python number{static}, got {shown(value)}; {advice}")
+    if is_traced(value):
+        advice = f"it is static: jax.jit(f, static_argnames={name!r})"
+    elif is_array(value) and hasattr(value, "shape") and tuple(value.shape) == ():
+        advice = f"write {name}=float({name})"
+    raise TypeError(f"{who}: expected {name} to be a Python number, got {shown(value)}; {advice}")
 
 
-def flag(who: str, name: str, value: Any, advice: str = "pass one of these") -> bool:
-    """True or False, or NumPy's."""
+def flag(who: str, name: str, value: Any, advice: str = "pass one of these", static: str = "") -> bool:
+    """True or False, or NumPy's. static: the argument that is to be static, if not of that name."""
     if isinstance(value, bool):
         return value
     if is_array(value) and type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):
@@ -153,6 +165,10 @@ def flag(who: str, name: str, value: Any, advice: str = "pass one of these") -> 
     if is_traced(value):
         raise TypeError(
             f"{who}: expected {name} to be True or False while a compiler traces, got {shown(value)}; "
-            f"make it a static argument: jax.jit(f, static_argnames={name!r})"
+            f"make it a static argument: jax.jit(f, static_argnames={static or name!r})"
         )
+    if type(value) is int and value in (0, 1):
+        advice = f"write {name}={bool(value)}"
+    elif is_array(value) and hasattr(value, "shape") and tuple(value.shape) == ():
+        advice = f"write {name}=bool({name})"
     raise TypeError(f"{who}: expected {name} to be True or False, got {shown(value)}; {advice}")

@@ -40,10 +40,12 @@ def seed_like(
     who: str, name: str, value: Any, expected: str = "an integer or a 0-d integer array"
 ) -> int | Array:
     """A seed that may be an array, and then be traced."""
-    if not is_array(value) or seed_line(value) is not None:
+    if is_array(value) and (line := seed_line(value)) is not None:
+        raise TypeError(f"{who}: expected {name} to be {expected}, got a random key; write {name}={line}")
+    if not is_array(value):
         return seed(who, name, value, expected)
     backend = array(who, name, value)
-    if value.ndim or not backend.xp.isdtype(value.dtype, "integral"):
+    if value.ndim or not backend.isdtype(value.dtype, "integral"):
         raise TypeError(
             f"{who}: expected {name} to be {expected}, got {value.dtype} of shape {tuple(value.shape)}; one seed "
             "serves the whole call"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from polyattn.arrays import is_array
 from polyattn.calls.fields import check_fields
-from polyattn.calls.foreign import ANSWERS, LAYERS, SETTINGS, Words
+from polyattn.calls.foreign import Table, words_of
 
 __all__ = ["Speaking", "answers", "unknown"]
 
@@ -40,7 +40,7 @@ def form_of(f: Callable[..., Any], skip: int = 0) -> Form:
     )
 
 
-def answers(who: str, words: Words = ANSWERS, *, line: str | None = None) -> Callable[[F], F]:
+def answers(who: str, words: Table = "attention", *, line: str | None = None) -> Callable[[F], F]:
     """A function, or a class that is made of its arguments, that says in a sentence what it cannot be called with.
 
     words: what other libraries call its arguments. line: how a call is written, for a method, whose first argument
@@ -57,19 +57,19 @@ def answers(who: str, words: Words = ANSWERS, *, line: str | None = None) -> Cal
     return speak
 
 
-def function(f: F, who: str, words: Words) -> F:
+def function(f: F, who: str, words: Table) -> F:
     form = form_of(f)
 
     @wraps(f)
     def asked(*arguments: Any, **options: Any) -> Any:
         if _unfit(form, len(arguments), options):
-            raise _sentence(who, who.rpartition(".")[2], form, words, arguments, options)
+            raise _sentence(who, _written(who), form, words, arguments, options)
         return f(*arguments, **options)
 
     return asked  # type: ignore[return-value]
 
 
-def method(f: F, who: str | Callable[[Any], str], words: Words = ANSWERS, line: str | None = None) -> F:
+def method(f: F, who: str | Callable[[Any], str], words: Table = "attention", line: str | None = None) -> F:
     """who: the name in which it speaks, or how an instance says it."""
     form = form_of(f, 1)
 
@@ -77,7 +77,7 @@ def method(f: F, who: str | Callable[[Any], str], words: Words = ANSWERS, line: 
     def asked(self: Any, *arguments: Any, **options: Any) -> Any:
         if _unfit(form, len(arguments), options):
             name = who if isinstance(who, str) else who(self)
-            raise _sentence(name, line or name.rpartition(".")[2], form, words, arguments, options)
+            raise _sentence(name, line or _written(name), form, words, arguments, options)
         return f(self, *arguments, **options)
 
     return asked  # type: ignore[return-value]
@@ -89,7 +89,7 @@ class Speaking(type):
     #: The methods, and how a call of them is written.
     METHODS: Mapping[str, str] = {
         "__call__": "layer",
-        "run": "layer.run",
+        "run": "layer",
         "init": "layer.init",
         "empty_cache": "layer.empty_cache",
     }
@@ -97,17 +97,17 @@ class Speaking(type):
     def __new__(cls, name: str, bases: tuple[type, ...], body: dict[str, Any], **options: Any) -> Speaking:
         for called, line in cls.METHODS.items():
             if inspect.isfunction(f := body.get(called)):
-                body[called] = method(f, partial(_own_name, called), LAYERS, line)
+                body[called] = method(f, partial(_own_name, called), "layers", line)
         if isinstance(preset := body.get("preset"), classmethod):
             who = f"polyattn.layers.{name}.preset"
-            body["preset"] = classmethod(method(preset.__func__, who, SETTINGS, f"{name}.preset"))
+            body["preset"] = classmethod(method(preset.__func__, who, "settings", f"{name}.preset"))
         return super().__new__(cls, name, bases, body, **options)
 
     def __call__(cls, *arguments: Any, **options: Any) -> Any:
-        form = form_of(cls.__init__, 1)
+        form = form_of(cls.__init__, 1)  # type: ignore[misc]
         who = f"polyattn.layers.{cls.__name__}"
         if _unfit(form, len(arguments), options):
-            raise _sentence(who, cls.__name__, form, SETTINGS, arguments, options)
+            raise _sentence(who, _written(who), form, "settings", arguments, options)
         check_fields(who, cls, dict(zip(form.positional, arguments, strict=False)) | options)
         return super().__call__(*arguments, **options)
 
@@ -131,7 +131,7 @@ def _unfit(form: Form, count: int, options: Mapping[str, Any]) -> bool:
 
 
 def _sentence(
-    who: str, call: str, form: Form, words: Words, arguments: Sequence[Any], options: Mapping[str, Any]
+    who: str, call: str, form: Form, words: Table, arguments: Sequence[Any], options: Mapping[str, Any]
 ) -> TypeError:
     count = len(arguments)
     given = form.positional[:count]
@@ -140,11 +140,12 @@ def _sentence(
             return unknown(who, name, form.names, words)
     line = f"{call}({_signature(form)})"
     if form.most is not None and count > form.most:
+        came = f"{count} arguments" if count > 1 else "1 argument"
         some = f"{', '.join(form.positional)} by position" if form.positional else "nothing by position"
         rest = ", the others by name" if form.names is None or len(form.names) > form.most else ""
         extra = next((n for n in form.names or () if n not in form.positional), None)
         line = line if extra is None or extra in form.required else line.replace("...", f"{extra}=...")
-        return TypeError(f"{who}: expected {some}{rest}, got {count} arguments by position; write {line}")
+        return TypeError(f"{who}: expected {some}{rest}, got {came} by position; write {line}")
     for name in given:
         if name in options:
             return TypeError(f"{who}: expected {name} once, got it by position and by name; write {line}")
@@ -154,7 +155,14 @@ def _sentence(
             f"{who}: expected params and x, got one array; write params = layer.init(seed, like=x) once, and {line}"
         )
     said = ", ".join([*given, *options]) or "nothing"
-    return TypeError(f"{who}: expected {' and '.join(missing)} too, got {said}; write {line}")
+    wanted = " and ".join([", ".join(missing[:-1]), missing[-1]] if missing[1:] else missing)
+    return TypeError(f"{who}: expected {wanted} too, got {said}; write {line}")
+
+
+def _written(who: str) -> str:
+    """The name of a function as it is written in a program."""
+    parts = who.split(".")
+    return ".".join(parts[-2:] if parts[1:2] in (["masks"], ["mods"], ["layers"]) else parts[-1:])
 
 
 def _signature(form: Form) -> str:
@@ -164,9 +172,9 @@ def _signature(form: Form) -> str:
     return ", ".join([*required, *(["..."] if more else [])])
 
 
-def unknown(who: str, name: str, names: Sequence[str], words: Words = ANSWERS) -> TypeError:
+def unknown(who: str, name: str, names: Sequence[str], words: Table = "attention") -> TypeError:
     """The answer to a name that is not among the names of the arguments of a function."""
-    for answer in words.get(name, ()):
+    for answer in words_of(words).get(name, ()):
         if answer.fits(names):
             return TypeError(f"{who}: expected {answer.here}, got {name}=, {answer.said}; {answer.line}")
     if close := _closest(name, names):

@@ -185,12 +185,15 @@ class _Translation(ForeignCall):
         mask, xp = self.given.get(role), self.backend.xp
         if mask is None:
             return
+        if type(mask).__name__ == "CausalBias":  # of torch.nn.attention.bias: a tensor only in name
+            start = self.scores[3] - self.scores[2] if mask.variant.name == "LOWER_RIGHT" else 0
+            mask = masks.causal().dense(*self.scores[2:], query_offset=start, like=self.q)
         if hasattr(mask, "materialize"):
             mask = mask.materialize(self.scores, dtype=self.q.dtype, device=self.backend.device(self.q))
         if not is_array(mask):
             raise self.no_array(role, mask)
         mask = self.to_rank_4(role, mask)
-        if xp.isdtype(mask.dtype, "bool"):
+        if self.backend.isdtype(mask.dtype, "bool"):
             if self.d.chose("bool mask", "refused"):
                 raise self.wrong(role, "of numbers that are added", "bools", "write 0 and -inf")
             self.hides.append(masks.from_array(~mask if self.d.chose("bool mask", "ignore") else mask))
@@ -224,7 +227,7 @@ class _Translation(ForeignCall):
             raise self.wrong(role, f"of shape {' or '.join(ways)}", shape, advice)
         short = shape and shape[-1] < self.scores[3] and shape[-1] != 1
         if short and "past_key" in self.given:  # ONNX: what is missing is hidden
-            nothing = False if xp.isdtype(mask.dtype, "bool") else -xp.inf
+            nothing = False if self.backend.isdtype(mask.dtype, "bool") else -xp.inf
             rest = (*shape[:-1], self.scores[3] - shape[-1])
             device = self.backend.device(mask)
             mask = xp.concat([mask, xp.full(rest, nothing, dtype=mask.dtype, device=device)], axis=-1)

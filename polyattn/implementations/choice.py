@@ -8,6 +8,7 @@ from polyattn.arrays import Backend
 from polyattn.calls import shown
 from polyattn.implementations.blockwise import BLOCKWISE
 from polyattn.implementations.implementation import Implementation, Output
+from polyattn.implementations.nothing import asks_for_nothing, nothing
 from polyattn.implementations.reference import REFERENCE
 from polyattn.problem import Problem, say
 
@@ -24,7 +25,7 @@ class Choice(NamedTuple):
     why: str
 
     def run(self, p: Problem) -> Output:
-        return self.implementation.run(p, self.settings)
+        return nothing(p) if asks_for_nothing(p) else self.implementation.run(p, self.settings)
 
 
 def implementations_of(backend: Backend) -> tuple[Implementation, ...]:

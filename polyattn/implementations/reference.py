@@ -14,7 +14,7 @@ from typing import Any
 
 from polyattn import mods
 from polyattn.arrays import Array, Namespace, backend_of, is_array
-from polyattn.calls import SETTINGS, ambiguous, answers, shown
+from polyattn.calls import ambiguous, answers, shown
 from polyattn.dropout import keep_factors
 from polyattn.implementations.implementation import TRANSFORMS, Implementation, Output
 from polyattn.normalizers import softmax
@@ -163,7 +163,7 @@ def modified(p: Problem, mod: mods.ScoreMod, s: Array, at: Positions) -> Array:
     return p.backend.astype(found, p.compute_dtype)
 
 
-@answers("polyattn.Reference", SETTINGS)
+@answers("polyattn.Reference", "settings")
 @dataclass(frozen=True)
 class Reference:
     """The definition, which holds whole score matrices, with a limit on their bytes (default 4 GiB).

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 from polyattn._attention import AttentionAux, AuxRequest, attend
 from polyattn.arrays import Array
+from polyattn.arrays.numbers import SameArray
 from polyattn.calls import shown
 from polyattn.layers.layer import Layer, LayerResult, Params
 
@@ -29,6 +30,10 @@ class AttentionLayer(Layer):
 
     dropout_rate: float = 0.0
 
+    @overload
+    def __call__(self, params: Params, x: SameArray, *others: Any, **options: Any) -> SameArray: ...
+    @overload
+    def __call__(self, params: Params, **options: Any) -> Array: ...
     def __call__(self, params: Params, *inputs: Any, **options: Any) -> Array:
         if asked := [name for name in ("cache", "return_aux") if name in options]:
             line = ", ".join(f"{name}=..." for name in asked)

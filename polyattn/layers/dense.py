@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 
 from polyattn.arrays import Array, backend_of, is_array
+from polyattn.arrays.numbers import SameArray
 from polyattn.dropout import drop
 from polyattn.layers.activations import ACTIVATIONS, silu
 from polyattn.layers.initializers import ZEROS, Distribution, Normal, initializer
@@ -32,7 +33,7 @@ class Linear(Layer):
     def parameters(self) -> Mapping[str, Parameter]:
         return _affine(self, "w", "b", self.in_dim, self.out_dim)
 
-    def __call__(self, params: Params, x: Array) -> Array:
+    def __call__(self, params: Params, x: SameArray) -> SameArray:
         self.check(params, self.in_dim, x=x)
         return linear(x, params["w"], params.get("b"))
 
@@ -53,7 +54,7 @@ class Embedding(Layer):
         return {"table": Parameter((self.size, self.dim), self.initializer)}
 
     def __call__(self, params: Params, tokens: Array) -> Array:
-        if not is_array(tokens) or not backend_of(tokens).xp.isdtype(tokens.dtype, "integral"):
+        if not is_array(tokens) or not backend_of(tokens).isdtype(tokens.dtype, "integral"):
             raise TypeError(
                 f"{self.name}: expected an array of integer tokens, got "
                 f"{getattr(tokens, 'dtype', tokens)!r}; convert them to integers"
@@ -117,7 +118,7 @@ class MLP(Layer):
             **affine("out", self.hidden_dim, self.embed_dim),
         }
 
-    def __call__(self, params: Params, x: Array, *, dropout_seed: int | Array | None = None) -> Array:
+    def __call__(self, params: Params, x: SameArray, *, dropout_seed: int | Array | None = None) -> SameArray:
         self.check(params, self.embed_dim, x=x)
         hidden = linear(x, params["w_in"], params.get("b_in"))
         if self.activation == "swiglu":

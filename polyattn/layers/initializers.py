@@ -12,7 +12,7 @@ from statistics import NormalDist
 from typing import Any
 
 from polyattn.arrays import Array, backend_of, numpy_backend
-from polyattn.calls import SETTINGS, answers, flag, number, shown
+from polyattn.calls import answers, flag, number, shown
 from polyattn.dropout import key_of, threefry2x32
 
 __all__ = ["Constant", "Distribution", "Normal", "Uniform"]
@@ -26,7 +26,7 @@ class Distribution:
         raise NotImplementedError
 
 
-@answers("polyattn.layers.Constant", SETTINGS)
+@answers("polyattn.layers.Constant", "settings")
 @dataclass(frozen=True)
 class Constant(Distribution):
     """Every entry is `value`."""
@@ -41,7 +41,7 @@ class Constant(Distribution):
         return backend.xp.full(shape, self.value, dtype=like.dtype, device=backend.device(like))
 
 
-@answers("polyattn.layers.Uniform", SETTINGS)
+@answers("polyattn.layers.Uniform", "settings")
 @dataclass(frozen=True)
 class Uniform(Distribution):
     """Uniform on [-limit, limit)."""
@@ -58,7 +58,7 @@ class Uniform(Distribution):
         return backend.astype(backend.from_numpy(numbers, like), like.dtype)
 
 
-@answers("polyattn.layers.Normal", SETTINGS)
+@answers("polyattn.layers.Normal", "settings")
 @dataclass(frozen=True)
 class Normal(Distribution):
     """Normal with mean 0; cut at two standard deviations and widened to `std` again if truncated."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from polyattn.arrays import Array, Backend, backend_of, is_array
-from polyattn.calls import Speaking, array, number, shown
+from polyattn.calls import Speaking, array, members, number, shown
 from polyattn.calls import seed as an_integer
 from polyattn.layers.initializers import Distribution
 
@@ -48,6 +48,14 @@ class Layer(metaclass=Speaking):
     def run(self, params: Params, *inputs: Any, **options: Any) -> LayerResult:
         """The call, as a `LayerResult`."""
         return LayerResult(self(params, *inputs, **options))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        line = members().get(name, f"see dir(polyattn.layers.{type(self).__name__})")
+        raise AttributeError(
+            f"{self.name}: expected a layer to be a value without state, got .{name}; {line}"
+        )
 
     def parameters(self) -> Mapping[str, Parameter | Layer]:
         """The arrays and the parts of this layer, by name."""
@@ -105,8 +113,13 @@ class Layer(metaclass=Speaking):
         """A ValueError unless each is a positive int (or None)."""
         for name, n in sizes.items():
             if n is not None and (isinstance(n, bool) or not isinstance(n, int) or not 1 <= n < 2**31):
+                advice = (
+                    f"write {name}={n[0]}"
+                    if isinstance(n, tuple) and len(n) == 1
+                    else "give a size of at least 1"
+                )
                 raise ValueError(
-                    f"{self.name}: expected {name} to be a positive int, got {shown(n)}; give a size of at least 1"
+                    f"{self.name}: expected {name} to be a positive int, got {shown(n)}; {advice}"
                 )
 
     def check_rate(self, dropout_rate: float) -> None:
@@ -139,7 +152,7 @@ class Layer(metaclass=Speaking):
         if x.ndim < 2 or x.shape[-1] != width:
             raise ValueError(
                 f"{self.name}: expected {first} of shape (..., length, {width}), got {tuple(x.shape)}; "
-                f"the last axis is the width that {self} was made for"
+                "the last axis is the width that the layer was made for"
             )
         for name, other in inputs.items():
             if other is not None:
@@ -154,8 +167,13 @@ class Layer(metaclass=Speaking):
 
     def check_params(self, params: Params, x: Array) -> Backend:
         """The same for params alone, beside an array whose library they must be of."""
-        backend = backend_of(x)
+        backend = array(self.name, "x", x)
         expected = self.parameters()
+        if is_array(params):
+            raise TypeError(
+                f"{self.name}: expected params, a dict of arrays, before the inputs, got {shown(params)}; write params = "
+                "layer.init(seed, like=x) once, and layer(params, x)"
+            )
         if not isinstance(params, Mapping) or params.keys() != expected.keys():
             given = set(params) if isinstance(params, Mapping) else set()
             missing, unexpected = sorted(expected.keys() - given), sorted(given - expected.keys())
@@ -166,12 +184,12 @@ class Layer(metaclass=Speaking):
             )
         for name, parameter in expected.items():
             if isinstance(parameter, Parameter):
-                array = params[name]
-                self._same_kind(backend, x, f"params[{name!r}]", array)
-                if tuple(array.shape) != parameter.shape:
+                held = params[name]
+                self._same_kind(backend, x, f"params[{name!r}]", held)
+                if tuple(held.shape) != parameter.shape:
                     raise ValueError(
                         f"{self.name}: expected params[{name!r}] of shape {parameter.shape}, got "
-                        f"{tuple(array.shape)}; were they made for {self}?"
+                        f"{tuple(held.shape)}; were they made for another layer?"
                     )
         return backend
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 
 from polyattn.arrays import Array, Backend
+from polyattn.arrays.numbers import SameArray
 from polyattn.layers.initializers import ONES, ZEROS
 from polyattn.layers.layer import Layer, Parameter, Params
 
@@ -36,7 +37,7 @@ class LayerNorm(Layer):
         bias = {"bias": Parameter((self.dim,), ZEROS)} if self.use_bias else {}
         return {"scale": Parameter((self.dim,), ONES)} | bias
 
-    def __call__(self, params: Params, x: Array) -> Array:
+    def __call__(self, params: Params, x: SameArray) -> SameArray:
         x = _scaled(self, self.check(params, self.dim, x=x), params, x, centred=True)
         return x + params["bias"] if self.use_bias else x
 
@@ -63,7 +64,7 @@ class RMSNorm(Layer):
     def parameters(self) -> Mapping[str, Parameter]:
         return {"scale": Parameter((self.dim,), ONES)}
 
-    def __call__(self, params: Params, x: Array) -> Array:
+    def __call__(self, params: Params, x: SameArray) -> SameArray:
         return _scaled(self, self.check(params, self.dim, x=x), params, x, centred=False)
 
 

@@ -78,7 +78,7 @@ class Function(Mask):
                 f"{self.who}: expected mask_mod(b, h, q_idx, kv_idx) to compare whole arrays of positions, got "
                 "if, and, or, not, min or max, which want single numbers; write & for and, | for or, ~ for not"
             ) from error
-        if not is_array(allowed) or not backend_of(allowed).xp.isdtype(allowed.dtype, "bool"):
+        if not is_array(allowed) or not backend_of(allowed).isdtype(allowed.dtype, "bool"):
             raise TypeError(
                 f"{self.who}: expected mask_mod(b, h, q_idx, kv_idx) to return a bool array, got "
                 f"{getattr(allowed, 'dtype', type(allowed).__name__)}; return a comparison, True = may attend"

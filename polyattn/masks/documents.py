@@ -113,7 +113,7 @@ def segments(q_ids: Array, kv_ids: Array | None = None) -> Mask:
     kv_ids = q_ids if kv_ids is None else kv_ids
     for ids in (q_ids, kv_ids):
         array("polyattn.masks.segments", "ids", ids, "of integers")
-        if not backend_of(ids).xp.isdtype(ids.dtype, "integral"):
+        if not backend_of(ids).isdtype(ids.dtype, "integral"):
             raise TypeError(
                 "polyattn.masks.segments: expected arrays of integer ids, got "
                 f"{ids.dtype}; number the documents"

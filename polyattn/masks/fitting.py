@@ -76,7 +76,7 @@ def check_bools(who: str, given: Array, as_mask: str, as_bias: str) -> None:
     as_mask: how the mask is written, with {} where it is compared; as_bias: how it is added to the scores.
     """
     backend = array(who, "mask", given)
-    if backend.xp.isdtype(given.dtype, "bool"):
+    if backend.isdtype(given.dtype, "bool"):
         return
     visible, hidden = as_mask.format(" != 0"), as_mask.format(" == 0")
     if backend.compute_dtype(given.dtype) is None:

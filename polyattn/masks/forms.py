@@ -19,7 +19,7 @@ from polyattn.arrays import (
 )
 from polyattn.calls import answers, array, check_dtype, integer, integral, shown, size
 from polyattn.masks.tiles import Box, Tile, classify, grid
-from polyattn.places import Frame, Places, Positions, gather, positions
+from polyattn.places import Frame, Places, Positions, check_near, gather, positions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -138,6 +138,7 @@ class Forms(ABC):
         batches = 1 if batch is None else batch
         frame = Frame(batches, 1 if heads is None else heads, queries, keys, (batches,), "polyattn.masks")
         shape = (frame.batch, frame.heads, queries, keys)
+        check_near(frame.who, [("query_offset", query_offset, queries), ("key_offset", key_offset, keys)])
         at = positions(backend, like, shape, Places(query_offset, key_offset))
         full = backend.xp.broadcast_to(self.fit(frame).allowed(at), shape)
         return full if batch is not None or heads is not None else full[0, 0, ...]

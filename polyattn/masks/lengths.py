@@ -13,7 +13,7 @@ from polyattn.masks.algebra import Mask
 from polyattn.masks.fitting import positive, reshape
 from polyattn.masks.tiles import EMPTY, UNSURE, Box, Tile, decide
 from polyattn.masks.words import word
-from polyattn.places import Frame, Positions, look_up
+from polyattn.places import INT32, Frame, Positions, brought_near, look_up, within
 
 Lengths = int | tuple[int, ...] | Array
 
@@ -40,11 +40,11 @@ class Below(Mask):
     def allowed(self, at: Positions) -> Array:
         index, lengths = self.index(at), self.lengths
         if isinstance(lengths, int):
-            return index < lengths
-        backend = backend_of(index)
+            return index < within(lengths, index)
         if isinstance(lengths, tuple):
-            return index < look_up(lengths, at.item, backend.xp.int32)
-        lengths = backend.astype(lengths, backend.xp.int32)
+            held = [min(n, INT32 - 1) for n in lengths]
+            return index < look_up(held, at.item, backend_of(index).xp.int32)
+        lengths = brought_near(lengths)
         return index < (lengths if lengths.ndim == 0 else lengths[(at.item,)])
 
     def box(self, box: Box) -> Tile:
@@ -204,7 +204,7 @@ def _lengths(value: int | Sequence[int] | Array, function: str) -> Lengths:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(positive(n, function, "every length", 0) for n in value)
     if is_array(value):
-        if not backend_of(value).xp.isdtype(value.dtype, "integral"):
+        if not backend_of(value).isdtype(value.dtype, "integral"):
             raise TypeError(
                 f"polyattn.masks.{function}: expected integer lengths, got an array of {value.dtype}; "
                 "a bool mask goes to masks.from_array"

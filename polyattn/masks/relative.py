@@ -10,7 +10,7 @@ from polyattn.masks.algebra import Mask
 from polyattn.masks.fitting import positive
 from polyattn.masks.tiles import UNSURE, Box, Tile, decide
 from polyattn.masks.words import word
-from polyattn.places import Positions
+from polyattn.places import Positions, within
 
 
 @dataclass(frozen=True, repr=False)
@@ -24,13 +24,12 @@ class Window(Mask):
 
     def allowed(self, at: Positions) -> Array:
         distance = at.kv - at.q
-        if self.left is None and self.right is None:
-            return distance == distance
-        if self.left is None:
-            return distance <= self.right
-        if self.right is None:
-            return distance >= -self.left
-        return (distance >= -self.left) & (distance <= self.right)
+        left, right = self.left, self.right
+        if left is not None and right is not None:
+            return (distance >= -within(left, distance)) & (distance <= within(right, distance))
+        if left is not None:
+            return distance >= -within(left, distance)
+        return distance == distance if right is None else distance <= within(right, distance)
 
     def box(self, box: Box) -> Tile:
         if box.corners is None:
@@ -62,7 +61,7 @@ class Chunked(Mask):
     compares_positions = True
 
     def allowed(self, at: Positions) -> Array:
-        return at.q // self.size == at.kv // self.size
+        return at.q // within(self.size, at.q) == at.kv // within(self.size, at.kv)
 
     def box(self, box: Box) -> Tile:
         if box.corners is None:
@@ -83,7 +82,8 @@ class Dilated(Mask):
     relative = True
 
     def allowed(self, at: Positions) -> Array:
-        return (at.q - at.kv) % self.step == 0
+        distance = at.q - at.kv
+        return distance % within(self.step, distance) == 0
 
     def box(self, box: Box) -> Tile:
         if box.corners is None:

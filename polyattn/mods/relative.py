@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from polyattn.arrays import Array, backend_of
 from polyattn.calls import answers, flag, integer, integral, real, size
 from polyattn.mods.mod import Mod, to_all
-from polyattn.places import Positions
+from polyattn.places import INT32, Positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ def relative_position_bias(table: Array, *, bidirectional: bool = True, max_dist
     real(who, "table", table, "of shape (buckets, Hq)")
     bidirectional, max_distance = (
         flag(who, "bidirectional", bidirectional),
-        integer(who, "max_distance", max_distance, most=2**31 - 1),
+        integer(who, "max_distance", max_distance, most=INT32 - 1),
     )
     if table.ndim != 2:
         raise ValueError(

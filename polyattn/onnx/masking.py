@@ -30,7 +30,7 @@ def masked(
         offset = count - q.shape[2]
     if attn_mask is not None:
         fitted = _fit_mask(backend, attn_mask, (*q.shape[:3], k.shape[2]), count, opset)
-        if backend.xp.isdtype(fitted.dtype, "bool"):
+        if backend.isdtype(fitted.dtype, "bool"):
             seen.append(masks.from_array(fitted))
         else:
             bias = fitted
@@ -46,7 +46,7 @@ def masked(
 
 
 def _check_count(backend: Backend, count: Array, batch: int, keys: int) -> None:
-    if tuple(count.shape) != (batch,) or not backend.xp.isdtype(count.dtype, "integral"):
+    if tuple(count.shape) != (batch,) or not backend.isdtype(count.dtype, "integral"):
         raise ValueError(
             f"{_WHO}: expected nonpad_kv_seqlen of integers and of shape ({batch},), a number of keys per batch item, "
             f"got {count.dtype} of shape {tuple(count.shape)}; count the keys that are there"
@@ -77,9 +77,9 @@ def _fit_mask(
         raise wrong("axes are counted from the last one: rank 3 is (heads, queries, keys)")
     mask = xp.reshape(mask, (*(1,) * (4 - len(shape)), *shape))
     compute = backend.compute_dtype(mask.dtype)  # first, because NumPy's isdtype knows no bfloat16
-    is_bool = compute is None and xp.isdtype(mask.dtype, "bool")
+    is_bool = compute is None and backend.isdtype(mask.dtype, "bool")
     if not is_bool:
-        if compute is None and not xp.isdtype(mask.dtype, "integral"):
+        if compute is None and not backend.isdtype(mask.dtype, "integral"):
             raise TypeError(f"{_WHO}: expected attn_mask of bools or real numbers, got {mask.dtype}; cast it")
         mask = backend.astype(mask, compute or xp.float32)
     reach = shape[-1]

@@ -64,7 +64,7 @@ def rotary_embedding(
             "entries are turned in pairs"
         )
     if position_ids is not None and (
-        tuple(position_ids.shape) != (batch, length) or not backend.xp.isdtype(position_ids.dtype, "integral")
+        tuple(position_ids.shape) != (batch, length) or not backend.isdtype(position_ids.dtype, "integral")
     ):
         raise ValueError(
             f"{_WHO}: expected position_ids of integers and of shape {(batch, length)}, got {position_ids.dtype} of "

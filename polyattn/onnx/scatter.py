@@ -73,7 +73,7 @@ def tensor_scatter(
     circular = a["mode"] == "circular"
     start = xp.zeros(batch, dtype=xp.int32, device=backend.device(past_cache))
     if write_indices is not None:
-        if tuple(write_indices.shape) != (batch,) or not xp.isdtype(write_indices.dtype, "integral"):
+        if tuple(write_indices.shape) != (batch,) or not backend.isdtype(write_indices.dtype, "integral"):
             raise ValueError(
                 f"{_WHO}: expected write_indices of integers and of shape ({batch},), got {write_indices.dtype} of "
                 f"shape {tuple(write_indices.shape)}; one place per batch item"

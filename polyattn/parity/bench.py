@@ -99,7 +99,7 @@ def load_bench(name: str, *, who: str = "polyattn.testing.load_bench", **options
     except ImportError as error:
         package = (error.name or name).partition(".")[0].replace("_", "-")
         raise MissingBench(
-            f"{who}: expected the library of the bench {name!r}, which was asked for, got {error}; pip install {package}"
+            f"{who}: expected the library of the bench {name!r}, which was asked for, got {error.__cause__ or error}; pip install {package}"
         ) from error
     return made
 

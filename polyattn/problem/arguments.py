@@ -61,20 +61,39 @@ def _as_mask(call: Call, given: Any) -> Mask:
             f"(b, h, q_idx, kv_idx) -> bool, got {shown(given) if isinstance(given, str) else type(given).__name__}; "
             + _instead_of(given)
         )
+    _refuse_causal_bias(call, "mask", given)
     check_bools(call.who, given, "mask=(mask{})", "bias=mask")
     call.here("the arrays of mask", [given])
     return masks.from_array(given)
 
 
+#: Objects of other libraries in the place of a mask -> what is written.
+_OBJECTS = {
+    "BlockMask": "polyattn_torch.flex.from_flex makes a mask of it",
+    "LowerTriangularMask": "write is_causal=True, query_offset=0",
+    "LowerTriangularFromBottomRightMask": "write is_causal=True, query_offset='end'",
+    "BlockDiagonalMask": "write mask=masks.segments(ids) with one id per token",
+    "BlockDiagonalCausalMask": "write mask=masks.segments(ids) with one id per token, is_causal=True",
+}
+
+
 def _instead_of(given: Any) -> str:
     """What to write for a mask of another kind."""
-    if type(given).__name__ == "BlockMask":
-        return "polyattn_torch.flex.from_flex makes a mask of it"
     if given == "causal":  # MLX
         return "write is_causal=True"
     if isinstance(given, bool):
         return f"write is_causal={given}, or leave mask out"
-    return "make it an array of query's library"
+    return _OBJECTS.get(type(given).__name__, "make it an array of query's library")
+
+
+def _refuse_causal_bias(call: Call, name: str, given: Any) -> None:
+    """One of torch.nn.attention.bias is a tensor only in name: its numbers are anything."""
+    if type(given).__name__ == "CausalBias":
+        where = "'end'" if given.variant.name == "LOWER_RIGHT" else 0
+        raise TypeError(
+            f"{call.who}: expected {name} to be an array of numbers, got a CausalBias; write is_causal=True, "
+            f"query_offset={where}"
+        )
 
 
 def _hides_nothing(call: Call, fitted: Mask) -> bool:
@@ -130,7 +149,7 @@ def score_mod(call: Call) -> mods.ScoreMod | None:
                         f"{call.who}: expected score_mod to have parameters for {all_of_them} {noun}, got {own}; give "
                         "one slope or column per head, and per batch item only for all of them"
                     )
-    return given  # type: ignore[no-any-return]
+    return given
 
 
 def bias(call: Call) -> Array | None:
@@ -138,6 +157,7 @@ def bias(call: Call) -> Array | None:
     if given is None:
         return None
     array(call.who, "bias", given)
+    _refuse_causal_bias(call, "bias", given)
     call.here("bias", [given])
     if call.backend.compute_dtype(given.dtype) is None:
         raise TypeError(
@@ -168,15 +188,7 @@ def sinks(call: Call) -> Array | None:
 def _per_head(call: Call, value: Any, name: str) -> float | Array:
     """A number, or an array of shape (), (1,) or (Hq,) as (1, Hq|1, 1, 1) in the compute dtype."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        try:
-            found = float(value)
-        except OverflowError:  # an integer beyond all floats
-            found = math.inf
-        if name == "scale" and not math.isfinite(found):
-            raise ValueError(
-                f"{call.who}: expected a finite scale, got {shown(value)}; leave it out for 1 / sqrt(D)"
-            )
-        return found
+        return float(value) if not call.backend.may_remember() else _in_range(call, value, name)
     if not is_array(value):
         raise TypeError(
             f"{call.who}: expected {name} to be a number or an array of query's library, got "
@@ -196,6 +208,20 @@ def _per_head(call: Call, value: Any, name: str) -> float | Array:
             f"got shape {shape}; pass one value per head"
         )
     return call.backend.xp.reshape(call.backend.astype(value, call.compute_dtype), (1, -1, 1, 1))
+
+
+def _in_range(call: Call, value: float, name: str) -> float:
+    """A number that the compute dtype has; sinks beyond are infinite."""
+    most = float(call.backend.xp.finfo(call.compute_dtype).max)
+    if -most <= value <= most:
+        return float(value)
+    if name == "sinks" and value == value:
+        return math.inf if value > 0 else -math.inf
+    got = f"an integer of {value.bit_length()} bits" if isinstance(value, int) else repr(value)
+    raise ValueError(
+        f"{call.who}: expected {name} to be a number that {call.compute_dtype} has, got {got}; "
+        + ("None is 1 / sqrt(D)" if name == "scale" else "None is without sinks")
+    )
 
 
 def dropout_rate(call: Call) -> float:

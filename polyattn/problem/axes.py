@@ -8,6 +8,9 @@ from typing import NamedTuple
 from polyattn.arrays import Array, backend_of
 from polyattn.places import Frame
 
+#: The functions that take a layout.
+SAY_LAYOUT = ("polyattn.attention", "polyattn.attention_vjp", "polyattn.trace")
+
 
 class Axes(NamedTuple):
     """How the caller writes his arrays: leading axes, rank, layout."""
@@ -82,7 +85,7 @@ def shapes(
 
     def wrong(expected: str, advice: str) -> ValueError:
         other = "BLHD" if layout == "BHLD" else "BHLD"
-        if suggest and all(len(shape) >= 4 for shape in given):
+        if suggest and who in SAY_LAYOUT and all(len(shape) >= 4 for shape in given):
             try:
                 shapes(who, other, query, key, value, suggest=False)
             except ValueError:

@@ -32,7 +32,7 @@ class AuxRequest(NamedTuple):
         """Those that are wanted; who: the function that was asked for them."""
         for name, value in zip(self._fields, self, strict=True):
             meant = value if isinstance(value, str) and value in self._fields else name
-            flag(who, f"{name} of AuxRequest", value, f"write AuxRequest({meant}=True)")
+            flag(who, f"{name} of AuxRequest", value, f"write AuxRequest({meant}=True)", "return_aux")
         return tuple(name for name, value in zip(self._fields, self, strict=True) if value)
 
 

@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 from polyattn import mods
-from polyattn.arrays import Array, is_array
+from polyattn.arrays import Array, backend_of, is_array, readable
 from polyattn.calls import shown
 from polyattn.masks.algebra import Mask
-from polyattn.places import ORIGIN, Places
+from polyattn.places import ORIGIN, Places, brought_near, check_near
 from polyattn.problem.call import Call
 
 #: The options that `places` reads: where things stand, and what compares that.
@@ -56,6 +56,11 @@ def places(call: Call) -> Places:
                 "an offset of the keys defines; pass query_positions"
             )
         query = key + (frame.keys - frame.rows)
+    if call.backend.may_remember() and 0 not in frame[:3]:  # a compiler would take the bound for a condition
+        check_near(
+            call.who, [(_name(call, "query"), query, frame.rows), (_name(call, "key"), key, frame.keys)]
+        )
+    query, key = (_as_int32(where) for where in (query, key))
     if isinstance(query, int) and isinstance(key, int) and call.origin is ORIGIN:
         if query == 0 == key:
             return call.origin  # the default of every call
@@ -71,6 +76,19 @@ def _compares(call: Call) -> bool:
     return bool(
         call.is_causal or by_mask or (mod is not None and callable(mod) and mods.compares_positions(mod))
     )
+
+
+def _name(call: Call, side: str) -> str:
+    """The argument that says where a side stands."""
+    return f"{side}_{'offset' if call.get(f'{side}_positions') is None else 'positions'}"
+
+
+def _as_int32(where: Any) -> Any:
+    """Arrays of positions in int32; what lies too far away has been refused, unless nobody can read it."""
+    if not is_array(where):
+        return where
+    backend = backend_of(where)
+    return backend.astype(where, backend.xp.int32) if readable(where) else brought_near(where)
 
 
 def _offset(call: Call, side: str) -> Any:
@@ -94,7 +112,7 @@ def _offset(call: Call, side: str) -> Any:
         return offset
     if is_array(offset):
         call.here(name, [offset])
-        if not call.backend.xp.isdtype(offset.dtype, "integral"):
+        if not call.backend.isdtype(offset.dtype, "integral"):
             raise TypeError(
                 f"{call.who}: expected {name} to be of an integer dtype, got {offset.dtype}; "
                 "positions are whole numbers"
@@ -105,7 +123,6 @@ def _offset(call: Call, side: str) -> Any:
                 f"{call.who}: expected {name} to be one integer or of shape ({frame.batch},), one "
                 f"per batch item, got shape {shape}; the batch is every axis before the head axis"
             )
-        offset = call.backend.astype(offset, call.backend.xp.int32)
         return call.backend.xp.reshape(offset, (-1,)) if len(shape) > 1 else offset
     if isinstance(offset, (bool, type)) or not hasattr(offset, "__index__"):
         raise TypeError(
@@ -116,7 +133,7 @@ def _offset(call: Call, side: str) -> Any:
 
 
 def _listed(call: Call, side: str, size: int) -> Array:
-    """query_positions or key_positions as (B|1, size) in int32."""
+    """query_positions or key_positions as (B|1, size)."""
     name, given, frame = f"{side}_positions", call.get(f"{side}_positions"), call.frame
     letter = "L" if side == "query" else "S"
     if not is_array(given):
@@ -125,7 +142,7 @@ def _listed(call: Call, side: str, size: int) -> Array:
             f"{type(given).__name__}; make it an array of query's library"
         )
     call.here(name, [given])
-    if not call.backend.xp.isdtype(given.dtype, "integral"):
+    if not call.backend.isdtype(given.dtype, "integral"):
         raise TypeError(
             f"{call.who}: expected {name} to be of an integer dtype, got {given.dtype}; positions are whole numbers"
         )
@@ -135,5 +152,4 @@ def _listed(call: Call, side: str, size: int) -> Array:
             f"{call.who}: expected {name} of shape ({size},) or ({frame.batch}, {size}), got {shape}; give one "
             f"position per {'query row' if side == 'query' else 'key'}, or one list per batch item"
         )
-    given = call.backend.astype(given, call.backend.xp.int32)
     return call.backend.xp.reshape(given, (math.prod(shape[:-1]), size))

@@ -15,7 +15,7 @@ from polyattn import mods
 from polyattn.arrays import Array, Backend, backend_of
 from polyattn.calls import array, check_layout, unknown
 from polyattn.masks.algebra import Mask
-from polyattn.places import ORIGIN, Frame, Places, Positions, positions
+from polyattn.places import FAR, ORIGIN, Frame, Places, Positions, positions
 from polyattn.problem import arguments, position_arguments
 from polyattn.problem.arguments import CAUSAL
 from polyattn.problem.axes import Axes, shapes
@@ -129,6 +129,7 @@ def pose(
     compute_dtype = _compute_dtype(who, backend, query, key, value)
     axes, ((heads, rows, width), (_, keys, _), _) = shapes(who, layout, query, key, value)
     frame = Frame(math.prod(axes.lead), heads, rows, keys, axes.lead, who)
+    _not_too_long(frame, backend)
     call = Call(frame, backend, query, compute_dtype, options, origin)
     checked: dict[str, Any] = {"places": ORIGIN} | {name: check(call) for name, check in readers.items()}
     return Problem(
@@ -148,6 +149,17 @@ def _says_something(option: tuple[str, Any]) -> bool:
     name, value = option
     nothing = value is None or (isinstance(value, (int, float)) and value == 0)
     return not nothing and name not in ("layout", "scale")
+
+
+def _not_too_long(frame: Frame, backend: Backend) -> None:
+    """Indices are int32 numbers, where there are any."""
+    if not backend.may_remember() or not all(isinstance(n, int) for n in frame[:4]) or 0 in frame[:3]:
+        return
+    if max(frame[:4]) >= FAR:
+        raise ValueError(
+            f"{frame.who}: expected fewer than 2**30 items, heads, queries and keys, got scores (B, Hq, L, S) = "
+            f"{frame[:4]}; compute a part at a time"
+        )
 
 
 def _one_library(who: str, query: Array, key: Array, value: Array, plain: bool) -> Backend:

@@ -87,7 +87,7 @@ def convert(params: Params, like: Array) -> dict[str, Any]:
         source = backend_of(x)
         values = source.to_numpy(x)
         made = target.from_numpy(values, like)
-        if (survived := target.to_numpy(made).dtype) != values.dtype:
+        if (survived := target.to_numpy(made).dtype) != values.dtype.newbyteorder("="):
             raise TypeError(
                 f"polyattn.weights.convert: expected {name!r} to keep its dtype {values.dtype}, got {survived} from "
                 f"{target.name}; cast it first, or let {target.name} have that dtype (JAX: jax_enable_x64)"

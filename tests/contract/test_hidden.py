@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polyattn import AuxRequest, attention, masks
+from polyattn import AuxRequest, Blockwise, attention, attention_vjp, masks
 from polyattn.parity import ACCEPTANCE, Spec, eta, round_to
 from polyattn.testing import Bench
 from polyattn.truth import truth
@@ -254,3 +254,24 @@ def test_an_axis_of_size_zero_gives_zeros_of_the_right_shape(bench: Bench, empty
     for name in set(got) - {"out", "lse"}:
         assert got[name].shape == arrays[name].shape
         assert np.isfinite(got[name]).all()
+
+
+@pytest.mark.rule("rule-7", "rule-23")
+@pytest.mark.parametrize("how", ["mask", "bias", "lengths"])
+@pytest.mark.parametrize("poison", [np.inf, np.nan, 6e4])
+def test_the_engine_does_not_warn_of_what_is_hidden(how: str, poison: float) -> None:
+    """NumPy warns of inf * 0 and of exp(120): warnings are errors here, and the definition gives none."""
+    q, k, v = np.random.default_rng(0).normal(size=(3, 1, 2, 9, 4)).astype(np.float16)
+    q[..., 6:, :] = k[..., 5:, :] = v[..., 5:, :] = poison
+    allowed = (np.arange(9) < 5) & (np.arange(9)[:, None] < 6)
+    options: dict[str, Any] = {
+        "mask": {"mask": allowed},
+        "bias": {"bias": np.where(allowed, 0.0, -np.inf)},
+        "lengths": {"mask": masks.key_lengths(5) & masks.query_lengths(6)},
+    }[how]
+    for sinks in (None, 120.0):
+        attention(q, k, v, **options, sinks=sinks, implementation="reference")
+        for tile in (Blockwise(2, 3), Blockwise(4, 4), Blockwise(9, 9)):
+            out, pullback = attention_vjp(q, k, v, **options, sinks=sinks, implementation=tile)
+            gradients = pullback(out)
+            assert not any(x[..., 6:, :].any() for x in (out, gradients["query"]))

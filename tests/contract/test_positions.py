@@ -208,3 +208,23 @@ def test_packed_documents_have_their_own_alignment() -> None:
         mine, theirs = slice(q_ends[i] - queries[i], q_ends[i]), slice(k_ends[i] - keys[i], k_ends[i])
         alone = attention(q[:, mine], k[:, theirs], v[:, theirs], is_causal=True, query_offset="end")
         assert np.abs(out[:, mine] - alone).max() < 1e-14
+
+
+@pytest.mark.rule("rule-13")
+@pytest.mark.parametrize(
+    "fact",
+    [
+        {"query_offset": 5},
+        {"key_offset": 5},
+        {"query_positions": np.array([7, 1, 4])},
+        {"key_positions": np.array([3, 0, 9])},
+        {"dropout_seed": 7},
+    ],
+    ids=lambda fact: next(iter(fact)),
+)
+def test_positions_and_a_seed_may_be_stated_where_nothing_asks(eager: Bench, fact: dict[str, Any]) -> None:
+    x = eager.array(np.random.default_rng(0).normal(size=(1, 2, 3, 4)), "float32")
+    given = {name: eager.array(n) if isinstance(n, np.ndarray) else n for name, n in fact.items()}
+    assert np.array_equal(eager.numpy(attention(x, x, x, **given)), eager.numpy(attention(x, x, x)))
+    with pytest.raises((TypeError, ValueError)):
+        attention(x, x, x, **dict.fromkeys(fact, "start"))

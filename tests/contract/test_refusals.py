@@ -109,12 +109,12 @@ BUILDERS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "softcap of 0": (
         lambda: mods.softcap(0),
         ValueError,
-        "polyattn.mods.softcap: expected cap > 0 and finite, got 0; leave the mod out for no cap",
+        "polyattn.mods.softcap: expected a cap between 0 and 2**60, got 0; leave the mod out for no cap",
     ),
     "softcap below 0": (
         lambda: mods.softcap(-1.0),
         ValueError,
-        "polyattn.mods.softcap: expected cap > 0 and finite, got -1.0; leave the mod out for no cap",
+        "polyattn.mods.softcap: expected a cap between 0 and 2**60, got -1.0; leave the mod out for no cap",
     ),
     "alibi of no heads": (
         lambda: mods.alibi(0),
@@ -262,3 +262,51 @@ def test_shapes_are_named_in_the_layout_of_the_caller(eager: Bench) -> None:
         "got query (2, 3, 4, 8), key (2, 5, 3, 8), value (2, 5, 3, 6) in layout BLHD; grouped heads read key "
         "head h // (Hq // Hkv); check the layout"
     )
+
+
+@pytest.mark.parametrize(("layout", "other"), [("BHLD", "BLHD"), ("BLHD", "BHLD")])
+def test_a_forgotten_transpose_that_heads_reveal_is_asked_about(
+    eager: Bench, layout: str, other: str
+) -> None:
+    shapes = [(2, 6, 4, 8), (2, 5, 4, 8)] if layout == "BHLD" else [(2, 4, 6, 8), (2, 4, 5, 8)]
+    q, k = (eager.array(np.ones(s), "float32") for s in shapes)
+    with pytest.raises(ValueError, match=f"; did you mean layout='{other}', in which they fit\\?$"):
+        attention(q, k, k, layout=layout)
+    attention(q, k, k, layout=other)
+
+
+def test_a_mask_that_fits_the_other_layout_asks_about_it(eager: Bench) -> None:
+    x = eager.array(np.ones((2, 6, 4, 8)), "float32")  # (B, L, H, D)
+    mask = eager.array(np.tril(np.ones((6, 6), bool)))
+    with pytest.raises(ValueError) as error:
+        attention(x, x, x, mask=mask)
+    assert str(error.value) == (
+        "polyattn.attention: expected a mask that broadcasts to the scores (..., Hq, L, S) = (2, 6, 4, 4), got shape "
+        "(6, 6); did you mean the other layout, in which the scores are (2, 4, 6, 6)?"
+    )
+    attention(x, x, x, mask=mask, layout="BLHD")
+
+
+def test_flags_and_rates_of_numpy_are_flags_and_rates(eager: Bench) -> None:
+    x = eager.array(np.random.default_rng(0).normal(size=(1, 2, 3, 4)), "float32")
+    plain = attention(x, x, x, is_causal=True, dropout_rate=0.5, dropout_seed=0)
+    numpys = {"is_causal": np.bool_(True), "dropout_rate": np.float32(0.5), "dropout_seed": np.int64(0)}
+    if eager.name != "numpy":
+        numpys["dropout_seed"] = 0  # an array of another library there
+    assert np.array_equal(eager.numpy(attention(x, x, x, **numpys)), eager.numpy(plain))
+
+
+def test_a_mask_is_a_static_argument_of_a_compiled_function() -> None:
+    import jax
+
+    traced: list[Any] = []
+
+    def masked(x: Any, mask: Any) -> Any:
+        traced.append(mask)
+        return attention(x, x, x, mask=mask)
+
+    x = jnp.asarray(Q)
+    compiled = jax.jit(masked, static_argnames="mask")
+    for _ in range(2):  # equal masks are one program
+        assert np.array_equal(compiled(x, masks.causal()), attention(x, x, x, is_causal=True))
+    assert len(traced) == 1

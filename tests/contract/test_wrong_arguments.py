@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from shared.libraries import torch
 
 import polyattn
 from polyattn import AuxRequest, attention, attention_vjp, layers, masks, mods, trace

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from polyattn import layers
 from polyattn.layers import PRESETS
 
 DOCS = Path(__file__).parents[2] / "docs"
+CODE = sorted([*DOCS.glob("**/*.md"), *DOCS.parent.glob("examples/*/README.md")])
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
@@ -31,6 +33,14 @@ def test_the_programs_of_a_page_run(
         # What is printed as one number is a difference of two ways to the same result.
         assert all(float(line) < 1e-5 for line in printed.splitlines() if re.fullmatch(r"[\d.e-]+", line))
     assert said
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(DOCS.parent)))
+def test_no_line_of_code_is_longer_than_a_page_is_wide(path: Path) -> None:
+    blocks = re.findall(
+        r"^```(?:python|sh|\{code-cell\})\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert [line for block in blocks for line in block.splitlines() if len(line) > 110] == []
 
 
 def test_the_table_of_presets_is_that_of_the_code() -> None:
@@ -60,3 +70,13 @@ def test_what_the_page_shows_as_given_must_be_given() -> None:
     ):
         with pytest.raises(TypeError, match=f"expected {argument} too"):
             layer(8, 4)
+
+
+def test_every_public_module_has_a_page_of_reference() -> None:
+    surface = tomllib.loads((Path(__file__).parent / "surface.toml").read_text(encoding="utf-8"))
+    index = (DOCS / "reference" / "index.md").read_text(encoding="utf-8")
+    for module in [module for module, names in surface.items() if names]:
+        assert f".. automodule:: {module}\n" in (DOCS / "reference" / f"{module}.md").read_text(
+            encoding="utf-8"
+        )
+        assert f"[{module}]({module}.md)" in index

@@ -56,7 +56,10 @@ def test_libraries_not_asked_for_are_left_out() -> None:
 def test_a_library_that_nobody_knows_is_an_error() -> None:
     status, words = pytest_says("--libraries", "numpy,mlx", "tests/contract/test_laws.py")
     assert status == 4
-    assert "--libraries: expected some of numpy, strict, jax, torch, got 'mlx'; check its spelling" in words
+    assert (
+        "--libraries: expected some of numpy, autograd, strict, jax, torch, got 'mlx'; check its spelling"
+        in words
+    )
 
 
 def test_a_library_that_is_asked_for_and_missing_is_an_error() -> None:
@@ -66,7 +69,9 @@ def test_a_library_that_is_asked_for_and_missing_is_an_error() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("missing", ["torch", "jax,jaxlib", "matplotlib", "torch,jax,jaxlib,matplotlib"])
+@pytest.mark.parametrize(
+    "missing", ["torch", "jax,jaxlib", "matplotlib", "torch,jax,jaxlib,autograd,matplotlib"]
+)
 def test_what_quick_runs_is_collected_whatever_is_missing(missing: str) -> None:
     status, words = pytest_says("--collect-only", *QUICK, missing=missing)
     assert status == 0, words[-2000:]

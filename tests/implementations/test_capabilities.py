@@ -300,5 +300,7 @@ def test_a_wrong_keyword_names_the_function_that_was_called() -> None:
     for function, who in ((attention, "polyattn.attention"), (attention_vjp, "polyattn.attention_vjp")):
         with pytest.raises(TypeError) as caught:
             function(*QKV, masks=None)
-        assert str(caught.value).startswith(f"{who}: expected arguments of attention (mask, bias, ")
-        assert str(caught.value).endswith("), got 'masks'; check its spelling")
+        assert str(caught.value).startswith(
+            f"{who}: expected arguments among query, key, value, mask, bias, "
+        )
+        assert str(caught.value).endswith(", got masks=; did you mean mask=?")

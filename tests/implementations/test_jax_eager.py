@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from polyattn_jax import backend, eager
+from shared.libraries import jax, jnp, polyattn_jax
 
 from polyattn import Blockwise, attention, masks, mods
 from polyattn.masks.tiles import PARTIAL
 from polyattn.problem import pose
 
+backend, eager = polyattn_jax.backend, polyattn_jax.eager
 X = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 6, 4)), jnp.float32)
 NOW: dict[str, Any] = {"factor": 1.0, "reach": 2, "table": jnp.zeros(3)}
 

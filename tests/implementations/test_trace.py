@@ -144,7 +144,8 @@ def test_what_a_trace_refuses() -> None:
     with pytest.raises(TypeError) as refused:
         trace(SIX, SIX, SIX, implementation="native")
     assert str(refused.value) == (
-        "polyattn.trace: expected no implementation, got 'native'; a trace has every value, of the definition"
+        "polyattn.trace: expected the definition to be shown, got implementation=, as polyattn.attention has it; leave "
+        "implementation out"
     )
     with pytest.raises(
         KeyError, match="no stage 'masked'; there are scores, row maximum, weights, output, lse"

@@ -85,8 +85,8 @@ DROPPING: dict[str, Callable[[float], Any]] = {
 }
 
 CALLS: dict[str, tuple[Callable[[], Any], str]] = {
-    "x of another width": (call(NORM, WIDE), f"LayerNorm: expected x of shape (..., length, 8), got (2, 7, 6); the last axis is the width that {NORM} was made for"),
-    "x of rank 1": (call(ATTEND, X[0, 0]), f"MultiHeadAttention: expected x of shape (..., length, 8), got (8,); the last axis is the width that {ATTEND} was made for"),
+    "x of another width": (call(NORM, WIDE), "LayerNorm: expected x of shape (..., length, 8), got (2, 7, 6); the last axis is the width that the layer was made for"),
+    "x of rank 1": (call(ATTEND, X[0, 0]), "MultiHeadAttention: expected x of shape (..., length, 8), got (8,); the last axis is the width that the layer was made for"),
     "context of another width": (call(ATTEND, X, WIDE), "MultiHeadAttention: expected context of shape (..., length, 8), got (2, 7, 6); context_dim declares its width"),
     "additive context": (call(layers.AdditiveAttention(8, 4), X, WIDE), "AdditiveAttention: expected context of shape (..., length, 8), got (2, 7, 6); context_dim declares its width"),
     "context of another batch": (call(ATTEND, X, np.zeros((3, 7, 8))), "MultiHeadAttention: expected leading axes that broadcast against each other, got query (2, 2, 5, 4), key (3, 2, 7, 4), value (3, 2, 7, 4) in layout BHLD; give each axis one size, or 1"),
@@ -107,12 +107,12 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "params that miss one": (lambda: NORM({"bias": X}, X), "LayerNorm: expected params with the names ['bias', 'scale'], got dict without ['scale'] and with unexpected []; make them with layer.init(seed, like=x), or read them with polyattn.weights"),
     "params with one more": (lambda: NORM({**init(NORM), "gain": X}, X), "LayerNorm: expected params with the names ['bias', 'scale'], got dict without [] and with unexpected ['gain']; make them with layer.init(seed, like=x), or read them with polyattn.weights"),
     "params as a list": (lambda: NORM([X], X), "LayerNorm: expected params with the names ['bias', 'scale'], got list without ['bias', 'scale'] and with unexpected []; make them with layer.init(seed, like=x), or read them with polyattn.weights"),  # type: ignore[arg-type]
-    "params of another layer": (lambda: NORM({"scale": X, "bias": X}, X), f"LayerNorm: expected params['scale'] of shape (8,), got (2, 5, 8); were they made for {NORM}?"),
+    "params of another layer": (lambda: NORM({"scale": X, "bias": X}, X), "LayerNorm: expected params['scale'] of shape (8,), got (2, 5, 8); were they made for another layer?"),
     "params of a part": (lambda: BLOCK({**init(BLOCK), "norm_2": {}}, X), "LayerNorm: expected params with the names ['bias', 'scale'], got dict without ['bias', 'scale'] and with unexpected []; make them with layer.init(seed, like=x), or read them with polyattn.weights"),
     "params where there are none": (lambda: layers.ScaledDotProductAttention()({"w": X}, X, X, X), "ScaledDotProductAttention: expected params with the names [], got dict without [] and with unexpected ['w']; make them with layer.init(seed, like=x), or read them with polyattn.weights"),
     "a token too large": (call(TABLE, np.array([1, 4])), "Embedding: expected tokens from 0 to 3, got some from 1 to 4; the table has no such rows"),
     "a negative token": (call(TABLE, np.array([-1, 2])), "Embedding: expected tokens from 0 to 3, got some from -1 to 2; the table has no such rows"),
-    "parts of two widths": (call(layers.EncoderBlock(ATTEND, layers.MLP(6, 4, activation="relu"), NORM, norm_first=True), X), f"MLP: expected x of shape (..., length, 6), got (2, 5, 8); the last axis is the width that {layers.MLP(6, 4, activation='relu')} was made for"),
+    "parts of two widths": (call(layers.EncoderBlock(ATTEND, layers.MLP(6, 4, activation="relu"), NORM, norm_first=True), X), "MLP: expected x of shape (..., length, 6), got (2, 5, 8); the last axis is the width that the layer was made for"),
 }  # fmt: skip
 
 CONVERT = "; convert one of the two, for example with polyattn.weights.convert(params, like=x)"

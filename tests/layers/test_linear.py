@@ -219,14 +219,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "beta": (lambda: linear_attention(X, KV, KV, beta=KV), ValueError, "beta of shape (1, 1 or 2, 5, 1), got (1, 2, 5, 2)"),
     "state": (lambda: linear_attention(X, KV, KV, state=KV), ValueError, "state of shape (1, 2, 2, 2), got (1, 2, 5, 2)"),
     "chunk_size": (lambda: linear_attention(X, KV, KV, chunk_size=0), ValueError, "chunk_size to be an integer of at least 1, got 0"),
-    "scale": (lambda: linear_attention(X, KV, KV, scale=np.ones(4)), TypeError, "scale to be a number or None, got array([1., 1., 1., 1.]); multiply query by an array of scales"),
+    "scale": (lambda: linear_attention(X, KV, KV, scale=np.ones(4)), TypeError, "scale to be a number or None, got an array of shape (4,) and dtype float64; multiply query by an array of scales"),
     "a word for scale": (lambda: linear_attention(X, KV, KV, scale="1"), TypeError, "scale to be a number or None, got '1'"),
     "a flag for scale": (lambda: linear_attention(X, KV, KV, scale=True), TypeError, "scale to be a number or None, got True"),
     "no number for scale": (lambda: linear_attention(X, KV, KV, scale=np.nan), ValueError, "a finite scale, got nan; None is 1/sqrt(D)"),
     "a scale beyond floats": (lambda: linear_attention(X, KV, KV, scale=10**400), ValueError, "a finite scale, got 1000"),
     "dtypes": (lambda: linear_attention(X, KV.astype(np.float32), KV), TypeError, "query, key and value of one dtype"),
     "integers": (lambda: linear_attention(X.astype(int), KV, KV), TypeError, "query of a real floating dtype, got int64"),
-    "libraries": (lambda: linear_attention(X, torch.tensor(KV), KV), TypeError, "key to be an array of the library of query, got Tensor"),
+    "libraries": (lambda: linear_attention(X, torch.tensor(KV), KV), TypeError, "key to be an array of the library of query, got one of torch"),
 }  # fmt: skip
 
 

@@ -8,11 +8,10 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
-import polyattn_autograd
 import pytest
 from shared import formulas
 from shared.formulas import Array
-from shared.libraries import jax, torch
+from shared.libraries import jax, polyattn_autograd, torch
 from shared.running import LIBRARIES, applied, bench_of, drawn, mapped, normal
 
 from polyattn import AuxRequest, attention, layers, masks

@@ -69,9 +69,9 @@ def test_compose_applies_the_first_modification_first() -> None:
 @pytest.mark.parametrize(
     ("make", "error", "sentence"),
     [
-        (lambda: mods.softcap(0.0), ValueError, "polyattn.mods.softcap: expected cap > 0 and finite, got 0.0; leave the mod out for no cap"),
-        (lambda: mods.softcap(-1), ValueError, "polyattn.mods.softcap: expected cap > 0 and finite, got -1; leave the mod out for no cap"),
-        (lambda: mods.softcap(np.array(-2.0)), ValueError, "polyattn.mods.softcap: expected cap > 0 and finite, got -2.0; leave the mod out for no cap"),
+        (lambda: mods.softcap(0.0), ValueError, "polyattn.mods.softcap: expected a cap between 0 and 2**60, got 0.0; leave the mod out for no cap"),
+        (lambda: mods.softcap(-1), ValueError, "polyattn.mods.softcap: expected a cap between 0 and 2**60, got -1; leave the mod out for no cap"),
+        (lambda: mods.softcap(np.array(-2.0)), ValueError, "polyattn.mods.softcap: expected a cap between 0 and 2**60, got -2.0; leave the mod out for no cap"),
         (lambda: mods.softcap("2"), TypeError, "polyattn.mods.softcap: expected a number or a 0-d array, got '2'; pass cap > 0"),
         (lambda: mods.alibi(0), ValueError, "polyattn.mods.alibi_slopes: expected heads >= 1, got 0; pass the number of heads"),
         (lambda: mods.alibi(np.ones((2, 1, 1))), ValueError, "polyattn.mods.alibi: expected slopes of shape (Hq,) or (B, Hq), got (2, 1, 1); give one per head, or one per batch item and head"),

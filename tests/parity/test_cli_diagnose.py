@@ -120,10 +120,7 @@ def test_what_was_meant_is_read_from_the_file(tmp_path: Path) -> None:
             "expected value to be an array of floats, got complex128",
         ),
         ({"output": np.zeros((2, 4, 8, 24))}, "expected output of shape (2, 4, 24, 8)"),
-        (
-            {"output": np.full(1, None)},
-            "a whole .npz file of plain arrays, got 'case.npz', of which the reader says: ",
-        ),
+        ({"output": np.full(1, None)}, "to be an .npz file of plain arrays, of which NumPy says: "),
     ],
 )
 def test_a_bad_file_is_refused_in_a_sentence(tmp_path: Path, more: dict[str, Any], sentence: str) -> None:

@@ -20,6 +20,7 @@ __all__ = ["SPOKEN", "Absent", "installed"]
 #: library -> the words by which a test is seen to use it
 SPOKEN = {
     "numpy": {"numpy"},
+    "autograd": {"autograd", "polyattn_autograd", "AutogradBench"},
     "strict": {"strict"},
     "jax": {"jax", "jnp", "polyattn_jax", "JaxBench"},
     "torch": {"torch", "polyattn_torch", "TorchBench"},
@@ -27,7 +28,8 @@ SPOKEN = {
 #: name in tests -> where it comes from
 _FROM = {"jnp": "jax.numpy", "eqx": "equinox", "nnx": "flax.nnx", "mpl": "matplotlib"}
 _PARTS = {
-    "jax": ("jax.export", "jax.extend.core", "jax.extend.random", "jax.test_util"),
+    "jax": ("jax.export", "jax.extend.random", "jax.test_util"),
+    "polyattn_jax": ("polyattn_jax.eager",),
     "polyattn_torch": ("polyattn_torch.native",),
 }  # which the module itself does not load
 
@@ -56,12 +58,32 @@ class Absent:
     def __call__(self, *_: Any, **__: Any) -> Absent:
         return self._touched()
 
-    def __getitem__(self, _: Any) -> Absent:
-        return self._touched()
-
     def __mro_entries__(self, _: Any) -> tuple[()]:
         self._touched()
         return ()
+
+
+for _operator in [
+    "getitem",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "add",
+    "radd",
+    "sub",
+    "rsub",
+    "mul",
+    "rmul",
+    "truediv",
+    "rtruediv",
+    "matmul",
+    "and",
+    "or",
+    "invert",
+    "neg",
+]:
+    setattr(Absent, f"__{_operator}__", Absent.__call__)
 
 
 def __getattr__(name: str) -> Any:

@@ -69,7 +69,7 @@ def backward(p: Problem, plan: Plan, saved: Averages, d_out: Array, d_lse: Array
     d_bias = None if p.bias is None else _gather_bias(blocks, rest.pop(0), p.bias.shape)
     d_sinks = d_scale = None
     if p.sinks is not None:
-        share = xp.where(rows.seen, xp.exp(p.sinks - rows.lse_and_sink), 0.0)
+        share = xp.exp(p.sinks - rows.lse_and_sink)
         d_sinks = _per_head(-xp.sum(share * rows.mean, axis=(0, 2, 3)), p.sinks)
     if not isinstance(p.scale, float):
         q = xp.where(rows.seen, backend.astype(p.q, p.compute_dtype), 0.0)
@@ -96,8 +96,9 @@ def _rows(p: Problem, saved: Averages, d_out: Array, d_lse: Array) -> Rows:
     if p.sinks is None:
         return Rows(seen, lse, d_out, mean - d_lse, mean, lse)
     top = xp.maximum(lse, p.sinks)
-    both = xp.where(seen, top + xp.log(xp.exp(lse - top) + xp.exp(p.sinks - top)), 0.0)
-    left = xp.where(seen, xp.exp(lse - both), 0.0)
+    # Infinite where the row sees nothing: then nothing is left, and no sink has a share of it.
+    both = xp.where(seen, top + xp.log(xp.exp(lse - top) + xp.exp(p.sinks - top)), xp.inf)
+    left = xp.exp(lse - both)
     return Rows(seen, lse, d_out * left, mean * left - d_lse, mean, both)
 
 

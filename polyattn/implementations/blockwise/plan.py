@@ -8,12 +8,12 @@ from math import gcd
 from typing import Any
 
 from polyattn.arrays import TileSizes
-from polyattn.calls import SETTINGS, answers, shown
+from polyattn.calls import answers, shown
 from polyattn.masks.tiles import EMPTY, FULL, Grid, coarser, grid
 from polyattn.problem import Problem
 
 
-@answers("polyattn.Blockwise", SETTINGS)
+@answers("polyattn.Blockwise", "settings")
 @dataclass(frozen=True)
 class Blockwise:
     """The blockwise implementation with tiles of a given size; None leaves the size to the adapter.

@@ -13,6 +13,7 @@ from polyattn.implementations.blockwise.backward import Gradients, backward
 from polyattn.implementations.blockwise.forward import Averages, forward
 from polyattn.implementations.blockwise.plan import Blockwise, plan
 from polyattn.implementations.implementation import Implementation, Output
+from polyattn.implementations.nothing import asks_for_nothing, nothing
 from polyattn.implementations.reference import define
 from polyattn.problem import Problem
 
@@ -50,8 +51,9 @@ def _differentiable(static: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
 def with_derivative(p: Problem, wish: Blockwise) -> tuple[Averages, Callable[[Array, Array], Gradients]]:
     """The engine, and its derivative as a function (d_out, d_lse) -> Gradients."""
     if 0 in p.scores_shape:
-        empty = define(replace(p, wanted=("lse",)))
-        return Averages(empty.out, empty.lse), lambda d_out, d_lse: _nothing(p)
+        empty = replace(p, wanted=("lse",))
+        out, lse, *_ = nothing(empty) if asks_for_nothing(empty) else define(empty)
+        return Averages(out, lse), lambda d_out, d_lse: _nothing(p)
     cut = plan(p, wish)
     found = forward(p, cut)
     return found, lambda d_out, d_lse: backward(p, cut, found, d_out, d_lse)

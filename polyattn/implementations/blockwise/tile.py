@@ -87,6 +87,7 @@ class Blocks:
         if allowed is not None:
             visible = visible_keys(allowed, self.kv_heads, xp)
             k, v = xp.where(visible, k, 0.0), xp.where(visible, v, 0.0)
+            q = xp.where(xp.any(allowed, axis=-1, keepdims=True), q, 0.0)
         raw = grouped_product(backend, q, xp.matrix_transpose(k), slot=0)  # (b, h, rows, size)
         scores = raw if at is None else scores_at(p, at, raw, bias, allowed)
         return ScoreTile(scores, raw, k, v, keep, allowed, at)

@@ -247,3 +247,45 @@ def test_objects_of_libraries_that_are_not_here_are_translated() -> None:
     for head in range(4):
         one = attention(*(x[:, :, [h]].swapaxes(1, 2) for x, h in ((q, head), (k, head % 2), (v, head % 2))), sinks=0.0, mask=lengths)  # fmt: skip
         assert np.abs(tiled[:, [head]] - one).max() <= bound(q, k, v, 0.36)
+
+
+@pytest.mark.parametrize("name", ["torch.sdpa", "jax.nn", "flash_attn.2"])
+def test_bfloat16_of_numpy_is_translated(name: str) -> None:
+    import ml_dtypes
+
+    d = DIALECTS[name]
+    x = np.random.default_rng(2).normal(size=(2, 3, 3, 8)).astype(ml_dtypes.bfloat16)
+    names = [p.name for p in d.parameters if p.role in ("query", "key", "value")]
+    out = d.attention(**dict.fromkeys(names, x))
+    assert out.dtype == x.dtype
+    layout = "BHLD" if name == "torch.sdpa" else "BLHD"
+    assert np.array_equal(out, attention(x, x, x, layout=layout))
+    if name == "torch.sdpa":
+        added = np.where(np.tril(np.ones((3, 3), bool)), 0.0, -np.inf).astype(ml_dtypes.bfloat16)
+        assert np.array_equal(d.attention(x, x, x, attn_mask=added), attention(x, x, x, is_causal=True))
+
+
+@pytest.mark.filterwarnings("ignore:Lower right causal bias will produce NaNs")
+@pytest.mark.parametrize("rows", [3, 5, 6])
+@pytest.mark.parametrize("variant", ["causal_upper_left", "causal_lower_right"])
+def test_the_biases_of_torch_are_causal_masks(variant: str, rows: int) -> None:
+    import torch.nn.attention.bias
+
+    q = torch.randn(2, 4, rows, 8, generator=torch.Generator().manual_seed(0))
+    k = torch.randn(2, 4, 5, 8, generator=torch.Generator().manual_seed(1))
+    bias = getattr(torch.nn.attention.bias, variant)(rows, 5)
+    offset = 0 if variant == "causal_upper_left" else "end"
+    meant = attention(q, k, k, is_causal=True, query_offset=offset)
+    assert torch.equal(DIALECTS["torch.sdpa"].attention(q, k, k, attn_mask=bias), meant)
+    ours = DIALECTS["torch.sdpa"].attention(q.numpy(), k.numpy(), k.numpy(), attn_mask=bias)
+    assert np.abs(ours - meant.numpy()).max() <= bound(q.numpy(), k.numpy(), k.numpy(), 0.36)
+    if rows <= 5:  # rows that see nothing are NaN there
+        theirs = torch.nn.functional.scaled_dot_product_attention(q, k, k, attn_mask=bias)
+        assert (theirs - meant).abs().max() <= bound(q.numpy(), k.numpy(), k.numpy(), 0.36)
+    for name in ("mask", "bias"):
+        with pytest.raises(TypeError) as error:
+            attention(q, k, k, **{name: bias})
+        assert str(error.value) == (
+            f"polyattn.attention: expected {name} to be an array of numbers, got a CausalBias; write is_causal=True, "
+            f"query_offset={offset!r}"
+        )

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from polyattn import attention, attention_vjp, trace
+import polyattn
+from polyattn import attention, attention_vjp, layers, masks, mods, trace
 from polyattn.additive import additive_attention
-from polyattn.calls import ANSWERS, LAYERS, SETTINGS
+from polyattn.calls import members, words_of
 from polyattn.dialects import DIALECTS
+from polyattn.layers import MultiHeadAttention
 
+ANSWERS = words_of("attention")
 OURS = set(inspect.signature(attention).parameters)
 X = np.ones((1, 2, 3, 4), np.float32)
 
 
-def foreign() -> Iterator[tuple[str, str]]:
+def parameters() -> Iterator[tuple[str, str]]:
     """Every parameter that a dialect has and attention has not, with the dialect."""
     for dialect in DIALECTS.values():
         for parameter in dialect.parameters:
@@ -28,7 +32,7 @@ def foreign() -> Iterator[tuple[str, str]]:
 
 def test_every_word_of_a_dialect_is_answered_in_the_name_of_those_who_have_it() -> None:
     speakers: dict[str, set[str]] = {}
-    for word, dialect in foreign():
+    for word, dialect in parameters():
         speakers.setdefault(word, set()).add(dialect)
     assert len(speakers) > 50
     answered = {
@@ -40,7 +44,7 @@ def test_every_word_of_a_dialect_is_answered_in_the_name_of_those_who_have_it() 
 
 
 @pytest.mark.parametrize("f", [attention, attention_vjp, trace])
-@pytest.mark.parametrize("word", sorted({word for word, _ in foreign()}))
+@pytest.mark.parametrize("word", sorted({word for word, _ in parameters()}))
 def test_a_word_of_a_dialect_ends_in_the_line_to_write(f: Callable[..., Any], word: str) -> None:
     with pytest.raises(TypeError) as error:
         f(X, X, X, **{word: None})
@@ -54,20 +58,30 @@ def test_a_word_of_a_dialect_ends_in_the_line_to_write(f: Callable[..., Any], wo
 
 
 def test_a_name_of_ours_is_nobody_elses() -> None:
-    assert OURS & set(ANSWERS) == set()
-    assert set(inspect.signature(additive_attention).parameters) & set(ANSWERS) == set()
+    assert OURS & set(ANSWERS) == {"implementation", "return_aux"}  # which attention_vjp and trace have not
+    assert set(inspect.signature(additive_attention).parameters) & set(ANSWERS) == {
+        "implementation",
+        "return_aux",
+    }
 
 
-@pytest.mark.parametrize("table", [ANSWERS, LAYERS, SETTINGS], ids=["attention", "layers", "settings"])
+@pytest.mark.parametrize("name", list(members()))
+def test_a_method_that_layers_have_not_is_answered(name: str) -> None:
+    layer = MultiHeadAttention(8, 2)
+    assert not hasattr(layer, name)
+    with pytest.raises(AttributeError) as error:
+        getattr(layer, name)
+    assert str(error.value) == (
+        f"polyattn.layers.MultiHeadAttention: expected a layer to be a value without state, got .{name}; "
+        f"{members()[name]}"
+    )
+
+
+@pytest.mark.parametrize("table", ["attention", "layers", "settings"])
 def test_what_is_to_be_written_is_there(table: Any) -> None:
     """Names of polyattn in the lines exist, and what a line names instead is what the answer expects."""
-    import re
-
-    import polyattn
-    from polyattn import layers, masks, mods
-
     rooms = {"masks": masks, "mods": mods, "layers": layers, "polyattn": polyattn}
-    for word, answers in table.items():
+    for word, answers in words_of(table).items():
         for answer in answers:
             for room, name in re.findall(r"\b(masks|mods|layers|polyattn)\.(\w+)", answer.line):
                 assert hasattr(rooms[room], name), (word, answer.line)
