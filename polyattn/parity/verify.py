@@ -86,7 +86,8 @@ class Verification:
         named = ", ".join(case.name for case in self.cases)
         which = f"{len(self.cases)} cases" if len(self.cases) > 9 else named
         count = sum(1 for _ in self.places())
-        return f"{count} results of {', '.join(where)}, on {which}; {about(self.seconds)}"
+        results = "1 result" if count == 1 else f"{count} results"
+        return f"{results} of {', '.join(where)}, on {which}; {about(self.seconds)}"
 
     @property
     def seconds(self) -> float:

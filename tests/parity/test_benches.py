@@ -32,7 +32,7 @@ def test_benches_are_found_without_an_installed_entry_point(monkeypatch: pytest.
     monkeypatch.setattr(benches, "entry_points", lambda group: [])
     benches._loaders.cache_clear()
     try:
-        assert list(testing.BENCHES) == ["numpy", "jax", "onnx", "strict", "torch"]
+        assert list(testing.BENCHES) == ["numpy", "autograd", "jax", "onnx", "strict", "torch"]
     finally:
         benches._loaders.cache_clear()
 
@@ -66,7 +66,7 @@ def test_what_is_no_bench_is_no_attribute(name: str) -> None:
 
 def test_an_unknown_bench_is_refused() -> None:
     with pytest.raises(
-        ValueError, match="expected a bench among numpy, jax, onnx, strict, torch, got 'mxnet'"
+        ValueError, match="expected a bench among numpy, autograd, jax, onnx, strict, torch, got 'mxnet'"
     ):
         testing.load_bench("mxnet")
 

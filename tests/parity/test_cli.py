@@ -14,7 +14,10 @@ from polyattn import attention, masks, testing
 from polyattn.cli import app
 from polyattn.implementations import TRANSFORMS
 from polyattn.masks.grammar import parse_mask
+from polyattn.models.trial import real_input
 from polyattn.parity import ACCEPTANCE, Spec, eta, truth
+from polyattn.parity.cases import cases
+from polyattn.parity.verify import QUICK, plan
 
 
 def run(*args: str) -> Result:
@@ -36,7 +39,35 @@ def test_verify_of_one_backend_agrees_and_writes_reports(tmp_path: Path) -> None
     assert all(0 <= eta <= 4 for o in data["outcomes"] for eta in o["eta"].values())
     suite = ElementTree.fromstring(junit.read_text())
     assert suite.get("tests") == str(len(data["outcomes"]))
-    assert suite.get("failures") == "0"
+    assert (suite.get("failures"), suite.get("errors"), suite.get("skipped")) == ("0", "0", "0")
+    tests = {test.get("name"): test for test in suite.iter("testcase")}
+    assert tests.keys() == {outcome["case"] for outcome in data["outcomes"]}
+    assert float(suite.get("time", "")) >= max(float(test.get("time", "")) for test in tests.values()) > 0
+    for outcome in data["outcomes"]:
+        told = {p.get("name"): p.get("value") for p in tests[outcome["case"]].iter("property")}
+        assert told == {f"eta {name}": f"{eta:.3g}" for name, eta in outcome["eta"].items()}
+        assert outcome["seconds"] > 0
+
+
+def test_a_quick_look_is_a_part_and_says_so() -> None:
+    known = {case.name for case in (*cases(), *real_input()[0])}
+    assert set(QUICK) <= known
+    assert len(QUICK) < len(known) / 3
+    result = run("verify", "--quick", "--backend", "numpy")
+    assert result.exit_code == 0, result.output
+    announced, *_ = result.stderr.splitlines()
+    assert announced == (
+        f"{len(QUICK)} results of numpy (f32), on {', '.join(c.name for c in plan(['numpy'], more=real_input()[0], quick=True).cases)}; "
+        "about 5 seconds on two cores"
+    )
+    shown = [
+        line.split("  ")[0].rstrip("0123456789. ✓") for line in result.stdout.splitlines() if "✓" in line
+    ]
+    assert sorted(name.rstrip() for name in shown) == sorted(name.rstrip(" 1") for name in QUICK)
+    assert "f64" not in result.stdout
+    assert result.stdout.rstrip().endswith("; a quick look, leave out --quick for all")
+    half = run("verify", "--quick", "--backend", "numpy", "--dtype", "float16", "--case", "alibi")
+    assert half.stderr.startswith("1 result of numpy (f16), on alibi; about ")
 
 
 class Wrong(testing.NumpyBench):
