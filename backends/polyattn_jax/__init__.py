@@ -8,8 +8,14 @@ from functools import lru_cache, partial
 from typing import Any
 
 import array_api_compat
-import jax
-import jax.numpy as jnp
+
+try:
+    import jax
+    import jax.numpy as jnp
+except ImportError as error:
+    missing = isinstance(error, ModuleNotFoundError) and error.name in ("jax", "jaxlib")
+    advice = "install it, pip install jax" if missing else "mend that installation"
+    raise ImportError(f"polyattn_jax: expected the package jax, got: {error}; {advice}") from error
 
 from polyattn._attention import AttentionAux
 from polyattn.arrays import Array, Backend, TileSizes

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import array_api_compat.torch as xp
-import torch
+try:
+    import array_api_compat.torch as xp
+    import torch
+except ImportError as error:
+    missing = isinstance(error, ModuleNotFoundError) and error.name == "torch"
+    advice = "install it, pip install torch" if missing else "mend that installation"
+    raise ImportError(f"polyattn_torch: expected the package torch, got: {error}; {advice}") from error
 
 from polyattn.arrays import Array, Backend, TileSizes
 from polyattn.arrays.random import threefry2x32
