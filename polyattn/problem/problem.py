@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from polyattn import mods
-from polyattn.arrays import Array, Backend, backend_of
+from polyattn.arrays import Array, Backend
 from polyattn.calls import array, check_layout, unknown
 from polyattn.masks.algebra import Mask
 from polyattn.places import ORIGIN, Frame, Places, Positions, positions
@@ -142,9 +142,9 @@ def pose(
 
 def _one_library(who: str, query: Array, key: Array, value: Array) -> Backend:
     """The backend of all of them; they must share it, and the device."""
-    for name, given in (("query", query), ("key", key), ("value", value)):
-        array(who, name, given)
-    backend = backend_of(query)
+    backend = array(who, "query", query)
+    array(who, "key", key)
+    array(who, "value", value)
     same_place(who, backend, query, "key", [key])
     same_place(who, backend, query, "value", [value])
     return backend
