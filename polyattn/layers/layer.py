@@ -102,7 +102,7 @@ class Layer(metaclass=Speaking):
     @property
     def has_dropout(self) -> bool:
         """Whether a call with a dropout_seed drops anything."""
-        return any(getattr(part, "dropout_rate", 0.0) > 0.0 for part in self.parts())
+        return any(vars(part).get("dropout_rate", 0.0) > 0.0 for part in self.parts())
 
     @property
     def name(self) -> str:

@@ -164,10 +164,9 @@ def _not_too_long(frame: Frame, backend: Backend) -> None:
 
 def _one_library(who: str, query: Array, key: Array, value: Array, plain: bool) -> Backend:
     """The backend of all of them; they must share it, and the device."""
+    backend = array(who, "query", query)
     for name, given in (("query", query), ("key", key), ("value", value)):
         array(who, name, given)
-    backend = backend_of(query)
-    for name, given in (("query", query), ("key", key), ("value", value)):
         same_place(who, backend, query, name, [given], plain)
     return backend
 

@@ -72,6 +72,23 @@ def test_importing_polyattn_loads_the_array_api_alone_and_no_room_that_can_wait(
     assert [room for room in ROOMS if f"polyattn.{room}" in modules and room not in EAGER] == []
 
 
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_an_adapter_without_its_library_says_which_is_missing(library: str) -> None:
+    hide = (
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name == '{library}': raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+    )
+    said = python(
+        f"import sys\n{hide}try:\n    import polyattn_{library}\nexcept ImportError as error:\n    print(error)"
+    )
+    assert said == (
+        f"polyattn_{library}: expected the package {library}, got: No module named '{library}'; install it, pip "
+        f"install {library}"
+    )
+
+
 def test_the_test_of_loaded_modules_can_fail() -> None:
     modules = loaded("import polyattn; polyattn.testing")
     assert {"polyattn.testing", "numpy"} <= modules

@@ -334,9 +334,10 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     ),
     # what attention says, in the name of the function that Flax called
     "a rate that is no number": (
-        DROPOUT | {"dropout_rate": np.float32(0.5)},
+        DROPOUT | {"dropout_rate": jnp.float32(0.5)},
         TypeError,
-        "polyattn_jax.nnx_attention: expected dropout_rate to be a Python number, got np.float32(0.5); it is static",
+        "polyattn_jax.nnx_attention: expected dropout_rate to be a Python number, got Array(0.5, dtype=float32); write "
+        "dropout_rate=float(dropout_rate)",
     ),
     "a negative rate": (
         {"dropout_rate": -0.5},
