@@ -57,9 +57,9 @@ def run_eagerly(f: Callable[..., Any], static: Any, arrays: Sequence[Array]) -> 
     def run(consts: Sequence[Array], arrays: Sequence[Array]) -> Any:
         return jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, list(consts)))(*arrays)
 
-    run = jax.jit(run)
-    text = run.lower(traced.consts, arrays).as_text()
-    return _kept(_Program(text, run))(traced.consts, arrays)
+    compiled = jax.jit(run)
+    text = compiled.lower(traced.consts, arrays).as_text()
+    return _kept(_Program(text, compiled))(traced.consts, arrays)
 
 
 def _says_all(static: Any) -> bool:
