@@ -54,12 +54,12 @@ def run_eagerly(f: Callable[..., Any], static: Any, arrays: Sequence[Array]) -> 
     if any(isinstance(x, jax.core.Tracer) for x in traced.consts):
         return f(static, arrays)  # no eager call: grad or vmap goes by what the function holds
 
-    @jax.jit
     def run(consts: Sequence[Array], arrays: Sequence[Array]) -> Any:
         return jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, list(consts)))(*arrays)
 
-    text = run.lower(traced.consts, arrays).as_text()
-    return _kept(_Program(text, run))(traced.consts, arrays)
+    compiled = jax.jit(run)
+    text = compiled.lower(traced.consts, arrays).as_text()
+    return _kept(_Program(text, compiled))(traced.consts, arrays)
 
 
 def _says_all(static: Any) -> bool:

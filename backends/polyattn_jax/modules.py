@@ -50,7 +50,7 @@ def _imported(name: str, who: str) -> Any:
 
 @cache
 def _nnx() -> Any:
-    nnx = _imported("flax.nnx", "polyattn_jax.nnx_module")
+    nnx: Any = _imported("flax.nnx", "polyattn_jax.nnx_module")
 
     class NnxModule(nnx.Module):  # type: ignore[name-defined]
         __qualname__ = "NnxModule"  # where pickle looks: see __getattr__
@@ -86,7 +86,7 @@ def _nnx() -> Any:
 
 @cache
 def _equinox() -> Any:
-    eqx = _imported("equinox", "polyattn_jax.equinox_module")
+    eqx: Any = _imported("equinox", "polyattn_jax.equinox_module")
 
     class EquinoxModule(eqx.Module):  # type: ignore[name-defined]
         __qualname__ = "EquinoxModule"

@@ -227,8 +227,8 @@ def _flex(p: Problem, settings: Any) -> Output:
 
 def _check_mod(p: Problem) -> None:
     """What is wrong with a score_mod, said of a few scores: FlexAttention has other words for it."""
-    b, h, rows, keys = (min(n, 2) for n in p.scores_shape)
-    sizes = (b, h, rows, keys)
+    batch, heads, rows, keys = (min(n, 2) for n in p.scores_shape)
+    sizes = (batch, heads, rows, keys)
     at = positions(p.backend, p.q, sizes, p.places)
     score = torch.zeros(sizes, dtype=p.compute_dtype, device=p.q.device)
     for mod in mods.parts(p.score_mod):
