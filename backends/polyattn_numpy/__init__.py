@@ -142,6 +142,13 @@ class NumpyBackend(Backend):
             return xp.dtype(xp.float32)
         return dtype if dtype.kind == "f" and dtype.itemsize >= 8 else None
 
+    def refuses(self, kind: type) -> str | None:
+        if kind in (np.ndarray, np.memmap) or not issubclass(kind, np.ndarray):
+            return None
+        if issubclass(kind, np.ma.MaskedArray):
+            return "whose mask attention does not see; pass x.filled(0), and say by mask= what may be seen"
+        return "which may compute otherwise; pass numpy.asarray(x)"
+
     def to_list(self, x: Array) -> Any:
         return x.tolist()
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from polyattn import attention, masks, mods
+from polyattn import attention, layers, masks, mods
 from polyattn.testing import Bench, StrictBench
 
 pytestmark = pytest.mark.rule("rule-13")
@@ -237,3 +237,41 @@ def test_shapes_are_named_in_the_layout_of_the_caller(eager: Bench) -> None:
         "got query (2, 3, 4, 8), key (2, 5, 3, 8), value (2, 5, 3, 6) in layout BLHD; grouped heads read key "
         "head h // (Hq // Hkv); check the layout"
     )
+
+
+class Tagged(np.ndarray):
+    """An array with a meaning of its own."""
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "reason"),
+    [
+        (np.ma.masked_array, "numpy.ma.MaskedArray" if np.ma.MaskedArray.__module__ == "numpy.ma" else "numpy.ma.core.MaskedArray", "whose mask attention does not see; pass x.filled(0), and say by mask= what may be seen"),
+        (np.matrix, "numpy.matrix", "which may compute otherwise; pass numpy.asarray(x)"),
+        (lambda x: x.view(Tagged), f"{Tagged.__module__}.Tagged", "which may compute otherwise; pass numpy.asarray(x)"),
+    ],
+    ids=["masked", "matrix", "a class of one's own"],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_an_array_that_is_more_than_an_array_is_refused(make: Any, name: str, reason: str) -> None:
+    x, allowed = np.ones((3, 3)), np.ones((3, 3), bool)
+    calls: list[Any] = [
+        lambda: attention(make(x), x, x),
+        lambda: attention(x, make(x), x),
+        lambda: attention(x, x, make(x)),
+        lambda: attention(x, x, x, mask=make(allowed)),
+        lambda: attention(x, x, x, bias=make(x)),
+        lambda: masks.from_array(make(allowed)),
+        lambda: masks.segments(make(x.astype(int))),
+        lambda: layers.RMSNorm(3, epsilon=1e-5)({"scale": x[0]}, make(x)),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError) as caught:
+            call()
+        assert str(caught.value) == f"polyattn: expected a plain array of numpy, got {name}, {reason}"
+
+
+def test_an_array_in_a_file_is_an_array(tmp_path: Any) -> None:
+    x = np.memmap(tmp_path / "x", np.float32, "w+", shape=(3, 4))
+    x[:] = np.random.default_rng(0).normal(size=x.shape)
+    assert (attention(x, x, x) == attention(*[np.array(x)] * 3)).all()
