@@ -23,13 +23,11 @@ class Window(Mask):
 
     def allowed(self, at: Positions) -> Array:
         distance = at.kv - at.q
-        if self.left is None and self.right is None:
-            return distance == distance
-        if self.left is None:
-            return distance <= within(self.right, distance)
-        if self.right is None:
-            return distance >= -within(self.left, distance)
-        return (distance >= -within(self.left, distance)) & (distance <= within(self.right, distance))
+        left = None if self.left is None else distance >= -within(self.left, distance)
+        right = None if self.right is None else distance <= within(self.right, distance)
+        if left is None:
+            return distance == distance if right is None else right
+        return left if right is None else left & right
 
     def box(self, box: Box) -> Tile:
         if box.corners is None:
