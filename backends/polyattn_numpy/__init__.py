@@ -8,7 +8,9 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import array_api_compat.numpy as xp
@@ -18,63 +20,6 @@ from threadpoolctl import ThreadpoolController
 from polyattn.arrays import Array, Backend, TileSizes
 from polyattn.implementations import BLOCKWISE, REFERENCE
 from polyattn.implementations.blockwise import few_rows
-
-
-class NumpyBackend(Backend):
-    implementations = (
-        replace(BLOCKWISE, passed_over=few_rows(16), transforms=frozenset({"grad"})),  # attention_vjp
-        replace(REFERENCE, transforms=frozenset()),
-    )
-
-    def compute_dtype(self, dtype: Any) -> Any:
-        # By name, because ml_dtypes.bfloat16 is not a dtype of the array API namespace.
-        if dtype.name in ("float16", "bfloat16", "float32"):
-            return xp.dtype(xp.float32)
-        return dtype if dtype.kind == "f" and dtype.itemsize >= 8 else None
-
-    def to_list(self, x: Array) -> Any:
-        return x.tolist()
-
-    def device(self, x: Array) -> Any:
-        return "cpu"
-
-    def arange(self, start: int, stop: int, like: Array) -> Array:
-        return np.arange(start, stop, dtype=np.int32)
-
-    def tile_sizes(self, p: Any) -> TileSizes:
-        # One tile of scores is 1 MiB in float32 and stays in a core's cache (measured 2026-11-21).
-        group = p.frame.heads // max(p.k.shape[1], 1)
-        return TileSizes(rows=max(512 // max(group, 1), 16), keys=512, kv_heads=1)
-
-    def map(self, f: Callable[[Any], tuple[Array, ...]], n: int) -> tuple[Array, ...]:
-        if n == 1 or threading.current_thread().name.startswith(_WORKER):  # a worker never waits for another
-            with _own_scratch():
-                results = [f(i) for i in range(n)]
-        else:
-            with _one_blas_thread():
-                # The last tiles first: under a causal mask they are the longest. Each worker takes the next
-                # one as it comes free, and results are put in order, so the bits do not depend on threads.
-                results = list(_pool().map(f, range(n - 1, -1, -1)))[::-1]
-        return tuple(xp.stack(parts) for parts in zip(*results, strict=True))
-
-    def derivative(self, f: Callable[[Array], Array], x: Array, cotangent: Array) -> Array:
-        try:
-            from polyattn_autograd import vjp
-        except ImportError:
-            raise NotImplementedError(
-                "polyattn: the derivative of a function as score_mod needs autodiff, which numpy has not by itself; "
-                "pip install autograd, or use the modifications of polyattn.mods"
-            ) from None
-        return vjp(f, x)[1](cotangent)
-
-    def product(self, a: Array, b: Array, slot: int) -> Array:
-        shape = (*xp.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
-        return xp.matmul(a, b, out=_scratch(slot, shape, a.dtype))
-
-    def exp_of_difference(self, x: Array, y: Array) -> Array:
-        x -= y
-        return xp.exp(x, out=x)
-
 
 _LOCAL = threading.local()
 
@@ -100,9 +45,12 @@ def _own_scratch() -> Iterator[None]:
 
 
 _WORKER = "polyattn-worker"
+_ROWS = 256  # of one product for one worker
+_WORTH_WORKERS = 2**25  # products of numbers, for which one core needs about a millisecond (2026-11-29)
 _LOCK = threading.Lock()
 _POOL: list[ThreadPoolExecutor] = []
-_BLAS: list[Any] = []  # the controller, and while the engine runs its limit
+_BLAS: list[Any] = []  # the libraries, asked for once
+_BEFORE: list[int] = []  # how many threads each had before the first call in
 _RUNNING = 0
 
 
@@ -111,30 +59,47 @@ def _forget_threads() -> None:
     global _LOCK, _RUNNING
     _LOCK, _RUNNING = threading.Lock(), 0
     _POOL.clear()
-    _BLAS.clear()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_threads)
 
 
+def _workers() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _pool() -> ThreadPoolExecutor:
     with _LOCK:
         if not _POOL:
-            workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-            _POOL.append(ThreadPoolExecutor(workers, thread_name_prefix=_WORKER))
+            _POOL.append(ThreadPoolExecutor(_workers(), thread_name_prefix=_WORKER))
         return _POOL[0]
+
+
+def _in_worker() -> bool:
+    return threading.current_thread().name.startswith(_WORKER)  # which never waits for another
+
+
+def _by_workers(f: Callable[[int], Any], numbers: range) -> list[Any]:
+    """f of every number, each in the context of the caller: what he said by np.errstate holds there."""
+    with _one_blas_thread():
+        contexts = [copy_context() for _ in numbers]
+        return list(_pool().map(lambda context, n: context.run(f, n), contexts, numbers))
 
 
 @contextmanager
 def _one_blas_thread() -> Iterator[None]:
-    """BLAS held to one thread per worker: the first call in sets the limit, the last one out lifts it."""
+    """BLAS held to one thread, since its sums depend on how many it has.
+
+    The first call in sets the limit, the last one out lifts it.
+    """
     global _RUNNING
     with _LOCK:
         if not _BLAS:
-            _BLAS.append(ThreadpoolController().select(user_api="blas"))
+            _BLAS.extend(ThreadpoolController().select(user_api="blas").lib_controllers)
         if _RUNNING == 0:
-            _BLAS.append(_BLAS[0].limit(limits=1))
+            _BEFORE[:] = [library.num_threads for library in _BLAS]
+            _set_threads([1] * len(_BLAS))
         _RUNNING += 1
     try:
         yield
@@ -142,7 +107,116 @@ def _one_blas_thread() -> Iterator[None]:
         with _LOCK:
             _RUNNING -= 1
             if _RUNNING == 0:
-                _BLAS.pop().restore_original_limits()
+                _set_threads(_BEFORE)
+
+
+def _set_threads(numbers: list[int]) -> None:
+    for library, n in zip(_BLAS, numbers, strict=True):
+        # threadpoolctl from 3.8 on listens to the thread alone that spoke first, which here need not be the one
+        # that speaks last.
+        forget = getattr(library, "clear_controlling_thread", lambda force: None)
+        forget(force=True)
+        library.set_num_threads(n)
+        forget(force=True)
+
+
+def _alone(run: Callable[..., Any]) -> Callable[..., Any]:
+    """The products of a call under one limit: to set it takes longer than to find it set."""
+
+    @wraps(run)
+    def run_alone(*given: Any) -> Any:
+        with _one_blas_thread():
+            return run(*given)
+
+    return run_alone
+
+
+class NumpyBackend(Backend):
+    implementations = (
+        replace(BLOCKWISE, passed_over=few_rows(16), transforms=frozenset({"grad"})),  # attention_vjp
+        replace(REFERENCE, run=_alone(REFERENCE.run), transforms=frozenset()),
+    )
+
+    def compute_dtype(self, dtype: Any) -> Any:
+        # By name, because ml_dtypes.bfloat16 is not a dtype of the array API namespace.
+        if dtype.name in ("float16", "bfloat16", "float32"):
+            return xp.dtype(xp.float32)
+        return dtype if dtype.kind == "f" and dtype.itemsize >= 8 else None
+
+    def refuses(self, kind: type) -> str | None:
+        if kind in (np.ndarray, np.memmap) or not issubclass(kind, np.ndarray):
+            return None
+        if issubclass(kind, np.ma.MaskedArray):
+            return "whose mask attention does not see; pass x.filled(0), and say by mask= what may be seen"
+        return "which may compute otherwise; pass numpy.asarray(x)"
+
+    def to_list(self, x: Array) -> Any:
+        return x.tolist()
+
+    def device(self, x: Array) -> Any:
+        return "cpu"
+
+    def arange(self, start: int, stop: int, like: Array) -> Array:
+        return np.arange(start, stop, dtype=np.int32)
+
+    def tile_sizes(self, p: Any) -> TileSizes:
+        # One tile of scores is 1 MiB in float32 and stays in a core's cache (measured 2026-11-21).
+        group = p.frame.heads // max(p.k.shape[1], 1)
+        return TileSizes(rows=max(512 // max(group, 1), 16), keys=512, kv_heads=1)
+
+    def map(self, f: Callable[[Any], tuple[Array, ...]], n: int) -> tuple[Array, ...]:
+        if n == 1 or _in_worker():
+            with _one_blas_thread(), _own_scratch():
+                results = [f(i) for i in range(n)]
+        else:
+            # The last tiles first: under a causal mask they are the longest. Each worker takes the next
+            # one as it comes free, and results are put in order, so the bits do not depend on threads.
+            results = _by_workers(f, range(n - 1, -1, -1))[::-1]
+        return tuple(xp.stack(parts) for parts in zip(*results, strict=True))
+
+    def matmul(self, a: Array, b: Array) -> Array:
+        """Shared out in whole matrices, or a fixed number of rows of one, so that the bits are those of one thread."""
+        if a.ndim < 2 or b.ndim < 2 or a.size * b.shape[-1] < _WORTH_WORKERS:
+            with _one_blas_thread():
+                return np.matmul(a, b)
+        lead = xp.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        out = xp.empty((*lead, a.shape[-2], b.shape[-1]), dtype=xp.result_type(a, b))
+        if lead:
+            a, b = (xp.broadcast_to(x, (*lead, *x.shape[-2:])) for x in (a, b))
+            axis = lead.index(max(lead))
+            step = -(-lead[axis] // _workers())
+        else:
+            axis, step = 0, _ROWS
+
+        def product(i: int) -> None:
+            at = (*(slice(None),) * axis, slice(i, i + step))
+            xp.matmul(a[at], b[at] if lead else b, out=out[at])
+
+        parts = range(0, out.shape[axis], step)
+        if _in_worker():
+            for i in parts:
+                product(i)
+        else:
+            _by_workers(product, parts)
+        return out
+
+    def derivative(self, f: Callable[[Array], Array], x: Array, cotangent: Array) -> Array:
+        try:
+            from polyattn_autograd import vjp
+        except ImportError:
+            raise NotImplementedError(
+                "polyattn: the derivative of a function as score_mod needs autodiff, which numpy has not by itself; "
+                "pip install autograd, or use the modifications of polyattn.mods"
+            ) from None
+        return vjp(f, x)[1](cotangent)
+
+    def product(self, a: Array, b: Array, slot: int) -> Array:
+        shape = (*xp.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+        return xp.matmul(a, b, out=_scratch(slot, shape, a.dtype))
+
+    def exp_of_difference(self, x: Array, y: Array) -> Array:
+        x -= y
+        return xp.exp(x, out=x)
 
 
 backend = NumpyBackend("numpy", xp)

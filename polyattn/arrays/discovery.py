@@ -60,6 +60,11 @@ def _load_for(kind: type) -> bool:
     for base in kind.__mro__:
         found = backend_named(base.__module__.partition(".")[0])
         if found is not None:
+            if (reason := found.refuses(kind)) is not None:
+                raise TypeError(
+                    f"polyattn: expected a plain array of {found.name}, got {kind.__module__}.{kind.__qualname__}, "
+                    f"{reason}"
+                )
             _BY_TYPE.update(dict.fromkeys((kind, *found.array_types), found))
             return True
     return False

@@ -17,6 +17,10 @@ class Tracing:
     #: Whether lengths are what they are when Python runs; False where a program is written that may see others.
     lengths_are_fixed = True
 
+    def refuses(self, kind: type) -> str | None:
+        """Why arrays of a type are not taken, although the type comes from the library's own; None if they are."""
+        return None
+
     def stop_gradient(self, x: Array) -> Array:
         """`x`, taken as a constant by autodiff."""
         return x

@@ -24,12 +24,11 @@ class Window(Mask):
 
     def allowed(self, at: Positions) -> Array:
         distance = at.kv - at.q
-        left, right = self.left, self.right
-        if left is not None and right is not None:
-            return (distance >= -within(left, distance)) & (distance <= within(right, distance))
-        if left is not None:
-            return distance >= -within(left, distance)
-        return distance == distance if right is None else distance <= within(right, distance)
+        left = None if self.left is None else distance >= -within(self.left, distance)
+        right = None if self.right is None else distance <= within(self.right, distance)
+        if left is None:
+            return distance == distance if right is None else right
+        return left if right is None else left & right
 
     def box(self, box: Box) -> Tile:
         if box.corners is None:

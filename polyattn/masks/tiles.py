@@ -83,6 +83,8 @@ class Divisible(Hashable, Protocol):
 
 
 Grid = tuple[tuple[Tile, ...], ...]  # a line per query tile
+Run = tuple[int, int, Tile]  # tiles start .. stop - 1 of a line, which are alike
+Cut = tuple[tuple[Run, ...], ...]  # a line per query tile: what is not empty, in order
 
 
 def classify(mask: Divisible, box: Box) -> Tile:
@@ -117,16 +119,37 @@ def grid(
     places: Places,
     remember: bool = False,
 ) -> Grid:
-    """`classify` for every tile of that size, the last ones ragged.
+    """`classify` for every tile of that size, the last ones ragged."""
+    found = []
+    for runs in cut(mask, rows, keys, size, b=b, h=h, places=places, remember=remember):
+        line = [EMPTY] * -(-keys // size[1])
+        for start, stop, tile in runs:
+            line[start:stop] = [tile] * (stop - start)
+        found.append(tuple(line))
+    return tuple(found)
+
+
+def cut(
+    mask: Divisible,
+    rows: int,
+    keys: int,
+    size: tuple[int, int],
+    *,
+    b: int | None = None,
+    h: int | None = None,
+    places: Places,
+    remember: bool = False,
+) -> Cut:
+    """The tiles of that size that are not empty, the last ones ragged: as many steps as there are of them.
 
     remember: keep the answer for the next call with an equal mask, if it holds no arrays.
     """
     if remember and places.fixed and mask.exact and not any(True for _ in mask.arrays()):
-        return _known_grid(mask, rows, keys, size, b, h, places.query, places.key)
-    return _grid(mask, rows, keys, size, b, h, places)
+        return _known_cut(mask, rows, keys, size, b, h, places.query, places.key)
+    return _cut(mask, rows, keys, size, b, h, places)
 
 
-def _grid(
+def _cut(
     mask: Divisible,
     rows: int,
     keys: int,
@@ -134,27 +157,49 @@ def _grid(
     b: int | None,
     h: int | None,
     places: Places,
-) -> Grid:
-    down = [range(i, min(i + size[0], rows)) for i in range(0, rows, size[0])]
-    across = [range(j, min(j + size[1], keys)) for j in range(0, keys, size[1])]
+) -> Cut:
+    lines: list[list[Run]] = [[] for _ in range(0, rows, size[0])]
+    known: dict[tuple[int, ...], Tile] = {}  # boxes of a relative mask look the same along a diagonal
+
+    def visit(down: range, across: range) -> None:
+        """The tiles in those lines and columns: by halves, until what is seen of a box is one thing."""
+        box = Box(
+            range(down.start * size[0], min(down.stop * size[0], rows)),
+            range(across.start * size[1], min(across.stop * size[1], keys)),
+            *(b, h, places, sides),
+        )
+        one = len(down) == len(across) == 1
+        if not (here.relative and places.fixed):
+            tile = classify(here, box) if one else _glance(here, box)
+        else:
+            shape = (box.keys.start - box.rows.start, len(box.rows), len(box.keys), one)
+            if shape not in known:
+                known[shape] = classify(here, box) if one else _glance(here, box)
+            tile = known[shape]
+        if one or tile is FULL:
+            for i in down if tile is not EMPTY else ():
+                extend(lines[i], across.start, across.stop, tile)
+        elif tile is not EMPTY:
+            for part in halves(down):
+                for other in halves(across):
+                    visit(part, other)
+
     with eagerly([*mask.arrays(), *places.arrays()]):
-        mask, sides = mask.read(), places.read()
-        diagonal: dict[tuple[int, ...], Tile] = {}  # tiles of a relative mask look the same along a diagonal
+        here, sides = mask.read(), places.read()
+        if rows and keys:
+            visit(range(len(lines)), range(-(-keys // size[1])))
+    return tuple(tuple(line) for line in lines)
 
-        def tile(i: range, j: range) -> Tile:
-            box = Box(i, j, b, h, places, sides)
-            if not (mask.relative and places.fixed):
-                return classify(mask, box)
-            shape = (j.start - i.start, len(i), len(j))
-            if shape not in diagonal:
-                diagonal[shape] = classify(mask, box)
-            return diagonal[shape]
 
-        return tuple(tuple(tile(i, j) for j in across) for i in down)
+def extend(line: list[Run], start: int, stop: int, tile: Tile) -> None:
+    """A line with a run at its end, joined with the last one if they are alike."""
+    if line and line[-1][1] == start and line[-1][2] is tile:
+        start = line.pop()[0]
+    line.append((start, stop, tile))
 
 
 @lru_cache(maxsize=256)
-def _known_grid(
+def _known_cut(
     mask: Divisible,
     rows: int,
     keys: int,
@@ -163,26 +208,23 @@ def _known_grid(
     h: int | None,
     query: int,
     key: int,
-) -> Grid:
-    return _grid(mask, rows, keys, size, b, h, Places(query, key))
+) -> Cut:
+    return _cut(mask, rows, keys, size, b, h, Places(query, key))
 
 
-def coarser(fine: Grid, factor: int) -> Grid:
-    """The grid of tiles `factor` times as high and wide."""
-    return tuple(
-        tuple(
-            _join(tile for line in fine[i : i + factor] for tile in line[j : j + factor])
-            for j in range(0, len(fine[i]), factor)
-        )
-        for i in range(0, len(fine), factor)
-    )
+def _glance(mask: Divisible, box: Box) -> Tile:
+    """EMPTY or FULL if the corners say so for every batch item; else anything."""
+    items = range(box.sides.items) if box.b is None and box.sides.items > 1 else (box.b,)
+    found = {mask.box(box._replace(b=b)) for b in items}
+    return found.pop() if len(found) == 1 else UNSURE
+
+
+def halves(r: range) -> list[range]:
+    middle = len(r) // 2
+    return [r[:middle], r[middle:]] if middle else [r]
 
 
 def _quarters(box: Box) -> list[Box]:
-    def halves(r: range) -> list[range]:
-        middle = len(r) // 2
-        return [r[:middle], r[middle:]] if middle else [r]
-
     return [box._replace(rows=rows, keys=keys) for rows in halves(box.rows) for keys in halves(box.keys)]
 
 

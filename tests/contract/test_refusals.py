@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from shared.libraries import jnp, torch
 
-from polyattn import attention, masks, mods
+from polyattn import attention, layers, masks, mods
 from polyattn.testing import Bench, StrictBench
 
 pytestmark = pytest.mark.rule("rule-13")
@@ -310,3 +310,41 @@ def test_a_mask_is_a_static_argument_of_a_compiled_function() -> None:
     for _ in range(2):  # equal masks are one program
         assert np.array_equal(compiled(x, masks.causal()), attention(x, x, x, is_causal=True))
     assert len(traced) == 1
+
+
+class Tagged(np.ndarray):
+    """An array with a meaning of its own."""
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "reason"),
+    [
+        (np.ma.masked_array, "numpy.ma.MaskedArray" if np.ma.MaskedArray.__module__ == "numpy.ma" else "numpy.ma.core.MaskedArray", "whose mask attention does not see; pass x.filled(0), and say by mask= what may be seen"),
+        (np.matrix, "numpy.matrix", "which may compute otherwise; pass numpy.asarray(x)"),
+        (lambda x: x.view(Tagged), f"{Tagged.__module__}.Tagged", "which may compute otherwise; pass numpy.asarray(x)"),
+    ],
+    ids=["masked", "matrix", "a class of one's own"],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:the matrix subclass")
+def test_an_array_that_is_more_than_an_array_is_refused(make: Any, name: str, reason: str) -> None:
+    x, allowed = np.ones((3, 3)), np.ones((3, 3), bool)
+    calls: list[Any] = [
+        lambda: attention(make(x), x, x),
+        lambda: attention(x, make(x), x),
+        lambda: attention(x, x, make(x)),
+        lambda: attention(x, x, x, mask=make(allowed)),
+        lambda: attention(x, x, x, bias=make(x)),
+        lambda: masks.from_array(make(allowed)),
+        lambda: masks.segments(make(x.astype(int))),
+        lambda: layers.RMSNorm(3, epsilon=1e-5)({"scale": x[0]}, make(x)),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError) as caught:
+            call()
+        assert str(caught.value) == f"polyattn: expected a plain array of numpy, got {name}, {reason}"
+
+
+def test_an_array_in_a_file_is_an_array(tmp_path: Any) -> None:
+    x = np.memmap(tmp_path / "x", np.float32, "w+", shape=(3, 4))
+    x[:] = np.random.default_rng(0).normal(size=x.shape)
+    assert (attention(x, x, x) == attention(*[np.array(x)] * 3)).all()

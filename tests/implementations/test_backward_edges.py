@@ -136,3 +136,22 @@ def test_a_bias_beside_a_modification_with_arrays_keeps_its_own_gradient() -> No
     for name, quantity in {"query": "dq", "key": "dk", "value": "dv", "bias": "dbias"}.items():
         assert got[name].shape == judged[quantity].value.shape
         assert eta(got[name], judged[quantity], "float64") <= ACCEPTANCE, name
+
+
+@pytest.mark.parametrize("of", ["numpy", "torch"])
+def test_grouped_heads_without_width_average_the_values_they_see(of: str) -> None:
+    """Every score is 0: so additive attention brings its own, as a bias."""
+    tensor = torch.tensor if of == "torch" else np.asarray
+    q, k, v = (tensor(x) for x in (Q[..., :0], K[..., :0], V))
+    for options, allowed in (({}, np.ones((5, 5), bool)), ({"is_causal": True}, np.tri(5, dtype=bool))):
+        out, back = attention_vjp(q, k, v, **options, implementation=TILES)
+        wide = Spec(np.zeros((2, 4, 5, 1)), np.zeros((2, 2, 5, 1)), V, allowed[None, None])
+        judged = truth(wide, COTANGENT)
+        assert eta(np.asarray(out), judged["out"], "float64") <= ACCEPTANCE
+        found = back(tensor(COTANGENT))
+        assert tuple(found["query"].shape) == (2, 4, 5, 0)
+        assert tuple(found["key"].shape) == (2, 2, 5, 0)
+        assert eta(np.asarray(found["value"]), judged["dv"], "float64") <= ACCEPTANCE
+        out, back = attention_vjp(*(tensor(x) for x in (Q, K)), v[..., :0], **options, implementation=TILES)
+        assert tuple(out.shape) == (2, 4, 5, 0)
+        assert not any(np.asarray(x).any() for x in back(out).values())

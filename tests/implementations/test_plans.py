@@ -11,6 +11,9 @@ from polyattn import Blockwise, Reference, attention, masks
 from polyattn.arrays import TileSizes, backend_of
 from polyattn.implementations.blockwise.plan import Visits, plan
 from polyattn.implementations.choice import choose
+from polyattn.masks.relative import Chunked
+from polyattn.masks.tiles import FULL, PARTIAL, cut
+from polyattn.places import Places
 from polyattn.problem import Problem, pose
 
 IDS = np.array([[0, 0, 0, 0, 1, 1, 1, 1, 1, 1], [0, 1, 2, 2, 2, 2, 2, 2, 3, 3]])
@@ -179,3 +182,29 @@ def test_a_limit_of_no_bytes_lets_nothing_pass_but_nothing() -> None:
     assert attention(x, x, x, implementation=Reference(max_bytes=0)).shape == (0, 4)
     with pytest.raises(ValueError, match="expected at most 0 bytes of scores"):
         attention(np.zeros((1, 4)), np.zeros((1, 4)), np.zeros((1, 4)), implementation=Reference(max_bytes=0))
+
+
+def test_a_cut_asks_about_what_is_seen_and_its_edge_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many questions as tiles that are seen, whatever the number of tiles."""
+    asked: list[Any] = []
+    box = Chunked.box
+    monkeypatch.setattr(Chunked, "box", lambda self, given: (asked.append(given), box(self, given))[1])
+    for tiles in (64, 1024):
+        asked.clear()
+        found = cut(masks.chunked(50) & masks.causal(), 16 * tiles, 16 * tiles, (16, 16), places=Places())
+        seen = sum(stop - start for line in found for start, stop, _ in line)
+        assert tiles <= seen <= 4 * tiles
+        assert len(asked) <= 12 * seen
+
+
+def test_tiles_that_are_alike_are_one_run() -> None:
+    found = cut(masks.causal(), 2**20, 2**20, (2**10, 2**10), places=Places())
+    assert found[0] == ((0, 1, PARTIAL),)
+    assert all(line == ((0, i, FULL), (i, i + 1, PARTIAL)) for i, line in enumerate(found[1:], 1))
+
+
+def test_a_window_over_a_million_tokens_is_planned_by_its_tiles() -> None:
+    cut_ = plan(posed(10**6, 10**6, 1, 1, mask=masks.sliding_window(128)), Blockwise())
+    assert cut_.sizes == (128, 128, 1)
+    assert len(cut_.by_query.full_n[0]) == len(cut_.by_key.full_n[0]) == 7813
+    assert sum(cut_.by_query.part_n[0]) + sum(cut_.by_query.rest[0]) == 2 * 7813 - 1

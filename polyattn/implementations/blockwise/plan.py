@@ -9,7 +9,7 @@ from typing import Any
 
 from polyattn.arrays import TileSizes
 from polyattn.calls import answers, shown
-from polyattn.masks.tiles import EMPTY, FULL, Grid, coarser, grid
+from polyattn.masks.tiles import FULL, Cut, Run, cut, extend
 from polyattn.problem import Problem
 
 
@@ -72,19 +72,19 @@ def plan(p: Problem, wish: Blockwise) -> Plan:
     rows, keys = p.frame.rows, p.frame.keys
     if p.mask is None:
         sizes = _wished(sizes, wish, rows, keys)
-        grids: Sequence[Grid] = [((FULL,) * -(-keys // sizes.keys),) * -(-rows // sizes.rows)]
+        cuts: Sequence[Cut] = [(((0, -(-keys // sizes.keys), FULL),),) * -(-rows // sizes.rows)]
     elif wish == Blockwise() and (fine := _finest(p, sizes)) is not None:
-        sizes, one = _cheapest(sizes, fine, _grid(p, fine))
-        sizes, grids = _wished(sizes, wish, rows, keys), [one]
+        sizes, one = _cheapest(p, sizes, fine)
+        sizes, cuts = _wished(sizes, wish, rows, keys), [one]
     else:
         sizes = _wished(sizes, wish, rows, keys)
         shared = sizes.kv_heads is None or (p.mask.batch_size() == 1 and not p.places.per_item)
-        grids = [_grid(p, sizes, b) for b in ((None,) if shared else range(p.frame.batch))]
-    turned = [tuple(zip(*one, strict=True)) for one in grids]
+        cuts = [_cut(p, sizes, b) for b in ((None,) if shared else range(p.frame.batch))]
+    down, across = -(-rows // sizes.rows), -(-keys // sizes.keys)
     return Plan(
         sizes,
-        by_query=_visits(p, grids, ragged=bool(keys % sizes.keys)),
-        by_key=_visits(p, turned, ragged=bool(rows % sizes.rows)),
+        by_query=_visits(p, cuts, across, ragged=bool(keys % sizes.keys)),
+        by_key=_visits(p, [_turned(one, across) for one in cuts], down, ragged=bool(rows % sizes.rows)),
     )
 
 
@@ -92,8 +92,8 @@ def _wished(sizes: TileSizes, wish: Blockwise, rows: int, keys: int) -> TileSize
     return sizes._replace(rows=min(wish.rows or sizes.rows, rows), keys=min(wish.keys or sizes.keys, keys))
 
 
-def _grid(p: Problem, sizes: TileSizes, b: int | None = None) -> Grid:
-    return grid(
+def _cut(p: Problem, sizes: TileSizes, b: int | None = None) -> Cut:
+    return cut(
         p.mask,  # type: ignore[arg-type]
         p.frame.rows,
         p.frame.keys,
@@ -104,8 +104,17 @@ def _grid(p: Problem, sizes: TileSizes, b: int | None = None) -> Grid:
     )
 
 
-# Smaller tiles for a mask that cuts most of the tiles it meets, as narrow windows do: the mask is cut once, as finely
-# as is worth it, and the coarser cuts are joined from that one.
+def _turned(one: Cut, across: int) -> Cut:
+    """The same tiles with a line for every key tile."""
+    lines: list[list[Run]] = [[] for _ in range(across)]
+    for i, line in enumerate(one):
+        for start, stop, tile in line:
+            for j in range(start, stop):
+                extend(lines[j], i, i + 1, tile)
+    return tuple(tuple(line) for line in lines)
+
+
+# Smaller tiles for a mask that cuts most of the tiles it meets, as narrow windows do.
 
 
 def _finest(p: Problem, sizes: TileSizes) -> TileSizes | None:
@@ -120,19 +129,18 @@ def _finest(p: Problem, sizes: TileSizes) -> TileSizes | None:
     return sizes._replace(rows=sizes.rows // n, keys=sizes.keys // n)
 
 
-def _cheapest(sizes: TileSizes, fine: TileSizes, cut: Grid) -> tuple[TileSizes, Grid]:
+def _cheapest(p: Problem, sizes: TileSizes, fine: TileSizes) -> tuple[TileSizes, Cut]:
     """The tiles whose visits cost least: their area and a constant, the time of about 2^14 scores (2026-11-21)."""
 
-    def cost(choice: tuple[TileSizes, Grid]) -> int:
-        visits = sum([tile is not EMPTY for line in choice[1] for tile in line])
+    def cost(choice: tuple[TileSizes, Cut]) -> int:
+        visits = sum([stop - start for line in choice[1] for start, stop, _ in line])
         return visits * (choice[0].rows * choice[0].keys + 2**14)
 
     tried = []
     n = sizes.rows // fine.rows
     while n >= 1:
-        tried.append(
-            (sizes._replace(rows=fine.rows * n, keys=fine.keys * n), coarser(cut, n) if n > 1 else cut)
-        )
+        size = sizes._replace(rows=fine.rows * n, keys=fine.keys * n)
+        tried.append((size, _cut(p, size)))
         n //= 2
     best = tried[0]
     for choice in tried[1:]:
@@ -140,15 +148,15 @@ def _cheapest(sizes: TileSizes, fine: TileSizes, cut: Grid) -> tuple[TileSizes, 
     return best
 
 
-def _visits(p: Problem, grids: Sequence[Any], *, ragged: bool) -> Visits:
-    full: Any = []
-    part: Any = []
-    rest: Any = []
-    for one in grids:
-        whole = [line[:-1] if ragged else line for line in one]
-        full.append([[j for j, tile in enumerate(line) if tile is FULL] for line in whole])
-        part.append([[j for j, t in enumerate(line) if t is not FULL and t is not EMPTY] for line in whole])
-        rest.append([int(ragged and line[-1] is not EMPTY) for line in one])
+def _visits(p: Problem, cuts: Sequence[Cut], tiles: int, *, ragged: bool) -> Visits:
+    """tiles: how many a line has; ragged: whether the last one is smaller than the others."""
+    whole = tiles - 1 if ragged else tiles
+
+    def met(line: tuple[Run, ...], full: bool) -> list[int]:
+        return [
+            j for start, stop, tile in line if (tile is FULL) == full for j in range(start, min(stop, whole))
+        ]
+
     table = p.backend.table
 
     def padded(lists: Any) -> Any:
@@ -160,4 +168,7 @@ def _visits(p: Problem, grids: Sequence[Any], *, ragged: bool) -> Visits:
     def counts(lists: Any) -> Any:
         return table([[len(line) for line in one] for one in lists], p.q)
 
+    full = [[met(line, True) for line in one] for one in cuts]
+    part = [[met(line, False) for line in one] for one in cuts]
+    rest = [[int(ragged and bool(line) and line[-1][1] == tiles) for line in one] for one in cuts]
     return Visits(padded(full), counts(full), padded(part), counts(part), table(rest, p.q))
