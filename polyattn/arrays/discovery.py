@@ -28,6 +28,15 @@ NEEDED = (
     "matrix_transpose max maximum permute_dims reshape stack sum where zeros zeros_like"
 )
 
+
+class NotPlain(TypeError):
+    """An array of a kind that its adapter refuses."""
+
+    def __init__(self, wanted: str) -> None:
+        super().__init__(f"polyattn: expected {wanted}")
+        self.wanted = wanted
+
+
 _BY_TYPE: dict[type, Backend] = {}  # a plain dict: compilers can look through it
 _BY_NAME: dict[str, Backend] = {}
 
@@ -61,9 +70,8 @@ def _load_for(kind: type) -> bool:
         found = backend_named(base.__module__.partition(".")[0])
         if found is not None:
             if (reason := found.refuses(kind)) is not None:
-                raise TypeError(
-                    f"polyattn: expected a plain array of {found.name}, got {kind.__module__}.{kind.__qualname__}, "
-                    f"{reason}"
+                raise NotPlain(
+                    f"a plain array of {found.name}, got {kind.__module__}.{kind.__qualname__}, {reason}"
                 )
             _BY_TYPE.update(dict.fromkeys((kind, *found.array_types), found))
             return True

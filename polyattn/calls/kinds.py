@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from polyattn.arrays import Backend, backend_of, is_array
+from polyattn.arrays.discovery import NotPlain
 
 __all__ = [
     "array",
@@ -68,6 +69,8 @@ def array(who: str, name: str, value: Any, what: str = "") -> Backend:
     if is_array(value):
         try:
             return backend_of(value)
+        except NotPlain as error:
+            raise TypeError(f"{who}: expected {name} to be {error.wanted}") from None
         except TypeError:
             pass
     kind = value.__name__ if isinstance(value, type) else type(value).__name__
