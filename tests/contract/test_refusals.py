@@ -342,7 +342,8 @@ def test_an_array_that_is_more_than_an_array_is_refused(make: Any, name: str, re
         with pytest.raises(TypeError) as caught:
             call()
         who, _, rest = str(caught.value).partition(" a plain array of numpy, got ")
-        assert who.startswith("polyattn") and ": expected" in who
+        assert who.startswith("polyattn")
+        assert ": expected" in who
         assert rest == f"{name}, {reason}"
 
 
