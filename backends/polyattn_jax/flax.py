@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from polyattn import AuxRequest
 from polyattn._attention import Wish, attend
 from polyattn.arrays import Array, is_array
+from polyattn.calls import answers
 from polyattn.mods import ScoreMod
 
 try:
@@ -28,6 +29,7 @@ _WHO = "polyattn_jax.nnx_attention"
 _PRECISE = (None, jax.lax.Precision.HIGHEST, "highest", "float32")  # the last is another name for it
 
 
+@answers("polyattn_jax.nnx_attention")
 def nnx_attention(
     query: Array,
     key: Array,
