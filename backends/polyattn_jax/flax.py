@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from polyattn import AuxRequest
 from polyattn._attention import Wish, attend
 from polyattn.arrays import Array, is_array
+from polyattn.calls import answers
 from polyattn.mods import ScoreMod
 
 try:
@@ -29,6 +30,7 @@ _NO_WISH, _FULL = ("default", jax.lax.Precision.DEFAULT), ("highest", "float32",
 _PRECISE = (None, *_NO_WISH, *_FULL)
 
 
+@answers("polyattn_jax.nnx_attention")
 def nnx_attention(
     query: Array,
     key: Array,

@@ -146,7 +146,7 @@ def test_the_translators_work_under_a_compiler() -> None:
         ("torch.sdpa", {"score_mod": mods.softcap(2.0)}, "(soft cap: none), got Softcap(cap=2.0); nothing else there can express it"),
         ("torch.sdpa", {"score_mod": lambda s, b, h, q, kv: s * s, "query_offset": 0}, "which does not only add"),
         ("torch.sdpa", {"dropout_rate": 0.5, "dropout_seed": 1}, "got dropout; it draws other weights to drop from any seed: ask it for its own dropout"),
-        ("torch.sdpa", {"return_aux": None}, "DIALECTS['torch.sdpa'].from_polyattn: expected arguments of attention (mask, "),
+        ("torch.sdpa", {"return_aux": None}, "DIALECTS['torch.sdpa'].from_polyattn: expected no wish for intermediate values, got return_aux=, "),
         ("torch.sdpa", {"mask": np.zeros((3, 5), np.float32)}, "expected a bool mask (True = may attend), got dtype float32"),
         ("x_transformers", {"score_mod": mods.softcap(2.0), "bias": np.zeros((1, 1, 3, 5), np.float32)}, "after the bias"),
         ("x_transformers", {"score_mod": mods.softcap(2.0), "sinks": np.zeros(4, np.float32)}, "after the bias"),
