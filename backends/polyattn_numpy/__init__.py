@@ -144,11 +144,14 @@ class NumpyBackend(Backend):
         return dtype if dtype.kind == "f" and dtype.itemsize >= 8 else None
 
     def refuses(self, kind: type) -> str | None:
-        if kind in (np.ndarray, np.memmap) or not issubclass(kind, np.ndarray):
-            return None
+        # A class that rounds or counts on purpose is welcome (`polyattn.truth.rounding` has one).
         if issubclass(kind, np.ma.MaskedArray):
             return "whose mask attention does not see; pass x.filled(0), and say by mask= what may be seen"
-        return "which may compute otherwise; pass numpy.asarray(x)"
+        return (
+            "whose product is not that of arrays; pass numpy.asarray(x)"
+            if issubclass(kind, np.matrix)
+            else None
+        )
 
     def to_list(self, x: Array) -> Any:
         return x.tolist()
@@ -175,8 +178,13 @@ class NumpyBackend(Backend):
         return tuple(xp.stack(parts) for parts in zip(*results, strict=True))
 
     def matmul(self, a: Array, b: Array) -> Array:
+<<<<<<< HEAD
         """Shared out in whole matrices, or a fixed number of rows of one, so that the bits are those of one thread."""
         if a.ndim < 2 or b.ndim < 2 or a.size * b.shape[-1] < _WORTH_WORKERS:
+=======
+        plain = type(a) is type(b) is np.ndarray
+        if not plain or a.ndim < 3 or b.ndim < 2 or a.size * b.shape[-1] < _WORTH_WORKERS or _in_worker():
+>>>>>>> engine
             with _one_blas_thread():
                 return np.matmul(a, b)
         lead = xp.broadcast_shapes(a.shape[:-2], b.shape[:-2])

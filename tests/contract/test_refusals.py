@@ -264,6 +264,7 @@ def test_shapes_are_named_in_the_layout_of_the_caller(eager: Bench) -> None:
     )
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize(("layout", "other"), [("BHLD", "BLHD"), ("BLHD", "BHLD")])
 def test_a_forgotten_transpose_that_heads_reveal_is_asked_about(
     eager: Bench, layout: str, other: str
@@ -316,14 +317,15 @@ class Tagged(np.ndarray):
     """An array with a meaning of its own."""
 
 
+=======
+>>>>>>> engine
 @pytest.mark.parametrize(
     ("make", "name", "reason"),
     [
         (np.ma.masked_array, "numpy.ma.MaskedArray" if np.ma.MaskedArray.__module__ == "numpy.ma" else "numpy.ma.core.MaskedArray", "whose mask attention does not see; pass x.filled(0), and say by mask= what may be seen"),
-        (np.matrix, "numpy.matrix", "which may compute otherwise; pass numpy.asarray(x)"),
-        (lambda x: x.view(Tagged), f"{Tagged.__module__}.Tagged", "which may compute otherwise; pass numpy.asarray(x)"),
+        (np.matrix, "numpy.matrix", "whose product is not that of arrays; pass numpy.asarray(x)"),
     ],
-    ids=["masked", "matrix", "a class of one's own"],
+    ids=["masked", "matrix"],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:the matrix subclass")
 def test_an_array_that_is_more_than_an_array_is_refused(make: Any, name: str, reason: str) -> None:
