@@ -178,13 +178,9 @@ class NumpyBackend(Backend):
         return tuple(xp.stack(parts) for parts in zip(*results, strict=True))
 
     def matmul(self, a: Array, b: Array) -> Array:
-<<<<<<< HEAD
         """Shared out in whole matrices, or a fixed number of rows of one, so that the bits are those of one thread."""
-        if a.ndim < 2 or b.ndim < 2 or a.size * b.shape[-1] < _WORTH_WORKERS:
-=======
         plain = type(a) is type(b) is np.ndarray
-        if not plain or a.ndim < 3 or b.ndim < 2 or a.size * b.shape[-1] < _WORTH_WORKERS or _in_worker():
->>>>>>> engine
+        if not plain or a.ndim < 2 or b.ndim < 2 or a.size * b.shape[-1] < _WORTH_WORKERS:
             with _one_blas_thread():
                 return np.matmul(a, b)
         lead = xp.broadcast_shapes(a.shape[:-2], b.shape[:-2])

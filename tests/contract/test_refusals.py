@@ -264,7 +264,6 @@ def test_shapes_are_named_in_the_layout_of_the_caller(eager: Bench) -> None:
     )
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize(("layout", "other"), [("BHLD", "BLHD"), ("BLHD", "BHLD")])
 def test_a_forgotten_transpose_that_heads_reveal_is_asked_about(
     eager: Bench, layout: str, other: str
@@ -313,12 +312,6 @@ def test_a_mask_is_a_static_argument_of_a_compiled_function() -> None:
     assert len(traced) == 1
 
 
-class Tagged(np.ndarray):
-    """An array with a meaning of its own."""
-
-
-=======
->>>>>>> engine
 @pytest.mark.parametrize(
     ("make", "name", "reason"),
     [
