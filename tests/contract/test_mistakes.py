@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,19 @@ LIBRARIES = dict.fromkeys(("PyTorch", "transformers", "xformers"), "torch") | di
 NAMES = """
 import math
 import numpy as np
-import jax
-import jax.numpy as jnp
-import torch
-from torch.nn.attention.bias import causal_lower_right
+from shared.libraries import jax, jnp, torch
 from polyattn import *
 from polyattn import layers
 from polyattn.additive import additive_attention
 from polyattn.caches import KVCache
 from polyattn.linear import linear_attention
 from polyattn.rotary import Rotary
+
+
+def causal_lower_right(*sizes):
+    from torch.nn.attention.bias import causal_lower_right
+
+    return causal_lower_right(*sizes)
 """
 
 
@@ -51,7 +54,12 @@ def namespace(library: str) -> Mapping[str, Any]:
     """What the calls may name."""
     found: dict[str, Any] = {}
     exec(NAMES, found)
-    make = {"numpy": np.asarray, "jax": found["jnp"].asarray, "torch": found["torch"].tensor}[library]
+    makers: dict[str, Callable[[], Any]] = {
+        "numpy": lambda: np.asarray,
+        "jax": lambda: found["jnp"].asarray,
+        "torch": lambda: found["torch"].tensor,
+    }
+    make = makers[library]()
     rng = np.random.default_rng(0)
     for name in "qkv":
         found[name] = make(rng.normal(size=(2, 4, 6, 8)).astype(np.float32))

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from polyattn_torch import native
+from shared.libraries import polyattn_torch, torch
 
 from polyattn import AuxRequest, attention, masks, mods
 from polyattn.parity import FLOOR_ACCEPTANCE, floor_ratio, round_to
@@ -116,9 +115,9 @@ def test_auto_compiles_no_kernel_on_the_cpu_by_itself() -> None:
 def test_under_a_compiler_the_definition_is_taken_up_to_a_gibibyte(monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = (torch.empty(1, 1, n, 8, device="meta") for n in (2**14, 2**15))
     problems = [pose("test", x, x, x, score_mod=CAP) for x in (small, large)]
-    assert [native._passed_over_blockwise(p) for p in problems] == [None, None]
+    assert [polyattn_torch.native._passed_over_blockwise(p) for p in problems] == [None, None]
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert [native._passed_over_blockwise(p) for p in problems] == [
+    assert [polyattn_torch.native._passed_over_blockwise(p) for p in problems] == [
         "torch.compile fuses the definition",
         None,
     ]
