@@ -176,3 +176,23 @@ def test_ids_of_queries_alone_may_have_leading_axes_and_a_mask_one_axis_more() -
     of_one = attention(Q[0], K[0], V[0], mask=ARRAY[:1])
     spec = Spec(Q[:1], K[:1], V[:1], allowed=ARRAY[:1])
     assert eta(of_one[None], truth(spec)["out"], "float64") <= 4
+
+
+def test_a_mask_of_ones_own_that_is_no_dataclass_is_refused() -> None:
+    class Diagonal(Mask):
+        def allowed(self, at: Any) -> Any:
+            return at.q == at.kv
+
+        def box(self, box: Any) -> Any:
+            return PARTIAL
+
+        def __str__(self) -> str:
+            return "diagonal()"
+
+    for mask in (Diagonal(), Diagonal() & masks.causal()):
+        with pytest.raises(TypeError) as caught:
+            attention(Q[..., :L, :], K[..., :L, :], V[..., :L, :], mask=mask)
+        assert str(caught.value) == (
+            "polyattn.masks: expected Diagonal to be a dataclass, whose fields tell its arrays, got another class; "
+            "write @dataclass(frozen=True) over it"
+        )
