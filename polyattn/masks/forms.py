@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from polyattn.arrays import (
@@ -67,7 +67,12 @@ class Forms(ABC):
 
     def arrays(self) -> Iterator[Array]:
         """The arrays that the mask holds."""
-        for field in fields(self):  # type: ignore[arg-type]
+        if not is_dataclass(self):
+            raise TypeError(
+                f"polyattn.masks: expected {type(self).__name__} to be a dataclass, whose fields tell its arrays, got "
+                "another class; write @dataclass(frozen=True) over it"
+            )
+        for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Forms):
                 yield from value.arrays()

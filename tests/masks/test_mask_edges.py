@@ -188,3 +188,23 @@ def test_ranges_with_leading_axes_of_their_own() -> None:
     allowed = (starts[..., None] <= np.arange(7)) & (np.arange(7) < stops[..., None])
     out = attention(q, k, v, mask=masks.key_ranges(starts, stops), implementation=Blockwise(2, 3))
     assert np.abs(out - attention(q, k, v, mask=allowed[:, :, None])).max() < 1e-14
+
+
+def test_a_mask_of_ones_own_that_is_no_dataclass_is_refused() -> None:
+    class Diagonal(Mask):
+        def allowed(self, at: Any) -> Any:
+            return at.q == at.kv
+
+        def box(self, box: Any) -> Any:
+            return PARTIAL
+
+        def __str__(self) -> str:
+            return "diagonal()"
+
+    for mask in (Diagonal(), Diagonal() & masks.causal()):
+        with pytest.raises(TypeError) as caught:
+            attention(Q[..., :L, :], K[..., :L, :], V[..., :L, :], mask=mask)
+        assert str(caught.value) == (
+            "polyattn.masks: expected Diagonal to be a dataclass, whose fields tell its arrays, got another class; "
+            "write @dataclass(frozen=True) over it"
+        )
