@@ -11,6 +11,7 @@ from polyattn import Blockwise, Reference, attention, masks
 from polyattn.arrays import TileSizes, backend_of
 from polyattn.implementations.blockwise.plan import Visits, plan
 from polyattn.implementations.choice import choose
+from polyattn.masks.lengths import Prefix
 from polyattn.masks.relative import Chunked
 from polyattn.masks.tiles import FULL, PARTIAL, cut
 from polyattn.places import Places
@@ -195,6 +196,15 @@ def test_a_cut_asks_about_what_is_seen_and_its_edge_alone(monkeypatch: pytest.Mo
         seen = sum(stop - start for line in found for start, stop, _ in line)
         assert tiles <= seen <= 4 * tiles
         assert len(asked) <= 12 * seen
+
+
+def test_what_is_full_is_asked_about_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    box = Prefix.box
+    monkeypatch.setattr(Prefix, "box", lambda self, given: (asked.append(given), box(self, given))[1])
+    found = cut(masks.prefix(2**9), 2**10, 2**10, (2, 2), places=Places())
+    assert found == (((0, 2**8, FULL),),) * 2**9
+    assert len(asked) == 5  # the whole, and its quarters
 
 
 def test_tiles_that_are_alike_are_one_run() -> None:
