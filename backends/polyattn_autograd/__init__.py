@@ -18,6 +18,7 @@ from autograd.tracer import getval
 
 from polyattn.arrays import Array, Backend, TileSizes
 from polyattn.arrays.discovery import numpy_backend
+from polyattn.arrays.interchange import copied
 
 __all__ = ["AutogradBackend", "Tracked", "backend", "value_and_grad", "vjp"]
 
@@ -34,6 +35,10 @@ class Tracked:
 
     def __array_namespace__(self, api_version: str | None = None) -> Any:
         return xp
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """numpy.asarray(x): the values, from which no derivative leads back."""
+        return numpy.asarray(getval(self.value), dtype=dtype, copy=copy)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         """numpy.exp(x), and an operator with a NumPy array on its left."""
@@ -147,7 +152,7 @@ class AutogradBackend(Backend):
         return getval(x.value)
 
     def from_numpy(self, x: Array, like: Array) -> Array:
-        return Tracked(x.copy())
+        return Tracked(copied(x))
 
     def device(self, x: Array) -> Any:
         return "cpu"

@@ -40,7 +40,10 @@ def _layers(x: Array) -> Iterator[Array]:
 
 def captures_derived(f: Callable[..., Any], *given: Array) -> bool:
     """Whether a function reads an array that a derivative is being taken by."""
-    captured = jax.make_jaxpr(f)(*given).consts
+    try:
+        captured = jax.make_jaxpr(f)(*given).consts
+    except Exception:  # what is wrong with f is said where it runs
+        return False
     return any(hasattr(layer, "primal") for x in captured for layer in _layers(x))
 
 

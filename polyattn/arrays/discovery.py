@@ -30,7 +30,7 @@ NEEDED = (
 
 
 class NotPlain(TypeError):
-    """An array of a kind that its adapter refuses."""
+    """An array of a kind with which attention cannot be computed; `wanted`: what is said of it."""
 
     def __init__(self, wanted: str) -> None:
         super().__init__(f"polyattn: expected {wanted}")
@@ -96,10 +96,10 @@ def _backend_of_namespace(array: Array) -> Backend:
     found = backend_named(name)
     if found is None:
         if missing := [word for word in NEEDED.split() if not hasattr(xp, word)]:
-            raise TypeError(
-                f"polyattn: expected arrays of a library that follows the array API standard, got "
-                f"{type(array).__module__}.{type(array).__qualname__}, whose namespace {xp.__name__} lacks "
-                f"{', '.join(missing)}; convert them, for example with numpy.asarray, or write an adapter for it"
+            raise NotPlain(
+                f"an array of a library that follows the array API standard, got {type(array).__module__}."
+                f"{type(array).__qualname__}, whose namespace {xp.__name__} lacks {', '.join(missing)}; convert it, "
+                "for example with numpy.asarray, or write an adapter for it"
             )
         if name in CARRIED:
             warnings.warn(

@@ -38,6 +38,6 @@ class Interchange(Numbers):
 
 def copied(x: Any) -> Any:
     """A NumPy array anew, in the byte order of this machine and without odd strides: all that most libraries know."""
-    import numpy
+    import array_api_compat.numpy as numpy
 
-    return numpy.array(x, dtype=x.dtype.newbyteorder("="), order="C")
+    return numpy.asarray(x, dtype=x.dtype.newbyteorder("="), copy=True, order="C")

@@ -55,6 +55,10 @@ def seed_like(
 
 def seed(who: str, name: str, value: Any, expected: str = "an integer") -> int:
     """A Python integer from 0 to 2**64 - 1."""
+    if isinstance(value, int) and not isinstance(
+        value, bool
+    ):  # asked first: compilers have symbols of integers
+        return _in_range(who, name, value)
     line = seed_line(value)
     if line is not None:
         whole = line if line.startswith("int(") or "generator" in line else f"int({line})"
@@ -62,7 +66,10 @@ def seed(who: str, name: str, value: Any, expected: str = "an integer") -> int:
         raise TypeError(f"{who}: expected {name} to be {expected}, got {what}; write {name}={whole}")
     if isinstance(value, (bool, type)) or is_array(value) or not hasattr(value, "__index__"):
         raise TypeError(f"{who}: expected {name} to be {expected}, got {shown(value)}; pass a Python int")
-    found = int(value.__index__())
-    if not 0 <= found < 2**64:
-        raise ValueError(f"{who}: expected 0 <= {name} < 2**64, got {value!r}; reduce it modulo 2**64")
-    return found
+    return _in_range(who, name, int(value.__index__()))
+
+
+def _in_range(who: str, name: str, seed: int) -> int:
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"{who}: expected 0 <= {name} < 2**64, got {seed!r}; reduce it modulo 2**64")
+    return seed

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WHO = "polyattn.masks.Mask"
-_FAR = 2**31 - 1  # positions are numbers of 32 bits
 
 
 def _check_offsets(query_offset: Any, key_offset: Any) -> None:
@@ -33,7 +32,7 @@ def _check_offsets(query_offset: Any, key_offset: Any) -> None:
         if is_array(offset):
             integral("polyattn.masks", name, offset)
         else:
-            integer("polyattn.masks", name, offset, -_FAR, most=_FAR)
+            integer("polyattn.masks", name, offset)
 
 
 class Forms(ABC):

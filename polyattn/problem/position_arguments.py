@@ -97,10 +97,6 @@ def _offset(call: Call, side: str) -> Any:
     if offset is None:
         return 0
     if type(offset) is int:  # asked first: compilers have symbols of integers
-        if not -(2**31) <= offset < 2**31:
-            raise ValueError(
-                f"{call.who}: expected {name} of 32 bits, got {shown(offset)}; count positions from nearer by"
-            )
         return offset
     end = " or 'end'" if side == "query" else ""
     if isinstance(offset, str):

@@ -85,7 +85,7 @@ def test_an_adapter_without_its_library_says_which_is_missing(library: str) -> N
     )
     assert said == (
         f"polyattn_{library}: expected the package {library}, got: No module named '{library}'; install it, pip "
-        f"install {library}"
+        f"install 'polyattn[{library}]'"
     )
 
 

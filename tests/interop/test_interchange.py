@@ -76,7 +76,7 @@ def test_a_namespace_that_lacks_what_is_needed_is_a_sentence() -> None:
         attention(x, x, x)
     said = str(caught.value)
     assert said.startswith(
-        "polyattn: expected arrays of a library that follows the array API standard, got "
+        "polyattn.attention: expected query to be an array of a library that follows the array API standard, got "
         f"{Xarray.__module__}.Xarray, whose namespace xlib.core lacks asarray, astype, any, "
     )
-    assert said.endswith("; convert them, for example with numpy.asarray, or write an adapter for it")
+    assert said.endswith("; convert it, for example with numpy.asarray, or write an adapter for it")

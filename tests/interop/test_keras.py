@@ -268,8 +268,8 @@ def test_the_keras_layer_says_what_it_does_not_do(backend: str, keras_results: M
     assert rank.startswith("ValueError: ")
     assert "Attention: expected heads of 4 axes, got " in rank
     assert symbol == (
-        "TypeError: polyattn: expected an array of an array API library (NumPy, JAX, PyTorch, ...), got "
-        "keras.src.backend.common.keras_tensor.KerasTensor; convert it first, for example with numpy.asarray"
+        "TypeError: polyattn.attention: expected query to be an array of an array API library (NumPy, JAX, PyTorch, "
+        "...), got KerasTensor; convert it, for example with numpy.asarray"
     )
 
 
@@ -306,8 +306,8 @@ def test_attention_takes_sizes_that_are_symbols() -> None:
 def test_tensors_of_no_array_api_library_are_refused_by_the_name_of_their_class() -> None:
     kind = type("EagerTensor", (), {"__module__": "tensorflow.python.framework.ops", "dtype": "float32"})
     sentence = (
-        "polyattn: expected an array of an array API library (NumPy, JAX, PyTorch, ...), got "
-        "tensorflow.python.framework.ops.EagerTensor; convert it first, for example with numpy.asarray"
+        "polyattn.attention: expected query to be an array of an array API library (NumPy, JAX, PyTorch, ...), got "
+        "EagerTensor; convert it, for example with numpy.asarray"
     )
     with pytest.raises(TypeError, match=f"^{re.escape(sentence)}$"):
         attention(kind(), kind(), kind(), layout="BLHD")

@@ -47,7 +47,7 @@ def test_init_gives_the_same_bits_on_every_library(dtype: str) -> None:
             if dtype in bench.dtypes:
                 params = EVERYTHING.init(3, like=bench.array(np.zeros(()), dtype))
                 made[name] = np.concatenate([x.ravel() for x in flat(mapped(bench.numpy, params))])
-    assert len(made) == (4 if dtype in ("float64", "float32") else 3)
+    assert len(made) >= (5 if dtype in ("float64", "float32") else 3)
     assert made["numpy"].size > 500
     assert all(np.array_equal(made["numpy"], x) for x in made.values())
 
