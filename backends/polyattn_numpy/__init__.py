@@ -45,6 +45,7 @@ def _own_scratch() -> Iterator[None]:
 
 
 _WORKER = "polyattn-worker"
+_NEVER_SHARED = 2**13  # multiplications: no BLAS has threads for so few
 _ROWS = 256  # of one product for one worker
 _WORTH_WORKERS = 2**25  # products of numbers, for which one core needs about a millisecond (2026-11-29)
 _LOCK = threading.Lock()
@@ -124,9 +125,11 @@ def _alone(run: Callable[..., Any]) -> Callable[..., Any]:
     """The products of a call under one limit: to set it takes longer than to find it set."""
 
     @wraps(run)
-    def run_alone(*given: Any) -> Any:
+    def run_alone(p: Any, settings: Any) -> Any:
+        if p.frame.rows * p.frame.heads * p.frame.keys * max(p.q.shape[3], p.v.shape[3]) <= _NEVER_SHARED:
+            return run(p, settings)
         with _one_blas_thread():
-            return run(*given)
+            return run(p, settings)
 
     return run_alone
 
@@ -180,6 +183,8 @@ class NumpyBackend(Backend):
     def matmul(self, a: Array, b: Array) -> Array:
         """Shared out in whole matrices, or a fixed number of rows of one, so that the bits are those of one thread."""
         plain = type(a) is type(b) is np.ndarray
+        if a.size * b.shape[-1] <= _NEVER_SHARED:
+            return np.matmul(a, b)
         if not plain or a.ndim < 2 or b.ndim < 2 or a.size * b.shape[-1] < _WORTH_WORKERS:
             with _one_blas_thread():
                 return np.matmul(a, b)

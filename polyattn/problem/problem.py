@@ -72,7 +72,7 @@ class Problem:
     @property
     def scores_bytes(self) -> int:
         """The memory of one score matrix."""
-        return math.prod(self.scores_shape) * (8 if str(self.compute_dtype).endswith("64") else 4)
+        return math.prod(self.scores_shape) * (8 if self.compute_dtype == self.backend.xp.float64 else 4)
 
     @property
     def sizes_are_numbers(self) -> bool:
