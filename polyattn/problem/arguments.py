@@ -225,7 +225,7 @@ def _in_range(call: Call, value: float, name: str) -> float:
 
 
 def dropout_rate(call: Call) -> float:
-    rate = number(call.who, "dropout_rate", call.options.get("dropout_rate", 0.0))
+    rate = number(call.who, "dropout_rate", call.get("dropout_rate"))
     if not 0.0 <= rate < 1.0:
         raise ValueError(
             f"{call.who}: expected 0 <= dropout_rate < 1, got {rate!r}; it is the share of weights dropped"
