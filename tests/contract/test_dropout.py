@@ -213,3 +213,8 @@ def test_the_gradient_uses_the_mask_of_the_forward_pass(bench: Bench) -> None:
     got = {"out": out} | {"d" + name[0]: x for name, x in (grads or {}).items()}
     for name, x in got.items():
         assert eta(bench.numpy(x), judged[name], "float32") <= ACCEPTANCE, name
+
+
+def test_a_rate_next_to_one_drops_everything_but_one_in_four_billion() -> None:
+    x = np.ones((1, 1, 8, 4))
+    assert not attention(x, x, x, dropout_rate=1 - 2.0**-50, dropout_seed=0).any()

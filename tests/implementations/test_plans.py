@@ -13,7 +13,7 @@ from polyattn.implementations.blockwise.plan import Visits, plan
 from polyattn.implementations.choice import choose
 from polyattn.masks.lengths import Prefix
 from polyattn.masks.relative import Chunked
-from polyattn.masks.tiles import FULL, PARTIAL, cut
+from polyattn.masks.tiles import FULL, PARTIAL, cut, grid
 from polyattn.places import Places
 from polyattn.problem import Problem, pose
 
@@ -218,3 +218,14 @@ def test_a_window_over_a_million_tokens_is_planned_by_its_tiles() -> None:
     assert cut_.sizes == (128, 128, 1)
     assert len(cut_.by_query.full_n[0]) == len(cut_.by_key.full_n[0]) == 7813
     assert sum(cut_.by_query.part_n[0]) + sum(cut_.by_query.rest[0]) == 2 * 7813 - 1
+
+
+@pytest.mark.parametrize("offsets", [[0, 40], [40, 0], [0, 0], [-9, 3, 40]])
+def test_a_cut_for_all_items_is_that_of_each_of_them_joined(offsets: list[int]) -> None:
+    places = Places(np.array(offsets), 0)
+    alone = [grid(masks.causal(), 12, 32, (2, 4), b=b, places=places) for b in range(len(offsets))]
+    joined = [
+        tuple(tiles[0] if len(set(tiles)) == 1 else PARTIAL for tiles in zip(*lines, strict=True))
+        for lines in zip(*alone, strict=True)
+    ]
+    assert list(grid(masks.causal(), 12, 32, (2, 4), places=places)) == joined

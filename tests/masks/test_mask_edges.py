@@ -208,3 +208,8 @@ def test_a_mask_of_ones_own_that_is_no_dataclass_is_refused() -> None:
             "polyattn.masks: expected Diagonal to be a dataclass, whose fields tell its arrays, got another class; "
             "write @dataclass(frozen=True) over it"
         )
+
+
+def test_the_least_size_that_shows_a_mask_is_that_of_its_longest_item() -> None:
+    assert masks.key_lengths([3, 12]).least_size() == (0, 12)
+    assert (masks.query_lengths(5) & masks.key_lengths(4)).least_size() == (5, 4)
