@@ -150,3 +150,15 @@ def test_a_score_mod_that_returns_no_scores_is_one_sentence(way: str, returned: 
             attention(x, x, x, score_mod=mod, query_offset=0, implementation=way)
         start = "polyattn.attention: expected score_mod(score, b, h, q_idx, kv_idx) to return "
         assert str(caught.value).startswith(start + got)
+
+
+def test_the_kernel_that_another_thread_asks_for_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sdpa_kernel` is a switch of the whole process: attention turns none, whatever runs."""
+    turned: list[Any] = []
+    for name in ("enable_flash_sdp", "enable_mem_efficient_sdp", "enable_math_sdp", "enable_cudnn_sdp"):
+        monkeypatch.setattr(torch.backends.cuda, name, turned.append)
+    monkeypatch.setattr(torch.nn.attention, "sdpa_kernel", lambda *x, **_: turned.append(x))
+    q = torch.randn(1, 2, 300, 8, requires_grad=True)
+    for options in ({}, {"is_causal": True}, {"mask": masks.sliding_window(9)}, {"sinks": torch.zeros(2)}):
+        attention(q, q, q, **options).sum().backward()
+    assert turned == []
