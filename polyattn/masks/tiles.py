@@ -108,20 +108,10 @@ def classify(mask: Divisible, box: Box) -> Tile:
     return _join(classify(mask, quarter) for quarter in _quarters(box))
 
 
-def grid(
-    mask: Divisible,
-    rows: int,
-    keys: int,
-    size: tuple[int, int],
-    *,
-    b: int | None = None,
-    h: int | None = None,
-    places: Places,
-    remember: bool = False,
-) -> Grid:
-    """`classify` for every tile of that size, the last ones ragged."""
+def grid(mask: Divisible, rows: int, keys: int, size: tuple[int, int], **where: Any) -> Grid:
+    """`cut`, with every tile in its place, the empty ones too."""
     found = []
-    for runs in cut(mask, rows, keys, size, b=b, h=h, places=places, remember=remember):
+    for runs in cut(mask, rows, keys, size, **where):
         line = [EMPTY] * -(-keys // size[1])
         for start, stop, tile in runs:
             line[start:stop] = [tile] * (stop - start)
