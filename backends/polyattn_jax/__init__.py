@@ -35,6 +35,9 @@ class JaxBackend(Backend):
         return dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.dtype(jnp.float32)
 
     def matmul(self, a: Array, b: Array) -> Array:
+        if half := next((x.dtype for x in (a, b) if jnp.dtype(x.dtype).itemsize == 2), None):
+            # In a kernel: multiplied as they are, which is exact, and summed in float32.
+            return jnp.matmul(a.astype(half), b.astype(half), preferred_element_type=jnp.float32)
         # The default precision of an accelerator rounds float32 to TF32 or bfloat16.
         return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 

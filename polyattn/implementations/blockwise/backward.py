@@ -58,7 +58,7 @@ class Sums(NamedTuple):
 def backward(p: Problem, plan: Plan, saved: Averages, d_out: Array, d_lse: Array) -> Gradients:
     """The gradients of sum(out * d_out) + sum(lse * d_lse)."""
     blocks, backend, xp = Blocks(p, plan), p.backend, p.backend.xp
-    rows = _rows(p, saved, d_out, d_lse)
+    rows = returned(p.sinks, saved, d_out, d_lse)
 
     def block(g: Any) -> tuple[Array, ...]:
         sums = _block(blocks, g, rows)
@@ -85,19 +85,21 @@ def backward(p: Problem, plan: Plan, saved: Averages, d_out: Array, d_lse: Array
     )
 
 
-def _rows(p: Problem, saved: Averages, d_out: Array, d_lse: Array) -> Rows:
-    xp, astype = p.backend.xp, p.backend.astype
+def returned(sinks: Array | None, saved: Averages, d_out: Array, d_lse: Array) -> Rows:
+    """What the rows send back, in the dtype of lse."""
+    backend, dtype = backend_of(saved.lse), saved.lse.dtype
+    xp, astype = backend.xp, backend.astype
     # Rows that see nothing send nothing back, whatever they hold.
     seen = (saved.lse != -xp.inf)[..., None]
     lse = xp.where(seen, saved.lse[..., None], 0.0)
-    d_out = xp.where(seen, astype(d_out, p.compute_dtype), 0.0)
-    d_lse = xp.where(seen, astype(d_lse, p.compute_dtype)[..., None], 0.0)
-    mean = xp.sum(d_out * saved.out, axis=-1, keepdims=True)
-    if p.sinks is None:
+    d_out = xp.where(seen, astype(d_out, dtype), 0.0)
+    d_lse = xp.where(seen, astype(d_lse, dtype)[..., None], 0.0)
+    mean = xp.sum(d_out * astype(saved.out, dtype), axis=-1, keepdims=True)
+    if sinks is None:
         return Rows(seen, lse, d_out, mean - d_lse, mean, lse)
-    top = xp.maximum(lse, p.sinks)
+    top = xp.maximum(lse, sinks)
     # Infinite where the row sees nothing: then nothing is left, and no sink has a share of it.
-    both = xp.where(seen, top + xp.log(xp.exp(lse - top) + xp.exp(p.sinks - top)), xp.inf)
+    both = xp.where(seen, top + xp.log(xp.exp(lse - top) + xp.exp(sinks - top)), xp.inf)
     left = xp.exp(lse - both)
     return Rows(seen, lse, d_out * left, mean * left - d_lse, mean, both)
 

@@ -1,0 +1,1 @@
+"""The engine as one kernel on TPU and GPU, through Pallas."""
