@@ -19,7 +19,7 @@ from polyattn.problem.options import spelled_out
 __all__ = ["AttentionAux", "AuxRequest", "Wish", "attend", "attention", "attention_vjp"]
 
 WHO = "polyattn.attention"
-Wish = Literal["auto", "reference", "blockwise", "native"] | Reference | Blockwise
+Wish = Literal["auto", "reference", "blockwise", "fused", "native"] | Reference | Blockwise
 A = TypeVar("A")
 
 
@@ -99,7 +99,8 @@ def attention(
     one per batch item, or "end" (= S - L) for the queries; query_positions, key_positions: those of every row
     (L,) or (B, L) and key (S,) or (B, S), negative for a key slot that is empty. return_aux: an `AuxRequest`;
     an `AttentionAux` comes too. implementation: "reference" is the definition; "blockwise" needs memory O(L + S);
-    "native" is the library's own kernel where that is exact; "auto" chooses, and aux.implementation tells.
+    "fused" is that engine compiled to a kernel; "native" is the library's own kernel where that is exact; "auto"
+    chooses, and aux.implementation tells.
 
     A row that sees no key gives 0 and gradient 0. Errors: TypeError for wrong dtypes and libraries,
     ValueError for wrong shapes and values. Source: Vaswani 2017, arXiv:1706.03762, equation 1.

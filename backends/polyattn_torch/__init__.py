@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 try:
@@ -18,8 +19,12 @@ import array_api_compat.torch as xp
 from polyattn.arrays import Array, Backend, TileSizes
 from polyattn.arrays.interchange import copied
 from polyattn.arrays.random import threefry2x32
-from polyattn_torch.native import IMPLEMENTATIONS
+from polyattn.implementations import BLOCKWISE, REFERENCE
+from polyattn_torch.flex_kernel import FLEX
+from polyattn_torch.fused import FUSED
+from polyattn_torch.native import FLASH, SDPA
 from polyattn_torch.once import seal
+from polyattn_torch.reasons import passed_over_blockwise, why_not_blockwise, why_not_definition
 from polyattn_torch.state import can_read, precisely
 
 _OPAQUE: dict[Callable[..., Any], Callable[..., Any]] = {}
@@ -54,7 +59,19 @@ _COMPUTE = {
 
 class TorchBackend(Backend):
     array_types = (torch.Tensor, torch.nn.Parameter)
-    implementations = IMPLEMENTATIONS
+    implementations = (
+        SDPA,
+        FLASH,
+        FLEX,
+        FUSED,
+        replace(
+            BLOCKWISE,
+            why_not=why_not_blockwise,
+            passed_over=passed_over_blockwise,
+            transforms=frozenset({"grad", "compile"}),
+        ),
+        replace(REFERENCE, why_not=why_not_definition),
+    )
 
     def unfit(self, x: Array, plain: bool) -> str | None:
         if isinstance(x, torch.fx.Proxy):
@@ -133,6 +150,8 @@ class TorchBackend(Backend):
         return TileSizes(rows=256, keys=256, kv_heads=None)
 
     def tile(self, x: Array, start: Any, size: int, axis: int) -> Array:
+        if isinstance(start, torch.Tensor):  # of a tile that is traced once for all places
+            return x.index_select(axis, torch.arange(size, device=x.device) + start)
         return x.narrow(axis, start, size)
 
     def put(self, x: Array, start: Any, tile: Array, axis: int) -> Array:

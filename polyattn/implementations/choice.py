@@ -12,7 +12,7 @@ from polyattn.implementations.nothing import asks_for_nothing, nothing
 from polyattn.implementations.reference import REFERENCE
 from polyattn.problem import Problem, say
 
-NAMES = ("auto", "reference", "blockwise", "native")
+NAMES = ("auto", "reference", "blockwise", "fused", "native")
 #: Every library has these; an adapter may put kernels before them, or policies of its own.
 GENERIC = (BLOCKWISE, REFERENCE)
 
@@ -45,7 +45,7 @@ def choose(p: Problem, wish: Any) -> Choice:
     if not named and not (isinstance(wish, str) and wish in NAMES):
         line = f"write implementation={wish.__name__}()" if isinstance(wish, type) else "use 'auto'"
         raise ValueError(
-            f"{p.who}: expected implementation 'auto', 'reference', 'blockwise', 'native', a Reference "
+            f"{p.who}: expected implementation 'auto', 'reference', 'blockwise', 'fused', 'native', a Reference "
             f"or a Blockwise, got {shown(wish)}; {line}"
         )
     reasons: list[str] = []
@@ -64,7 +64,8 @@ def choose(p: Problem, wish: Any) -> Choice:
         nobody = "it does not take" if len(named) == 1 else "none of them takes"
         got = f"with {say(nowhere)}, which {nobody}"
     else:
-        got = f"where {'; '.join(reasons) or f'{p.backend.name} has no attention kernel'}"
+        kind = "fused" if name == "fused" else "attention"
+        got = f"where {'; '.join(reasons) or f'{p.backend.name} has no {kind} kernel'}"
     raise ValueError(
         f"{p.who}: expected a problem that {_WORDS.get(name, name)} computes exactly for "
         f"implementation={name!r}, got one {got}; use 'auto'"
@@ -73,6 +74,7 @@ def choose(p: Problem, wish: Any) -> Choice:
 
 _WORDS = {
     "native": "a kernel of the library",
+    "fused": "a fused kernel",
     "blockwise": "the blockwise engine",
     "reference": "the definition",
 }

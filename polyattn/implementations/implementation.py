@@ -32,7 +32,7 @@ class Implementation:
     The table that these make decides what "auto" chooses, prints the documentation and steers the tests.
     """
 
-    name: str  # as `implementation=` has it; all kernels of a library are "native"
+    name: str  # as `implementation=` has it; all kernels of a library are "native", of ours "fused"
     title: str  # what runs, in a sentence
     accepts: frozenset[str]  # names of `polyattn.problem.FEATURES`
     run: Callable[[Problem, Any], Output]

@@ -69,14 +69,29 @@ def _plus(x: Array, start: Any) -> Array:
     return x if isinstance(start, int) and start == 0 else x + start
 
 
-def gather(b: Array, h: Array, q: Array, kv: Array) -> Positions:
-    """Positions from the four index arrays of a `mask_mod`, index = position; arrays are cut by indexing."""
+def gather(b: Array, h: Array, q: Array, kv: Array, places: Places = ORIGIN) -> Positions:
+    """Positions from the four index arrays of a `mask_mod`; arrays are cut by indexing."""
 
     def cut(array: Array) -> Array:
         index = (b, h, q, kv)
         return array[tuple(i if size > 1 else i * 0 for i, size in zip(index, array.shape, strict=True))]
 
-    return Positions(b, h, b, q, kv, q, kv, cut)
+    def stand(where: int | Array, along: Array) -> Array:
+        if not is_array(where) or where.ndim == 0:
+            return _plus(along, where)
+        item = b if where.shape[0] > 1 else b * 0
+        return along + where[(item,)] if where.ndim == 1 else where[item, along]
+
+    return Positions(
+        b=_plus(b, places.batch),
+        h=_plus(h, places.head),
+        item=b,
+        row=q,
+        column=kv,
+        q=stand(places.query, q),
+        kv=stand(places.key, kv),
+        cut=cut,
+    )
 
 
 def look_up(numbers: Sequence[float], index: Array, dtype: Any) -> Array:

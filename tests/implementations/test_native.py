@@ -148,6 +148,17 @@ def test_numpy_and_jax_on_the_cpu_refuse_with_a_reason() -> None:
         assert str(caught.value) == f"polyattn.attention: {REFUSAL}, got one where {reason}; use 'auto'"
 
 
+@pytest.mark.rule("rule-13", "rule-20")
+def test_a_library_without_a_fused_kernel_says_so() -> None:
+    x = np.zeros((2, 2))
+    with pytest.raises(ValueError) as caught:
+        attention(x, x, x, implementation="fused")
+    assert str(caught.value) == (
+        "polyattn.attention: expected a problem that a fused kernel computes exactly for implementation='fused', got "
+        "one where numpy has no fused kernel; use 'auto'"
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 def test_flex_attention_asked_for_by_name_is_the_definition() -> None:

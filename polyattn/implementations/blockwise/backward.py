@@ -17,7 +17,7 @@ from polyattn import mods
 from polyattn.arrays import Array, backend_of
 from polyattn.implementations.blockwise.forward import Averages
 from polyattn.implementations.blockwise.plan import Plan
-from polyattn.implementations.blockwise.tile import Blocks, grouped_product
+from polyattn.implementations.blockwise.tile import Blocks, Spot, grouped_product
 from polyattn.normalizers.softmax import grouped_matmul
 from polyattn.problem import Problem
 
@@ -46,18 +46,20 @@ class Rows(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """The gradients of a block, summed so far; dk and dv those of the key tile at hand, or of all."""
+    """The gradients of a tile, or of a block, summed so far; dk and dv then those of the key tile at hand, or of all."""
 
     dk: Array  # (b, hkv, keys, D)
     dv: Array  # (b, hkv, keys, E)
-    dq: Array  # (b, h, L, D)
+    dq: Array  # (b, h, rows, D) of the queries, scaled
     bias: Array | None
     mod: tuple[Array, ...]
 
 
-def backward(p: Problem, plan: Plan, saved: Averages, d_out: Array, d_lse: Array) -> Gradients:
+def backward(
+    p: Problem, plan: Plan, saved: Averages, d_out: Array, d_lse: Array, kind: type[Blocks] = Blocks
+) -> Gradients:
     """The gradients of sum(out * d_out) + sum(lse * d_lse)."""
-    blocks, backend, xp = Blocks(p, plan), p.backend, p.backend.xp
+    blocks, backend, xp = kind(p, plan), p.backend, p.backend.xp
     rows = returned(p.sinks, saved, d_out, d_lse)
 
     def block(g: Any) -> tuple[Array, ...]:
@@ -160,23 +162,39 @@ def _tile(
     seen, lse, d_out, delta = (blocks.part(x, g, row, size) for x in rows[:4])
     if p.mask is not None or p.bias is not None:
         q = xp.where(seen, q, 0.0)
-    tile = blocks.tile(g, q, row, column, key[1], masked)
+    k, v = (blocks.part(x, g, column, key[1], kv=True) for x in (p.k, p.v))
+    tile: Sums = blocks.run(derive, Spot(g, row, column, masked), q, k, v, lse, d_out, delta)
+    d_bias = sums.bias
+    if d_bias is not None:
+        start = (0, 0, row if d_bias.shape[2] > 1 else 0, column if d_bias.shape[3] > 1 else 0)
+        d_bias = backend.add_at(d_bias, start, tile.bias)
+    return Sums(
+        sums.dk + tile.dk,
+        sums.dv + tile.dv,
+        backend.add_at(sums.dq, (0, 0, row, 0), tile.dq),
+        d_bias,
+        tuple(a + b for a, b in zip(sums.mod, tile.mod, strict=True)),
+    )
+
+
+def derive(
+    blocks: Blocks, spot: Spot, q: Array, k: Array, v: Array, lse: Array, d_out: Array, delta: Array
+) -> Sums:
+    """The gradients that one tile gives."""
+    p, backend, xp = blocks.p, blocks.backend, blocks.backend.xp
+    tile = blocks.tile(spot, q, k, v)
     plain = p.score_mod is None  # then the scores are ours to overwrite
     w = backend.exp_of_difference(tile.scores, lse) if plain else xp.exp(tile.scores - lse)
-    dv = sums.dv + _grouped_outer(blocks, w if tile.keep is None else w * tile.keep, d_out)
+    dv = _grouped_outer(blocks, w if tile.keep is None else w * tile.keep, d_out)
     ds = grouped_product(backend, d_out, xp.matrix_transpose(tile.v), slot=1)  # (b, h, rows, keys)
     if tile.keep is not None:
         ds = ds * tile.keep
     ds -= delta
     ds *= w
-    d_bias, d_mod = sums.bias, sums.mod
-    if d_bias is not None:
-        d_bias = _add_to_bias(blocks, d_bias, ds, row, column)
+    d_bias, d_mod = None if p.bias is None else _like_bias(blocks, p.bias, ds), ()
     if p.score_mod is not None and tile.at is not None:
-        ds, parts = mods.derivative(p.score_mod, tile.raw, tile.at, ds, tile.allowed)
-        d_mod = tuple(a + b for a, b in zip(d_mod, parts, strict=True))
-    dq = backend.add_at(sums.dq, (0, 0, row, 0), grouped_matmul(ds, tile.k))
-    return Sums(sums.dk + _grouped_outer(blocks, ds, q), dv, dq, d_bias, d_mod)
+        ds, d_mod = mods.derivative(p.score_mod, tile.raw, tile.at, ds, tile.allowed)
+    return Sums(_grouped_outer(blocks, ds, q), dv, grouped_matmul(ds, tile.k), d_bias, d_mod)
 
 
 def _grouped_outer(blocks: Blocks, a: Array, b: Array) -> Array:
@@ -194,12 +212,11 @@ def _bias_shape(blocks: Blocks, bias: Array) -> tuple[int, ...]:
     return (min(batch, blocks.items), min(heads, blocks.heads), rows, keys)
 
 
-def _add_to_bias(blocks: Blocks, total: Array, ds: Array, row: Any, column: Any) -> Array:
-    """A tile of score gradients, summed to the axes that the bias has, added where it belongs."""
-    axes = tuple(axis for axis in range(4) if total.shape[axis] == 1 < ds.shape[axis])
-    ds = blocks.backend.xp.sum(ds, axis=axes, keepdims=True) if axes else ds
-    start = (0, 0, row if total.shape[2] > 1 else 0, column if total.shape[3] > 1 else 0)
-    return blocks.backend.add_at(total, start, ds)
+def _like_bias(blocks: Blocks, bias: Array, ds: Array) -> Array:
+    """A tile of score gradients, summed to the axes that the bias has."""
+    there = _bias_shape(blocks, bias)
+    axes = tuple(axis for axis in range(4) if there[axis] == 1 < ds.shape[axis])
+    return blocks.backend.xp.sum(ds, axis=axes, keepdims=True) if axes else ds
 
 
 def _gather_bias(blocks: Blocks, x: Array, shape: tuple[int, ...]) -> Array:

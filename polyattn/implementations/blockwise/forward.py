@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from polyattn import mods
 from polyattn.arrays import Array
 from polyattn.implementations.blockwise.plan import Plan
-from polyattn.implementations.blockwise.tile import Blocks
+from polyattn.implementations.blockwise.tile import Blocks, Spot
 from polyattn.normalizers.softmax import Partial, beside, finish, lift, log_sum, merge
 from polyattn.problem import Problem
 
@@ -26,18 +26,28 @@ class Averages(NamedTuple):
     lse: Array  # (B, Hq, L) over the keys alone
 
 
-def forward(p: Problem, plan: Plan) -> Averages:
+def meet(blocks: Blocks, spot: Spot, q: Array, k: Array, v: Array, seen: Partial) -> Partial:
+    """What the queries of a tile have seen, and its keys."""
+    tile = blocks.tile(spot, q, k, v)
+    ours = not mods.functions(
+        blocks.p.score_mod
+    )  # a function may return an array of its own, not ours to spoil
+    return merge(seen, lift(tile.scores, tile.v, tile.keep, consume=ours))
+
+
+def forward(p: Problem, plan: Plan, kind: type[Blocks] = Blocks) -> Averages:
     """Attention tile by tile."""
-    blocks, backend, xp = Blocks(p, plan), p.backend, p.backend.xp
+    blocks, backend, xp = kind(p, plan), p.backend, p.backend.xp
     length, rows = p.frame.rows, blocks.rows
-    ours = not mods.functions(p.score_mod)  # a function may return an array of its own, not ours to spoil
 
     def query_tile(g: Any, i: Any, size: int) -> Averages:
         q = blocks.query(g, i * rows, size)  # (b, h, size, D)
 
         def step(j: Any, keys: int, masked: bool, seen: Partial) -> Partial:
-            tile = blocks.tile(g, q, i * rows, j * blocks.keys, keys, masked)
-            return merge(seen, lift(tile.scores, tile.v, tile.keep, consume=ours))
+            key = j * blocks.keys
+            k, v = (blocks.part(x, g, key, keys, kv=True) for x in (p.k, p.v))  # (b, hkv, keys, D)
+            found: Partial = blocks.run(meet, Spot(g, i * rows, key, masked), q, k, v, seen)
+            return found
 
         seen = blocks.fold(plan.by_query, g, i, p.frame.keys, blocks.keys, step, _nothing(blocks, size))
         lse = log_sum(seen)  # (b, h, size)

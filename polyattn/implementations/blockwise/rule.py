@@ -12,20 +12,21 @@ from polyattn.arrays.leaves import put_in, take_out
 from polyattn.implementations.blockwise.backward import Gradients, backward
 from polyattn.implementations.blockwise.forward import Averages, forward
 from polyattn.implementations.blockwise.plan import Blockwise, plan
+from polyattn.implementations.blockwise.tile import Blocks
 from polyattn.implementations.implementation import Implementation, Output
 from polyattn.implementations.nothing import asks_for_nothing, nothing
 from polyattn.implementations.reference import define
 from polyattn.problem import Problem
 
 
-def run(p: Problem, wish: Blockwise | None) -> Output:
-    """The engine, differentiable once where the library has autodiff."""
+def run(p: Problem, wish: Blockwise | None, kind: type[Blocks] = Blocks) -> Output:
+    """The engine, differentiable once where the library has autodiff; kind: what runs its tiles."""
     if 0 in p.scores_shape:
         return define(p)  # no tiles to speak of
     arrays: list[Array] = []
     # Compilers and derivatives see arrays; the rest of problem and plan is static. Those with derivatives come first,
     # in the order of Gradients.
-    static = take_out((p, plan(p, wish or Blockwise())), arrays)
+    static = take_out((p, plan(p, wish or Blockwise()), kind), arrays)
     out, lse = p.backend.compiled(_differentiable, static, arrays)
     return Output(out, lse)
 
@@ -39,8 +40,9 @@ def _differentiable(static: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
     def run_backward(
         arrays: Sequence[Array], outputs: Sequence[Array], cotangents: Sequence[Array]
     ) -> Sequence[Array | None]:
-        p, cut = put_in(static, arrays)
-        found = backward(p, cut, Averages(*outputs), *cotangents)
+        p, cut, kind = put_in(static, arrays)
+        d_out, d_lse = cotangents
+        found = backward(p, cut, Averages(*outputs), d_out, d_lse, kind)
         gradients = [*(x for x in found[:-1] if x is not None), *found.mod]
         cast = [backend.astype(x, like.dtype) for x, like in zip(gradients, arrays, strict=False)]
         return [*cast, *(None for _ in arrays[len(cast) :])]

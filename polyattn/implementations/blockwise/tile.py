@@ -28,6 +28,15 @@ class ScoreTile(NamedTuple):
     at: Positions | None
 
 
+class Spot(NamedTuple):
+    """Where a tile lies: its block, its first row and key, and whether the mask cuts it."""
+
+    g: Any
+    row: Any
+    key: Any
+    masked: bool
+
+
 class Blocks:
     """The blocks of a problem, numbered g = 0 .. count - 1."""
 
@@ -70,16 +79,19 @@ class Blocks:
             q = self.backend.xp.broadcast_to(q, (self.items, *q.shape[1:]))
         return q * self.per_head(self.p.scale, g)
 
-    def tile(self, g: Any, q: Array, row: Any, key: Any, size: int, masked: bool) -> ScoreTile:
-        """The tile of block g whose queries q begin at `row`, with `size` keys from `key` on."""
+    def run(self, body: Callable[..., Any], spot: Spot, *given: Any) -> Any:
+        """body(self, spot, *given), the work of one tile: who inherits may compile it."""
+        return body(self, spot, *given)
+
+    def tile(self, spot: Spot, q: Array, k: Array, v: Array) -> ScoreTile:
+        """The tile of scores of the queries q and the keys k (b, hkv, keys, D) that lie there."""
         p, xp, backend = self.p, self.backend.xp, self.backend
-        k, v = (
-            backend.astype(self.part(x, g, key, size, kv=True), p.compute_dtype) for x in (p.k, p.v)
-        )  # (b, hkv, size, D)
+        g, row, key, masked = spot
+        k, v = (backend.astype(x, p.compute_dtype) for x in (k, v))
         bias = allowed = keep = at = None
         if masked or p.bias is not None or p.score_mod is not None or p.dropout_rate:
             item, head = self.corner(g)
-            sizes = (self.items, self.heads, q.shape[2], size)
+            sizes = (self.items, self.heads, q.shape[2], k.shape[2])
             at = positions(backend, p.q, sizes, p.places, (item, head * self.group, row, key))
             bias = None if p.bias is None else backend.astype(at.cut(p.bias), p.compute_dtype)
             allowed = allowed_at(p.mask if masked else None, at, bias)
@@ -88,7 +100,7 @@ class Blocks:
             visible = visible_keys(allowed, self.kv_heads, xp)
             k, v = xp.where(visible, k, 0.0), xp.where(visible, v, 0.0)
             q = xp.where(xp.any(allowed, axis=-1, keepdims=True), q, 0.0)
-        raw = grouped_product(backend, q, xp.matrix_transpose(k), slot=0)  # (b, h, rows, size)
+        raw = grouped_product(backend, q, xp.matrix_transpose(k), slot=0)  # (b, h, rows, keys)
         scores = raw if at is None else scores_at(p, at, raw, bias, allowed)
         return ScoreTile(scores, raw, k, v, keep, allowed, at)
 
