@@ -76,10 +76,11 @@ def test_the_program_does_not_grow_with_the_length(chip: Any, implementation: st
 def test_memory_is_that_of_the_arrays_and_not_of_the_scores(
     chip: Any, implementation: str, direction: str
 ) -> None:
+    # As float32: q, k, v, out, and for each its gradient; the compiler of the TPU makes them where they are needed.
+    arrays = 2 if chip.platform == "tpu" else 8
     for length in (2048, 32768):
         found = compiled(chip, implementation, direction, "causal", length)
-        # q, k, v and out, and what belongs to each in the backward pass, in float32
-        assert found.temporaries < 8 * 4 * HEADS * length * WIDTH
+        assert found.temporaries < arrays * 4 * HEADS * length * WIDTH
 
 
 def test_what_does_not_fit_is_said_with_both_numbers(chip: Any) -> None:
