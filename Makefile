@@ -35,6 +35,7 @@ aot: .venv-aot/ready
 	$(AOT) benchmarks/ahead_of_time.py
 
 aot-tests: .venv-aot/ready
+	$(AOT) benchmarks/ahead_of_time.py --chips h100 --lengths 2048 --directions forward
 	$(AOT) -m pytest -q -m aot tests/implementations/test_ahead_of_time.py
 
 # The browser test drives Debian's Chromium; without it (and without apt) run pytest -m "not gpu and not browser".

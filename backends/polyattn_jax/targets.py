@@ -61,7 +61,9 @@ class Compiled:
             return f"does not compile: {self.why_not}"
         if not self.fits:
             return f"does not fit: needs {self.needs / GIB:.1f} of {self.memory / GIB:.2f} GiB"
-        return f"{self.temporaries / 2**20:.1f} MiB of temporaries, compiled in {self.seconds:.1f} s"
+        large = self.temporaries >= GIB
+        size = f"{self.temporaries / (GIB if large else 2**20):.1f} {'GiB' if large else 'MiB'}"
+        return f"{size} of temporaries, compiled in {self.seconds:.1f} s"
 
 
 @dataclass(frozen=True)

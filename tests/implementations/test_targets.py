@@ -68,6 +68,7 @@ def test_what_came_of_it_is_one_line(targets: Any) -> None:
         35 * mib // 2,
         True,
     )
+    assert str(targets.Compiled(1.0, 40, 0, 0, 3 * gib // 2, 16 * gib)).startswith("1.5 GiB of temporaries, ")
     large = targets.Compiled(1.0, 40, gib, gib, 31 * gib, 16 * gib)
     assert (str(large), large.fits) == ("does not fit: needs 33.0 of 16.00 GiB", False)
     refused = targets.Compiled(1.0, 0, gib, gib, 0, 16 * gib, "ValueError: no")
