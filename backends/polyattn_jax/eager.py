@@ -19,9 +19,13 @@ MOST = 64  # programs that are kept: a fresh mask makes one of some MiB
 
 
 def platform(x: Array) -> str:
-    """ "cpu", "gpu", ...: where x lies, and under `jit`, where that is not yet known, where JAX computes by default."""
+    """ "cpu", "gpu", ...: where x lies; under `jit`, where that is not yet known, where the mesh does that is set, or
+    else where JAX computes by default."""
     *_, inmost = _layers(x)
     if isinstance(inmost, jax.core.Tracer):
+        aimed = jax.sharding.get_abstract_mesh().abstract_device
+        if aimed is not None:
+            return aimed.platform  # type: ignore[no-any-return]
         default = jax.config.jax_default_device
         return jax.default_backend() if default is None else getattr(default, "platform", default)
     return next(iter(inmost.devices())).platform  # type: ignore[no-any-return]

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from polyattn.arrays import Array
 from polyattn.arrays.leaves import put_in, take_out
-from polyattn.implementations.blockwise.backward import Rows as Returned
 from polyattn.implementations.blockwise.backward import returned
 from polyattn.implementations.blockwise.forward import Averages
 from polyattn.implementations.fused import average, pull_keys, pull_queries, pull_scores
@@ -105,6 +104,8 @@ class Kernels:
         shape, like = cut.shape, (q, k, v, *operands, *cotangents)
         sink = parts.array("sink")
         rows = returned(sink, saved, *cotangents)
+        d_out = cotangents[0] if parts.always_seen else jnp.where(rows.seen, cotangents[0], 0)
+        d_out = d_out if rows.left is None else d_out * rows.left
         inputs = _inputs(
             parts,
             {
@@ -112,7 +113,7 @@ class Kernels:
                 "k": (k, "key"),
                 "v": (v, "key"),
                 "lse": (jnp.swapaxes(rows.lse, 2, 3), "by row"),
-                "d_out": (rows.d_out.astype(q.dtype), "query"),
+                "d_out": (d_out.astype(q.dtype), "query"),
                 "delta": (jnp.swapaxes(rows.delta, 2, 3), "by row"),
             },
         )
