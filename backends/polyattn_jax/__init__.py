@@ -23,6 +23,7 @@ from polyattn.arrays import Array, Backend, TileSizes
 from polyattn.implementations import BLOCKWISE, REFERENCE, Implementation, Output
 from polyattn.implementations.blockwise import few_rows, symbols
 from polyattn_jax.eager import captures_derived, platform, run_eagerly
+from polyattn_jax.fused import FUSED
 from polyattn_jax.linear import with_pullback
 
 xp = array_api_compat.array_namespace(jnp.zeros(()))
@@ -194,6 +195,7 @@ CUDNN = Implementation(
 )
 JaxBackend.implementations = (
     CUDNN,
+    FUSED,
     replace(
         BLOCKWISE,
         why_not=_why_not_blockwise,

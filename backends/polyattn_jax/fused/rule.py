@@ -38,6 +38,7 @@ class Kernels:
 
     def __init__(self, p: Problem, plan: Plan) -> None:
         self.plan, only = plan, plan.chip.only
+        self.all_seen = p.mask is None and p.bias is None and p.score_mod is None
         self.forward_parts = scoring(p, plan.forward.shape, only)
         same = plan.backward.shape == plan.forward.shape
         self.backward_parts = self.forward_parts if same else scoring(p, plan.backward.shape, only)
@@ -104,7 +105,7 @@ class Kernels:
         shape, like = cut.shape, (q, k, v, *operands, *cotangents)
         sink = parts.array("sink")
         rows = returned(sink, saved, *cotangents)
-        d_out = cotangents[0] if parts.always_seen else jnp.where(rows.seen, cotangents[0], 0)
+        d_out = cotangents[0] if self.all_seen else jnp.where(rows.seen, cotangents[0], 0)
         d_out = d_out if rows.left is None else d_out * rows.left
         inputs = _inputs(
             parts,

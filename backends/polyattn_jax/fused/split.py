@@ -172,11 +172,6 @@ class Parts:
         """A result that is an operand."""
         return next((o.array for o in self.operands if o.number == self.results.get(name)), None)
 
-    @property
-    def always_seen(self) -> bool:
-        """Whether no function hides a score."""
-        return "allowed open" not in self.results and self.full
-
     def run(self, name: str, known: dict[Any, Array]) -> Array | None:
         """The result of that name, None where there is none; known: inputs and operands by number, and what is found."""
         result = self.results.get(name)
