@@ -91,7 +91,7 @@ class _Program:
                 place = (i, j, b if items == 1 else n // each, h if each == 1 else n % each)
                 return step(self._tile("masked", *place), sums)
 
-            return finished(jax.lax.fori_loop(0, items * each, item, sums))
+            return finished(_repeat(items * each, item, sums))
         bounds, met = self._lists
 
         def head(g: Any, sums: Any) -> Any:
@@ -107,9 +107,7 @@ class _Program:
                 sums = jax.lax.fori_loop(bounds[self._list, n], bounds[self._list, n + 1], visit, sums)
             return sums
 
-        if self._kernel.inner == 1:
-            return finished(head(0, sums))
-        return finished(jax.lax.fori_loop(0, self._kernel.inner, head, sums))
+        return finished(_repeat(self._kernel.inner, head, sums))
 
     def write(self, *results: Array) -> None:
         i, j, b, h = self._place
@@ -126,6 +124,10 @@ class _Program:
             triton.store(part, x.astype(ref.dtype), mask=mask)
 
 
+def _repeat(n: int, step: Callable[[Any, Any], Any], state: Any) -> Any:
+    return step(jnp.int32(0), state) if n == 1 else jax.lax.fori_loop(jnp.int32(0), jnp.int32(n), step, state)
+
+
 def _part(shape: Shape, x: Laid, ref: Any, i: Any, j: Any, b: Any, h: Any) -> tuple[Any, Array | None]:
     """What a program has of an array, and which of it is there."""
     batch, heads = x.array.shape[:2]
@@ -138,7 +140,7 @@ def _part(shape: Shape, x: Laid, ref: Any, i: Any, j: Any, b: Any, h: Any) -> tu
     if x.kind in KEY_AXIS:
         axes.append((j * shape.tile.keys, shape.tile.keys, shape.keys))
     if x.kind in ("query", "key"):
-        axes.append((0, wide(x.array.shape[-1]), x.array.shape[-1]))
+        axes.append((jnp.int32(0), wide(x.array.shape[-1]), x.array.shape[-1]))
     mask = None
     for axis, (first, size, end) in enumerate(axes):
         if end % size:

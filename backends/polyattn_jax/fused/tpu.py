@@ -60,7 +60,7 @@ def _walk(kernel: Kernel) -> tuple[tuple[int, ...], Callable[..., Step]]:
         start = b * steps if items > 1 else 0
         at = start + n
         line, visit = whose[at], met[at]
-        other = jax.lax.shift_right_logical(visit, 2)
+        other = visit >> 2
         first = (n == 0) | (whose[start + jnp.maximum(n - 1, 0)] != line)
         last = (n == steps - 1) | (whose[start + jnp.minimum(n + 1, steps - 1)] != line)
         if kernel.side == "query":
