@@ -25,7 +25,14 @@ def platform(x: Array) -> str:
     if isinstance(inmost, jax.core.Tracer):
         aimed = jax.sharding.get_abstract_mesh().abstract_device
         if aimed is not None:
-            return aimed.platform  # type: ignore[no-any-return]
+            named = (
+                "tpu"
+                if aimed.device_kind.startswith("TPU")
+                else "cpu"
+                if aimed.device_kind == "cpu"
+                else "gpu"
+            )
+            return getattr(aimed, "platform", named)  # which JAX 0.9 does not say
         default = jax.config.jax_default_device
         return jax.default_backend() if default is None else getattr(default, "platform", default)
     return next(iter(inmost.devices())).platform  # type: ignore[no-any-return]
