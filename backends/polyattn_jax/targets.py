@@ -1,5 +1,6 @@
 """Chips to compile for on a machine that has none of them: TPU v5e, v5p and v6e, and the H100.
 
+    import polyattn
     from polyattn_jax.targets import target
 
     chip = target("v5e")
