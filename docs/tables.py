@@ -1,6 +1,6 @@
 """The tables that README and docs show of results: made here, checked by tests/house/test_readme.py.
 
-python docs/tables.py                  # what libraries answer, into README.md
+python docs/tables.py                  # what libraries answer, into README.md; benchmarks/results, into docs/accelerators.md
 polyattn verify --json results.json
 python docs/tables.py results.json     # also the results, into docs/parity.md and README.md
 """
@@ -22,6 +22,7 @@ from polyattn.parity.verify import SHORT
 
 ROOT = Path(__file__).parents[1]
 README, PARITY = ROOT / "README.md", ROOT / "docs" / "parity.md"
+ACCELERATORS, COMPILED = ROOT / "docs/accelerators.md", ROOT / "benchmarks/results/ahead_of_time.jsonl"
 
 PEERS = {"SDPA": "torch.sdpa", "FlexAttention": "torch.flex", "jax.nn": "jax.nn"}
 #: What the contract answers to the questions in which they differ.
@@ -97,6 +98,41 @@ def whole(results: Results) -> str:
     )
 
 
+def compiled() -> str:
+    """What benchmarks/ahead_of_time.py found and keeps: a table for each chip, with the memory of every program."""
+    lines = [json.loads(line) for line in COMPILED.read_text(encoding="utf-8").splitlines()]
+    names = list(dict.fromkeys(line["contestant"] for line in lines))
+    tables = []
+    for chip in dict.fromkeys(line["chip"] for line in lines):
+        here = [line for line in lines if line["chip"] == chip]
+        memory = next(line["memory"] for line in here if "memory" in line)
+        tables += [f"**{chip}**, {memory / 2**30:.2f} GiB", "", "::::{container} numbers", ""]
+        tables += [_row("case", *names), _row("---", *["--:"] * len(names))]
+        cells: dict[str, dict[str, str]] = {}
+        for line in here:
+            case = " ".join(str(line[key]) for key in ("problem", "length", "dtype", "direction"))
+            cells.setdefault(case, {})[line["contestant"]] = _memory(line)
+        tables += [_row(case, *(row.get(name, "") for name in names)) for case, row in cells.items()]
+        longest = {
+            n: max((x.get("seconds", 0.0) for x in here if x["contestant"] == n), default=0) for n in names
+        }
+        tables += [_row("longest compilation", *(f"{s:.0f} s" if s else "" for s in longest.values()))]
+        tables += ["", "::::", ""]
+    versions = ", ".join(f"{name} {version}" for name, version in lines[0]["versions"].items())
+    return "\n".join([f"With {versions}.", "", *tables]).rstrip()
+
+
+def _memory(line: Mapping[str, Any]) -> str:
+    """Of one program: its temporaries, or that it is refused or does not fit."""
+    if "temporaries" not in line or line["why_not"]:
+        return "refused"
+    if not line["fits"]:
+        needs = line["arguments"] + line["outputs"] + line["temporaries"]
+        return f"needs {needs / 2**30:.0f} GiB ✗"
+    size = line["temporaries"] / 2**20
+    return f"{size:.1f} MiB" if size < 1024 else f"{size / 1024:.1f} GiB"
+
+
 def _eta(outcome: Mapping[str, Any]) -> float:
     """The largest eta of one result; JSON has null for what is not finite."""
     found: Sequence[float | None] = list(outcome["eta"].values())
@@ -132,11 +168,12 @@ def put(path: Path, name: str, text: str) -> None:
 
 def main() -> None:
     put(README, "features", features())
+    put(ACCELERATORS, "compiled", compiled())
     if len(sys.argv) > 1:
         results = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
         put(README, "parity", excerpt(results))
         put(PARITY, "parity", whole(results))
-    print(f"written: {README.name}" + (f", {PARITY.name}" if len(sys.argv) > 1 else ""))
+    print(f"written: {README.name}, {ACCELERATORS.name}" + (f", {PARITY.name}" if len(sys.argv) > 1 else ""))
 
 
 if __name__ == "__main__":

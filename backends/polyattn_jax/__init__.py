@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 try:
@@ -160,7 +161,18 @@ def _why_not_cudnn(p: Any) -> str | None:
         return "q, k and v are neither float16 nor bfloat16"
     if p.q.shape[3] != p.v.shape[3] or p.q.shape[3] > 128:
         return "the widths differ or exceed 128"
-    return "there is nothing to compute" if 0 in (*p.scores_shape, p.q.shape[3]) else None
+    return "there is nothing to compute" if 0 in (*p.scores_shape, p.q.shape[3]) else _no_cudnn()
+
+
+@cache
+def _no_cudnn() -> str | None:
+    """Why JAX has no cuDNN here: the library may be missing beside its own."""
+    x = jax.ShapeDtypeStruct((1, 64, 1, 64), jnp.bfloat16)
+    try:
+        jax.eval_shape(partial(jax.nn.dot_product_attention, implementation="cudnn"), x, x, x)
+    except (RuntimeError, NotImplementedError) as error:
+        return f"JAX says: {str(error).rstrip('.')}"
+    return None
 
 
 def _cudnn(p: Any, settings: Any) -> Output:

@@ -45,7 +45,9 @@ def device_of(x: Array) -> tuple[str, str]:
         device = _meant(inmost) or jax.config.jax_default_device or jax.devices()[0]
     if isinstance(device, str):  # the name of a platform
         device = jax.devices(device)[0]
-    return device.platform, device.device_kind
+    kind = device.device_kind
+    named = "tpu" if kind.startswith("TPU") else "cpu" if kind == "cpu" else "gpu"
+    return getattr(device, "platform", named), kind  # JAX 0.9 does not say it of a mesh's device
 
 
 def _layers(x: Array) -> Iterator[Array]:

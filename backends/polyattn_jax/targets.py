@@ -1,5 +1,6 @@
 """Chips to compile for on a machine that has none of them: TPU v5e, v5p and v6e, and the H100.
 
+    import polyattn
     from polyattn_jax.targets import target
 
     chip = target("v5e")
@@ -17,7 +18,7 @@ import math
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
@@ -83,7 +84,9 @@ class Target:
     @property
     def mesh(self) -> AbstractMesh:
         """One chip, for `jax.sharding.use_abstract_mesh`: what is traced below is traced for this chip."""
-        device = AbstractDevice(device_kind=self.kind, num_cores=self.cores, platform=self.platform)
+        said = {"device_kind": self.kind, "num_cores": self.cores, "platform": self.platform}
+        known = {field.name for field in fields(AbstractDevice)}  # no platform in JAX 0.9
+        device = AbstractDevice(**{name: value for name, value in said.items() if name in known})
         return AbstractMesh((1,), ("chip",), abstract_device=device)
 
     @cached_property

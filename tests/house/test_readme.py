@@ -52,6 +52,12 @@ def test_the_answers_of_the_libraries_are_those_of_the_dialects() -> None:
     assert README[start:stop] == TABLES["features"]()  # else: python docs/tables.py
 
 
+def test_the_page_of_accelerators_shows_the_kept_results() -> None:
+    page = TABLES["ACCELERATORS"].read_text(encoding="utf-8")
+    start, stop = TABLES["part"](page, "compiled")
+    assert page[start:stop] == TABLES["compiled"]()  # else: python docs/tables.py
+
+
 def test_the_page_of_parity_has_every_case_and_all_agree() -> None:
     (head, _, *largest), (columns, _, *cases) = rows(PARITY, "parity")
     names = [case.name for case in plan(["numpy"], more=real_input()[0]).cases]

@@ -64,6 +64,11 @@ def test_it_compiles_and_fits(chip: Any, implementation: str, problem: str) -> N
         assert found.fits, str(found)
 
 
+def test_what_auto_chooses_compiles(chip: Any) -> None:
+    found = compiled(chip, "auto", "forward", "causal", 2048)
+    assert found.fits, str(found)
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_the_program_does_not_grow_with_the_length(chip: Any, implementation: str, direction: str) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from shared.libraries import jax, jnp, polyattn_jax
 
+from polyattn import AuxRequest, attention
+
 
 @pytest.fixture
 def targets() -> Any:
@@ -58,6 +60,23 @@ def test_a_program_is_traced_for_the_chip_of_the_mesh(targets: Any) -> None:
             assert platform(jnp.zeros(3)) == "cpu"  # what lies somewhere lies there
     jax.jit(traced).trace(jnp.zeros(4))
     assert seen == [(jax.default_backend(), False)]
+
+
+def test_a_gpu_beside_which_cudnn_is_missing_is_left_to_others(targets: Any) -> None:
+    if jax.default_backend() != "cpu":
+        pytest.skip("JAX may have cuDNN here")
+    x = jnp.zeros((1, 8, 2048, 64), jnp.bfloat16)
+
+    def traced(implementation: str) -> Any:
+        def attend(q: Any) -> Any:
+            return attention(q, q, q, implementation=implementation, return_aux=AuxRequest(lse=False))
+
+        return jax.jit(attend).trace(x).out_info[1].implementation
+
+    with jax.sharding.use_abstract_mesh(targets.target("h100").mesh):
+        with pytest.raises(ValueError, match="got one where JAX says: cuDNN is not detected; use 'auto'"):
+            traced("native")
+        assert traced("auto") != "native"
 
 
 def test_what_came_of_it_is_one_line(targets: Any) -> None:

@@ -70,8 +70,8 @@ def plan(p: Problem, chip: Chip, wish: Fused) -> Plan:
     """The kernels of a problem: their tiles and the lists of their visits."""
     forward, backward = shapes(p, chip, wish)
     splits = 1
-    if chip.platform == "gpu":  # which wants two programs for each of its cores
-        programs = forward.batch * forward.heads * forward.tiles[0]
+    if chip.platform == "gpu" and forward.tiles[0] == 1:  # a cache, whose keys two programs for each core share
+        programs = forward.batch * forward.heads
         splits = max(min(2 * chip.cores // programs, forward.tiles[1]), 1)
 
     def cut(shape: Shape) -> Cut:
