@@ -31,7 +31,10 @@ def is_certain(x: Array) -> bool:
 
 def _meant(x: Array) -> Any:
     """The device that a tracer, or the program, is for; None where nobody has said."""
-    meshes = (getattr(getattr(jax.typeof(x), "sharding", None), "mesh", None), jax.sharding.get_abstract_mesh())
+    meshes = (
+        getattr(getattr(jax.typeof(x), "sharding", None), "mesh", None),
+        jax.sharding.get_abstract_mesh(),
+    )
     return next(filter(None, (getattr(mesh, "abstract_device", None) for mesh in meshes)), None)
 
 

@@ -53,9 +53,7 @@ class Implementation:
             return wish == self.name
         return self.settings is not None and isinstance(wish, self.settings)
 
-    def refuses(
-        self, p: Problem, features: frozenset[str] | None = None, settings: Any = None
-    ) -> str | None:
+    def refuses(self, p: Problem, features: frozenset[str] | None = None, settings: Any = None) -> str | None:
         """Why it does not compute a problem; None if it does. features: those of p, where they are known."""
         if unlisted := (p.features if features is None else features) - self.accepts:
             return f"{self.title} does not take {say(unlisted)}"

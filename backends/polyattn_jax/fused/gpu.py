@@ -25,7 +25,8 @@ def wide(n: int) -> int:
 
 def listed(visits: Visits, splits: int) -> tuple[Any, Any, int]:
     """For each item, line and split: where its visits begin, where its masked ones do, where they end; and whom they meet."""
-    bounds, met = [], []
+    bounds: list[tuple[int, int, int]] = []
+    met: list[int] = []
     for item in visits:
         for line in item:
             for n in range(splits):
@@ -53,7 +54,11 @@ class _Program:
             self._place = (i, j, at // heads, at % heads)
             self._split = 0
             return
-        lines, heads = (down, kernel.shape.heads) if kernel.side == "query" else (across, kernel.shape.heads // kernel.inner)
+        lines, heads = (
+            (down, kernel.shape.heads)
+            if kernel.side == "query"
+            else (across, kernel.shape.heads // kernel.inner)
+        )
         at, self._split = at // kernel.splits, at % kernel.splits
         at, line = at // lines, at % lines
         b, h = at // heads, at % heads
@@ -149,7 +154,7 @@ def _part(shape: Shape, x: Laid, ref: Any, i: Any, j: Any, b: Any, h: Any) -> tu
             mask = there if mask is None else mask & there
     if mask is not None:
         mask = jnp.broadcast_to(mask, tuple(size for _, size, _ in axes))
-    index = (b, h, 0)[: 4 - len(axes)]
+    index: list[Any] = [b, h, 0][: 4 - len(axes)]
     index = [jnp.int32(n) if isinstance(n, int) else n for n in index]  # the interpreter wants arrays
     return ref.at[(*index, *(pl.ds(first, size) for first, size, _ in axes))], mask
 
@@ -158,13 +163,13 @@ def run(kernel: Kernel, interpret: Any, warps: int) -> list[Array]:
     """The outputs of a kernel."""
     shape = kernel.shape
     down, across = shape.tiles
+    lists = () if kernel.lists is None else (kernel.lists.first, kernel.lists.second)
     if kernel.lists is None:
         batch, heads = kernel.outputs[0].array.shape[:2]
-        programs, lists = batch * heads * down * across, ()
+        programs = batch * heads * down * across
     else:
         lines = down if kernel.side == "query" else across
         programs = shape.batch * (shape.heads // kernel.inner) * lines * kernel.splits
-        lists = (kernel.lists.first, kernel.lists.second)
 
     def body(*refs: Any) -> None:
         kernel.body(_Program(kernel, refs[len(lists) :], refs[: len(lists)]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +17,18 @@ from polyattn.places import Positions, standing
 from polyattn.problem import Problem
 from polyattn_jax.fused.split import Operand, Parts, Sizes, laid, split
 
-__all__ = ["KEY_AXIS", "ROW_AXIS", "Kernel", "Laid", "Lists", "Shape", "TileOf", "as_laid", "scoring", "sizes_of"]
+__all__ = [
+    "KEY_AXIS",
+    "ROW_AXIS",
+    "Kernel",
+    "Laid",
+    "Lists",
+    "Shape",
+    "TileOf",
+    "as_laid",
+    "scoring",
+    "sizes_of",
+]
 
 #: How an array lies on the scores (rows, keys) of a head. "query" and "key" have a width, (B|1, H|1, N, W); the others are
 #: numbers: "by row" and "by key" (B|1, H|1, 1, N), "by score" (B|1, H|1, L, S), "by head" (B|1, H|1).
@@ -62,7 +73,9 @@ class Shape:
 
     def unfold(self, x: Array) -> Array:
         """The inverse, for (B, H, M, W)."""
-        return x if self.folded == 1 else jnp.reshape(x, (x.shape[0], -1, self.rows // self.folded, x.shape[-1]))
+        return (
+            x if self.folded == 1 else jnp.reshape(x, (x.shape[0], -1, self.rows // self.folded, x.shape[-1]))
+        )
 
 
 def scoring(p: Problem, shape: Shape, only: frozenset[str]) -> Parts:
@@ -70,7 +83,9 @@ def scoring(p: Problem, shape: Shape, only: frozenset[str]) -> Parts:
     ends = key_lengths(shape.keys)
     masks = {"open": None, "masked": ends if p.mask is None else p.mask & ends}
 
-    def f(sizes: Sizes, score: Array, item: Array, head: Array, row: Array, key: Array) -> dict[str, Array | None]:
+    def f(
+        sizes: Sizes, score: Array, item: Array, head: Array, row: Array, key: Array
+    ) -> dict[str, Array | None]:
         def cut(x: Array) -> Array:
             return laid(sizes, shape.fold(x))
 
@@ -191,7 +206,9 @@ class TileOf:
 
         _, back = jax.vjp(scores, raw, of)
         d_raw, own = back(cotangent)
-        zeros = {o.number: jnp.zeros(sizes_of(o.kind, self._kernel.shape.tile), jnp.float32) for o in gathered}
+        zeros = {
+            o.number: jnp.zeros(sizes_of(o.kind, self._kernel.shape.tile), jnp.float32) for o in gathered
+        }
         return d_raw, tuple({**zeros, **own}.values())
 
 
@@ -202,7 +219,7 @@ def sizes_of(kind: str, tile: Sizes, width: int = 1) -> tuple[int, int]:
         "key": (tile.keys, width),
         "by row": (tile.rows, 1),
         "by key": (1, tile.keys),
-        "by score": tuple(tile),
+        "by score": (tile.rows, tile.keys),
         "by head": (1, 1),
     }[kind]
 

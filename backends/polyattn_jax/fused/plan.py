@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 
@@ -11,8 +10,8 @@ from polyattn.arrays import Array
 from polyattn.implementations.fused import Fused, Visits, visits
 from polyattn.problem import Problem
 from polyattn_jax.fused import gpu, tpu
-from polyattn_jax.fused.launch import Lists, Shape
 from polyattn_jax.fused.chips import Chip
+from polyattn_jax.fused.launch import Lists, Shape
 from polyattn_jax.fused.sizes import tile_sizes
 from polyattn_jax.fused.split import Sizes
 
@@ -35,7 +34,6 @@ class Plan:
     splits: int
     forward: Cut
     backward: Cut
-
 
     @property
     def lists(self) -> tuple[Array, ...]:
@@ -70,23 +68,32 @@ def plan(p: Problem, chip: Chip, wish: Fused) -> Plan:
     """The kernels of a problem: their tiles and the lists of their visits."""
     forward, backward = shapes(p, chip, wish)
     splits = 1
-    if chip.platform == "gpu" and forward.tiles[0] == 1:  # a cache, whose keys two programs for each core share
+    if (
+        chip.platform == "gpu" and forward.tiles[0] == 1
+    ):  # a cache, whose keys two programs for each core share
         programs = forward.batch * forward.heads
         splits = max(min(2 * chip.cores // programs, forward.tiles[1]), 1)
 
     def cut(shape: Shape) -> Cut:
         rows = shape.rows if shape.folded > 1 else shape.tile.rows
         by_query, by_key = visits(p, rows // shape.folded, shape.tile.keys)
+        # Beside the words of dropout a mask costs nothing, and they are compiled for each way.
+        alike = p.dropout_rate > 0
         if shape is forward:
-            return Cut(shape, _lists(by_query, chip, splits))
-        return Cut(shape, _lists(by_query, chip, 1), _lists(by_key, chip, 1))
+            return Cut(shape, _lists(by_query, chip, splits, alike))
+        return Cut(shape, _lists(by_query, chip, 1, alike), _lists(by_key, chip, 1, alike))
 
     return Plan(chip, wish.interpret, splits, cut(forward), cut(backward))
 
 
-def _lists(of: Visits, chip: Chip, splits: int) -> Lists:
+def _lists(of: Visits, chip: Chip, splits: int, alike: bool) -> Lists:
+    """alike: masked tiles and others are met in one way, unless none is masked."""
+    if alike and any(visit.masked for item in of for line in item for visit in line):
+        of = tuple(
+            tuple(tuple(visit._replace(masked=True) for visit in line) for line in item) for item in of
+        )
     host = tpu if chip.platform == "tpu" else gpu
     first, second, steps = host.listed(of, splits)
     met = {visit.masked for item in of for line in item for visit in line}
-    kinds: Any = tuple(name for name, masked in (("open", False), ("masked", True)) if masked in met)
+    kinds = tuple(name for name, masked in (("open", False), ("masked", True)) if masked in met)
     return Lists(jnp.asarray(first), jnp.asarray(second), len(of), steps, kinds)

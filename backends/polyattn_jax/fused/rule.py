@@ -16,9 +16,9 @@ from polyattn.implementations.fused import average, pull_keys, pull_queries, pul
 from polyattn.normalizers.softmax import Partial, beside, finish, log_sum, merge
 from polyattn.problem import Problem
 from polyattn_jax.fused import gpu, tpu
-from polyattn_jax.fused.launch import Kernel, Laid, Lists, Shape, as_laid, scoring, sizes_of
+from polyattn_jax.fused.launch import Kernel, Laid, as_laid, scoring, sizes_of
 from polyattn_jax.fused.plan import Plan
-from polyattn_jax.fused.split import Operand, Parts
+from polyattn_jax.fused.split import Parts
 
 __all__ = ["attend"]
 
@@ -82,10 +82,12 @@ class Kernels:
                 ((shape.tile.rows, self._width(v)), 0.0),
             ),
             outputs=(
-                _output((splits * shape.batch, shape.heads, shape.rows, v.shape[3]), "query", q, k, v, *operands)(
-                    q.dtype if alone else jnp.float32
+                _output(
+                    (splits * shape.batch, shape.heads, shape.rows, v.shape[3]), "query", q, k, v, *operands
+                )(q.dtype if alone else jnp.float32),
+                _output((splits * shape.batch, shape.heads, 1, shape.rows), "by row", q, k, v, *operands)(
+                    jnp.float32
                 ),
-                _output((splits * shape.batch, shape.heads, 1, shape.rows), "by row", q, k, v, *operands)(jnp.float32),
             ),
             splits=splits,
         )
@@ -129,11 +131,17 @@ class Kernels:
                 body=body,
                 inputs=inputs,
                 state=tuple(
-                    (sizes_of("by head" if kind == "by head" else kind, shape.tile, self._width_of(size[-1])), 0.0)
+                    (
+                        sizes_of(
+                            "by head" if kind == "by head" else kind, shape.tile, self._width_of(size[-1])
+                        ),
+                        0.0,
+                    )
                     for size, kind, _ in outputs
                 ),
                 outputs=tuple(
-                    _output(size, "by row" if kind == "by head" else kind, *like)(dtype) for size, kind, dtype in outputs
+                    _output(size, "by row" if kind == "by head" else kind, *like)(dtype)
+                    for size, kind, dtype in outputs
                 ),
                 **more,
             )

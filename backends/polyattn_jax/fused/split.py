@@ -38,13 +38,20 @@ B, H, ROW, KEY, SCORE = "b", "h", "row", "key", "score"
 _DEPENDS = tuple(frozenset({axis}) for axis in (SCORE, B, H, ROW, KEY))
 
 #: Element by element, on every chip. What only some have: `only`.
-_ELEMENTWISE = frozenset(
-    "abs add and broadcast_in_dim ceil clamp convert_element_type copy cos div eq exp exp2 expand_dims expm1 floor ge gt "
-    "integer_pow is_finite le log log1p logistic lt max min mul ne neg not or pow rem reshape round rsqrt select_n "
-    "shift_left shift_right_arithmetic shift_right_logical sign sin sqrt square squeeze stop_gradient sub tanh xor "
-    "custom_jvp_call custom_vjp_call".split()
-)
-_CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr", "remat": "jaxpr"}
+_ELEMENTWISE = """
+abs add and broadcast_in_dim ceil clamp convert_element_type copy cos div eq exp exp2 expand_dims expm1 floor ge gt
+integer_pow is_finite le log log1p logistic lt max min mul ne neg not or pow rem reshape round rsqrt select_n shift_left
+shift_right_arithmetic shift_right_logical sign sin sqrt square squeeze stop_gradient sub tanh xor custom_jvp_call
+custom_vjp_call
+"""
+_EVERYWHERE = frozenset(_ELEMENTWISE.split())
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat": "jaxpr",
+}
 
 _laid_p = Primitive("polyattn_laid")
 _laid_p.def_abstract_eval(lambda x, *, shape: jax.core.ShapedArray(shape, x.dtype))
@@ -119,7 +126,9 @@ def _trace(f: Callable[..., Mapping[str, Array | None]], sizes: Sizes) -> tuple[
                 found = run(getattr(inner, "jaxpr", inner), [*held, *reads])
             else:
                 found = [new(var.aval) for var in eqn.outvars]
-                reads = [read(atom) for atom in dict.fromkeys(a for a in eqn.invars if not isinstance(a, Literal))]
+                reads = [
+                    read(atom) for atom in dict.fromkeys(a for a in eqn.invars if not isinstance(a, Literal))
+                ]
                 steps.append(Step(eqn.primitive.name, tuple(reads), tuple(found), eqn))
             known.update(zip(eqn.outvars, found, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
@@ -243,7 +252,9 @@ def _check_part(aval: Any, on: frozenset[str], tile: Sizes) -> None:
     """What a program gets of an operand is of the shape of a tile."""
     shape = (tile.rows if ROW in on else 1, tile.keys if KEY in on else 1)
     if aval.size != 1 and aval.shape != shape:
-        raise Refused(f"its functions use an array {tuple(aval.shape)} as a whole, not by the numbers of rows or keys")
+        raise Refused(
+            f"its functions use an array {tuple(aval.shape)} as a whole, not by the numbers of rows or keys"
+        )
 
 
 def _outside(trace: Trace, depends: dict[int, frozenset[str]], only: frozenset[str]) -> set[int]:
@@ -256,11 +267,16 @@ def _outside(trace: Trace, depends: dict[int, frozenset[str]], only: frozenset[s
             if on:
                 raise Refused("what its functions lay on the scores depends on the scores")
             shape = trace.shapes[step.reads[0]].shape
-            on, early = frozenset(axis for axis, n in zip((B, H, ROW, KEY), shape, strict=True) if n > 1), True
+            on, early = (
+                frozenset(axis for axis, n in zip((B, H, ROW, KEY), shape, strict=True) if n > 1),
+                True,
+            )
         else:
-            early = step.name not in _ELEMENTWISE | only
+            early = step.name not in _EVERYWHERE | only
             if on <= {B, H}:  # a number, or made of an array; but a number spread over a tile is made there
-                arrays = [a for a in step.reads if isinstance(a, int) and a in outside and trace.shapes[a].size > 1]
+                arrays = [
+                    a for a in step.reads if isinstance(a, int) and a in outside and trace.shapes[a].size > 1
+                ]
                 early |= bool(arrays) or all(trace.shapes[w].size == 1 for w in step.writes)
             if early and (SCORE in on or {ROW, KEY} <= on):
                 raise Refused(

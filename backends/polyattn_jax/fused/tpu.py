@@ -159,7 +159,11 @@ class _Program:
         kind = type(self._kernel.state)
 
         def load() -> Any:
-            return kind._make(ref[...] for ref in self._state) if kind is not tuple else tuple(ref[...] for ref in self._state)
+            return (
+                kind._make(ref[...] for ref in self._state)
+                if kind is not tuple
+                else tuple(ref[...] for ref in self._state)
+            )
 
         @pl.when(self._step.first)
         def _() -> None:

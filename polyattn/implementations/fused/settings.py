@@ -42,4 +42,6 @@ class Fused:
                 "the arrays"
             )
         if not isinstance(self.interpret, bool):
-            raise TypeError(f"polyattn.Fused: expected interpret to be True or False, got {shown(self.interpret)}; pass a bool")
+            raise TypeError(
+                f"polyattn.Fused: expected interpret to be True or False, got {shown(self.interpret)}; pass a bool"
+            )

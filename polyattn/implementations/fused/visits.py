@@ -46,7 +46,9 @@ def _lists(lines: Cut, beyond: Callable[[int, int], bool]) -> tuple[tuple[Visit,
     found = []
     for i, line in enumerate(lines):
         met = [
-            Visit(j, tile is PARTIAL or beyond(i, j)) for start, stop, tile in line for j in range(start, stop)
+            Visit(j, tile is PARTIAL or beyond(i, j))
+            for start, stop, tile in line
+            for j in range(start, stop)
         ]
         found.append(tuple(sorted(met, key=lambda visit: visit.masked)))
     return tuple(found)
