@@ -13,8 +13,9 @@ from shared.torch_kernels import flex_on_the_cpu, tiles_as_traced
 
 from polyattn import AuxRequest, attention, masks, mods
 from polyattn.arrays import TileSizes
-from polyattn.parity import ACCEPTANCE, eta
-from polyattn.parity.cases import cases
+from polyattn.parity import ACCEPTANCE, eta, round_to
+from polyattn.parity.case import Case, Draw, Sample
+from polyattn.parity.cases import cases, kept
 from polyattn.testing import check_backend
 from polyattn.truth import Spec, truth
 
@@ -61,17 +62,35 @@ def test_traced_tiles_agree_on_every_case(dtype: str, tile: Any, monkeypatch: py
     check_backend(TorchBench(), dtypes=[dtype], attention=fused_or_refused)
 
 
-COMPILED = ("softcap bias mask", "rows that see nothing", "dropout", "sinks and empty rows")
+@WARNINGS
+@pytest.mark.slow
+def test_compiled_tiles_agree_with_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole and cut tiles of 4 x 4, a ragged line on either side."""
+
+    def everything(d: Draw) -> Sample:
+        bias, sinks = d.normal(1, 4, 1, 9), d.normal(4)
+        spec = Spec(**d.qkv(), allowed=np.tri(9, dtype=bool), softcap=3.0, bias=bias, sinks=sinks)
+        options = {"is_causal": True, "score_mod": mods.softcap(3.0), "bias": bias, "sinks": sinks}
+        return Sample(spec, options)
+
+    def fused(*arrays: Any, **options: Any) -> Any:
+        return attention(*arrays, **options, implementation="fused")
+
+    monkeypatch.setattr(polyattn_torch.TorchBackend, "tile_sizes", lambda self, p: TileSizes(4, 4, None))
+    case = Case("all of it", ("rule-20",), everything)
+    check_backend(TorchBench(), dtypes=["float32"], only=[case], attention=fused)
 
 
 @WARNINGS
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_compiled_tiles_agree(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(polyattn_torch.TorchBackend, "tile_sizes", lambda self, p: TileSizes(4, 4, None))
-    chosen = [case for case in cases() if case.name in COMPILED]
-    assert len(chosen) == len(COMPILED)
-    check_backend(TorchBench(), dtypes=[dtype], only=chosen, attention=fused_or_refused)
+@pytest.mark.rule("rule-11", "rule-21")
+def test_the_counter_of_dropout_is_compiled_with_the_tile() -> None:
+    x = round_to(RNG.normal(size=(1, 2, 8, 16)), "bfloat16")
+    given = torch.from_numpy(x).bfloat16()
+    with torch.no_grad():
+        out = attention(given, given, given, dropout_rate=0.25, dropout_seed=5, implementation="fused")
+    judged = truth(Spec(x, x, x, keep=kept(1, 2, 8, 8, rate=0.25, seed=5)))["out"]
+    assert eta(out.double().numpy(), judged, "bfloat16") <= ACCEPTANCE
 
 
 @pytest.mark.usefixtures("traced")
