@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from shared.libraries import TorchBench, polyattn_torch, torch
-from shared.torch_kernels import flex_on_the_cpu, tiles_as_traced
+from shared.torch_kernels import compiled_flex, flex_on_the_cpu, tiles_as_traced
 
 from polyattn import AuxRequest, attention, masks, mods
 from polyattn.arrays import TileSizes
@@ -45,6 +45,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def flex(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     flex_on_the_cpu(monkeypatch)
+    torch.compiler.reset()
     yield
     torch.compiler.reset()
 
@@ -253,6 +254,70 @@ def test_blocks_of_flex_attention_are_those_of_the_mask(lengths: tuple[int, int]
     assert eta(out.detach().numpy(), judged["out"], "float64") <= ACCEPTANCE
     for name, x in zip(("dq", "dk", "dv"), torch.autograd.grad(out.sum(), given), strict=True):
         assert eta(x.numpy(), judged[name], "float64") <= ACCEPTANCE, name
+
+
+@WARNINGS
+@pytest.mark.usefixtures("flex")
+def test_flex_attention_is_compiled_once_for_offsets_and_twice_for_lengths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second length makes a symbol of it."""
+    compiled = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph
+
+    kernel = compiled_flex(backend=backend, isolate_recompiles=True)
+    monkeypatch.setattr(polyattn_torch.flex_kernel, "_kernel", lambda p: kernel)
+    counts = []
+    for rows, keys, offset, lengths in (
+        (200, 300, 100, [90, 150]),
+        (200, 300, 77, [80, 300]),
+        (300, 400, 90, [90, 150]),
+        (301, 411, 110, [90, 411]),
+    ):
+        q, k = (torch.from_numpy(RNG.normal(size=(2, heads, n, 8))) for heads, n in ((4, rows), (2, keys)))
+        mask = masks.key_lengths(torch.tensor(lengths)) & masks.causal()
+        options: dict[str, Any] = {"mask": mask, "query_offset": offset, "score_mod": mods.softcap(2.0)}
+        out = attention(q, k, k, **options, implementation="fused")
+        visible = np.stack([mask.dense(rows, keys, query_offset=offset, b=b) for b in range(2)])
+        judged = truth(Spec(q.numpy(), k.numpy(), k.numpy(), allowed=visible[:, None], softcap=2.0))["out"]
+        assert eta(out.numpy(), judged, "float64") <= ACCEPTANCE
+        counts.append(len(compiled))
+    assert counts == [1, 1, 2, 2]
+
+
+@WARNINGS
+@pytest.mark.slow
+@pytest.mark.usefixtures("flex")
+def test_what_flex_attention_is_given_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, where its kernel gives no lse: lists of positions, a scale for each head, a bias and a soft cap."""
+    kernel = compiled_flex()
+
+    def without_lse(*args: Any, return_aux: Any, **options: Any) -> Any:
+        return kernel(*args, **options), return_aux._replace(lse=torch.zeros(()))
+
+    monkeypatch.setattr(polyattn_torch.flex_kernel, "_kernel", lambda p: without_lse)
+    at, kv = np.arange(200) + 50, np.stack([np.arange(300), np.arange(300) - 5])
+    q, k, bias = (
+        round_to(RNG.normal(size=n), "float32") for n in ((2, 4, 200, 16), (2, 2, 300, 16), (1, 4, 1, 300))
+    )
+    scale = np.array([0.125, 0.25, 0.5, 1.0])
+    with torch.no_grad():
+        out = attention(
+            *(torch.from_numpy(x).float() for x in (q, k, k)),
+            is_causal=True,
+            query_positions=torch.from_numpy(at),
+            key_positions=torch.from_numpy(kv),
+            scale=torch.from_numpy(scale).float(),
+            score_mod=mods.softcap(2.0),
+            bias=torch.from_numpy(bias).float(),
+            implementation="fused",
+        )
+    allowed = (kv[:, None, :] <= at[:, None]) & (kv[:, None, :] >= 0)
+    spec = Spec(q, k, k, allowed=allowed[:, None], scale=scale, softcap=2.0, bias=bias)
+    assert eta(out.numpy(), truth(spec)["out"], "float32") <= ACCEPTANCE
 
 
 @pytest.mark.gpu

@@ -24,5 +24,12 @@ def flex_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         return theirs.flex_attention(*args, **options)
 
     monkeypatch.setattr(polyattn_torch.flex_kernel, "_no_kernel", lambda p: None)
-    monkeypatch.setattr(polyattn_torch.flex_kernel, "_kernel", lambda: uncompiled)
+    monkeypatch.setattr(polyattn_torch.flex_kernel, "_kernel", lambda p: uncompiled)
     monkeypatch.setattr(theirs, "_validate_device", lambda *qkv: None)
+
+
+def compiled_flex(**how: Any) -> Any:
+    """FlexAttention under torch.compile."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, **how)
