@@ -225,7 +225,6 @@ FLEXIBLE = (
 
 
 @WARNINGS
-@pytest.mark.slow
 @pytest.mark.usefixtures("flex")
 def test_flex_attention_agrees() -> None:
     """What the kernel of CUDA is given, computed by FlexAttention's own definition: lse and gradients too."""
