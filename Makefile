@@ -4,13 +4,15 @@ PYTHON ?= python3
 EXTRAS ?= all,examples,bench
 BIN := .venv/bin
 LOWEST := .venv-lowest/bin
+# On a machine without the chip JAX computes on the CPU, and several processes may compile for a TPU.
+AOT := JAX_PLATFORMS=cpu ALLOW_MULTIPLE_LIBTPU_LOAD=1 .venv-aot/bin/python
 .DELETE_ON_ERROR:
-.PHONY: verify test quick lowest lint docs bench chromium clean
+.PHONY: verify test quick lowest aot aot-tests lint docs bench chromium clean
 
 verify: .venv/ready
 	$(BIN)/polyattn verify
 
-test: lint chromium docs
+test: lint chromium docs aot-tests
 	$(BIN)/python benchmarks/run.py --smoke
 	$(BIN)/python -m pytest -n 2 -m "not gpu"
 
@@ -27,6 +29,14 @@ lowest:
 	$(LOWEST)/polyattn verify
 	$(LOWEST)/python -m pytest -q --libraries numpy,strict,jax -m "not slow and not gpu and not browser" \
 	  tests/contract tests/masks tests/implementations tests/layers tests/parity/test_cli_diagnose.py tests/parity/test_report.py
+
+# Compiles for TPUs and an H100 on any CPU: the table of docs/accelerators.md.
+aot: .venv-aot/ready
+	$(AOT) benchmarks/ahead_of_time.py
+
+aot-tests: .venv-aot/ready
+	$(AOT) benchmarks/ahead_of_time.py --chips h100 --lengths 2048 --directions forward
+	$(AOT) -m pytest -q -m aot tests/implementations/test_ahead_of_time.py
 
 # The browser test drives Debian's Chromium; without it (and without apt) run pytest -m "not gpu and not browser".
 chromium:
@@ -59,5 +69,11 @@ docs: .venv/ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev$(EXTRAS:%=,%)]'
 	touch $@
 
+# Compilers of accelerators change how JAX starts, so they have an environment of their own.
+.venv-aot/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-aot
+	.venv-aot/bin/python -m pip install --quiet -c constraints.txt -e '.[aot]' array-api-strict pytest
+	touch $@
+
 clean:
-	rm -rf .venv .venv-lowest docs/_build dist
+	rm -rf .venv .venv-lowest .venv-aot docs/_build dist

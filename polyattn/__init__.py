@@ -14,7 +14,7 @@ from typing import Any
 from polyattn import masks, mods
 from polyattn._attention import AttentionAux, attention, attention_vjp
 from polyattn._trace import Stage, Trace, trace
-from polyattn.implementations import Blockwise, Reference
+from polyattn.implementations import Blockwise, Fused, Reference
 from polyattn.problem import AuxRequest
 
 #: Rooms that load when they are first looked into.
@@ -45,6 +45,7 @@ __all__ = [
     "AttentionAux",
     "AuxRequest",
     "Blockwise",
+    "Fused",
     "Reference",
     "Stage",
     "Trace",

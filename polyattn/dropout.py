@@ -54,8 +54,7 @@ def keep_factors(rate: float, seed: int | Array, at: Positions, dtype: Any) -> A
     backend = backend_of(at.kv)
     xp = backend.xp
     b, h, q, kv = (backend.astype(index, xp.int32) for index in (at.b, at.h, at.q, at.kv))
-    zero = xp.zeros((1, 1, 1, 1), dtype=xp.int32, device=backend.device(kv))
-    low, high = (zero + word for word in words_of(seed))
+    low, high = (xp.zeros_like(b) + word for word in words_of(seed))
     words = backend.opaque(threefry2x32)
     word, _ = words(*words(low, high, b, h), q, kv)
     threshold = min(round(rate * 2**32), 2**32 - 1) + SIGN

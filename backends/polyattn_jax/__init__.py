@@ -23,6 +23,7 @@ from polyattn.arrays import Array, Backend, TileSizes
 from polyattn.implementations import BLOCKWISE, REFERENCE, Implementation, Output
 from polyattn.implementations.blockwise import few_rows, symbols
 from polyattn_jax.eager import captures_derived, platform, run_eagerly
+from polyattn_jax.fused import FUSED
 from polyattn_jax.linear import with_pullback
 
 xp = array_api_compat.array_namespace(jnp.zeros(()))
@@ -35,6 +36,9 @@ class JaxBackend(Backend):
         return dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.dtype(jnp.float32)
 
     def matmul(self, a: Array, b: Array) -> Array:
+        if half := next((x.dtype for x in (a, b) if jnp.dtype(x.dtype).itemsize == 2), None):
+            # In a kernel: multiplied as they are, which is exact, and summed in float32.
+            return jnp.matmul(a.astype(half), b.astype(half), preferred_element_type=jnp.float32)
         # The default precision of an accelerator rounds float32 to TF32 or bfloat16.
         return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
@@ -191,6 +195,7 @@ CUDNN = Implementation(
 )
 JaxBackend.implementations = (
     CUDNN,
+    FUSED,
     replace(
         BLOCKWISE,
         why_not=_why_not_blockwise,

@@ -13,18 +13,39 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from polyattn.arrays import Array
 from polyattn.arrays.leaves import Shape
 
-__all__ = ["captures_derived", "platform", "run_eagerly"]
+__all__ = ["captures_derived", "device_of", "is_certain", "platform", "run_eagerly"]
 
 MOST = 64  # programs that are kept: a fresh mask makes one of some MiB
 
 
 def platform(x: Array) -> str:
-    """ "cpu", "gpu", ...: where x lies, and under `jit`, where that is not yet known, where JAX computes by default."""
+    """ "cpu", "gpu", "tpu": where x lies, or what a compiler is writing for."""
+    return device_of(x)[0]
+
+
+def is_certain(x: Array) -> bool:
+    """Whether the platform of x is known, rather than that of JAX's default."""
     *_, inmost = _layers(x)
-    if isinstance(inmost, jax.core.Tracer):
-        default = jax.config.jax_default_device
-        return jax.default_backend() if default is None else getattr(default, "platform", default)
-    return next(iter(inmost.devices())).platform  # type: ignore[no-any-return]
+    return not isinstance(inmost, jax.core.Tracer) or _meant(inmost) is not None
+
+
+def _meant(x: Array) -> Any:
+    """The device that a tracer, or the program, is for; None where nobody has said."""
+    meshes = (getattr(getattr(jax.typeof(x), "sharding", None), "mesh", None), jax.sharding.get_abstract_mesh())
+    return next(filter(None, (getattr(mesh, "abstract_device", None) for mesh in meshes)), None)
+
+
+def device_of(x: Array) -> tuple[str, str]:
+    """Platform and kind of the device of x: under `jit` that of the mesh which x or the program is for, else JAX's default."""
+    *_, inmost = _layers(x)
+    device: Any
+    if not isinstance(inmost, jax.core.Tracer):
+        device = next(iter(inmost.devices()))
+    else:
+        device = _meant(inmost) or jax.config.jax_default_device or jax.devices()[0]
+    if isinstance(device, str):  # the name of a platform
+        device = jax.devices(device)[0]
+    return device.platform, device.device_kind
 
 
 def _layers(x: Array) -> Iterator[Array]:

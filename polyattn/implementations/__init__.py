@@ -2,6 +2,7 @@
 
 from polyattn.implementations.blockwise import BLOCKWISE, Blockwise
 from polyattn.implementations.choice import Choice, choose, implementations_of
+from polyattn.implementations.fused.settings import Fused
 from polyattn.implementations.implementation import TRANSFORMS, Implementation, Output
 from polyattn.implementations.reference import REFERENCE, Reference
 
@@ -11,6 +12,7 @@ __all__ = [
     "TRANSFORMS",
     "Blockwise",
     "Choice",
+    "Fused",
     "Implementation",
     "Output",
     "Reference",

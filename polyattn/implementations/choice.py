@@ -45,13 +45,13 @@ def choose(p: Problem, wish: Any) -> Choice:
     if not named and not (isinstance(wish, str) and wish in NAMES):
         line = f"write implementation={wish.__name__}()" if isinstance(wish, type) else "use 'auto'"
         raise ValueError(
-            f"{p.who}: expected implementation 'auto', 'reference', 'blockwise', 'fused', 'native', a Reference "
-            f"or a Blockwise, got {shown(wish)}; {line}"
+            f"{p.who}: expected implementation 'auto', 'reference', 'blockwise', 'fused', 'native', a Reference, a "
+            f"Blockwise or a Fused, got {shown(wish)}; {line}"
         )
     reasons: list[str] = []
     features = p.features
     for implementation in named:
-        reason = implementation.refuses(p, features)
+        reason = implementation.refuses(p, features, settings)
         if reason is None and automatic:
             reason = implementation.passed_over(p)
         if reason is None:

@@ -24,6 +24,10 @@ def no_reason(p: Problem) -> str | None:
     return None
 
 
+def no_reason_so(p: Problem, settings: Any) -> str | None:
+    return None
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One way to run a Problem.
@@ -37,6 +41,7 @@ class Implementation:
     accepts: frozenset[str]  # names of `polyattn.problem.FEATURES`
     run: Callable[[Problem, Any], Output]
     why_not: Callable[[Problem], str | None] = no_reason  # a reason in the values of a problem
+    why_not_so: Callable[[Problem, Any], str | None] = no_reason_so  # one that depends on the settings too
     passed_over: Callable[[Problem], str | None] = no_reason  # why "auto" leaves it, though it could
     why: str = ""  # why "auto" takes it
     settings: type | None = None  # an object of this type asks for it, with settings
@@ -48,11 +53,13 @@ class Implementation:
             return wish == self.name
         return self.settings is not None and isinstance(wish, self.settings)
 
-    def refuses(self, p: Problem, features: frozenset[str] | None = None) -> str | None:
+    def refuses(
+        self, p: Problem, features: frozenset[str] | None = None, settings: Any = None
+    ) -> str | None:
         """Why it does not compute a problem; None if it does. features: those of p, where they are known."""
         if unlisted := (p.features if features is None else features) - self.accepts:
             return f"{self.title} does not take {say(unlisted)}"
-        return self.why_not(p)
+        return self.why_not(p) or self.why_not_so(p, settings)
 
 
 #: What a program may do with a call, by the words of the documentation.

@@ -18,7 +18,7 @@ from polyattn.calls import ambiguous, answers, shown
 from polyattn.dropout import keep_factors
 from polyattn.implementations.implementation import TRANSFORMS, Implementation, Output
 from polyattn.normalizers import softmax
-from polyattn.normalizers.softmax import Partial, finish, grouped_matmul, lift, log_sum, merge
+from polyattn.normalizers.softmax import Partial, beside, finish, grouped_matmul, lift, log_sum, merge
 from polyattn.places import Positions
 from polyattn.problem import Problem
 
@@ -55,7 +55,7 @@ def define(p: Problem, see: See = unseen) -> Output:
     s = xp.broadcast_to(s, p.scores_shape)
     keep = dropout_at(p, at)
     keys = lift(s, v, keep)
-    seen = keys if p.sinks is None else merge(keys, sink(p.sinks, keys))
+    seen = keys if p.sinks is None else merge(keys, beside(p.sinks, v.shape[-1]))
     out = finish(seen)  # (B, Hq, L, E)
     if allowed is not None and p.sinks is not None:
         out = xp.where(
@@ -120,13 +120,6 @@ def dropout_at(p: Problem, at: Positions) -> Array | None:
     if p.dropout_rate == 0.0:
         return None
     return keep_factors(p.dropout_rate, p.dropout_seed, at, p.compute_dtype)
-
-
-def sink(sinks: Array, like: Partial) -> Partial:
-    """A sink (1, H|1, 1, 1) is one more key, with the sink as its score and nothing as its value."""
-    backend = backend_of(sinks)
-    width = like.acc.shape[-1]
-    return lift(sinks, backend.xp.zeros((1, 1, 1, width), dtype=sinks.dtype, device=backend.device(sinks)))
 
 
 def visible_keys(allowed: Array, kv_heads: int, xp: Namespace) -> Array:

@@ -23,14 +23,9 @@ class RelativePositionBias(Mod):
         return int(self.table.shape[1])
 
     def __call__(self, score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
-        backend = backend_of(score)
-        bucket = relative_bucket(
-            kv_idx - q_idx,
-            self.table.shape[0],
-            bidirectional=self.bidirectional,
-            max_distance=self.max_distance,
-        )
-        return score + backend.astype(self.table[bucket, h], score.dtype)
+        steps = _steps(self.table.shape[0], self.bidirectional, self.max_distance)
+        rows = [(self.table[bucket, ...][(h,)], begins) for bucket, begins in steps]
+        return score + backend_of(score).astype(_stepwise(rows, kv_idx - q_idx), score.dtype)
 
     def derivative(self, score: Array, at: Positions, cotangent: Array) -> tuple[Array, tuple[Array, ...]]:
         backend = backend_of(score)
@@ -89,19 +84,26 @@ def relative_bucket(distance: Array, buckets: int, *, bidirectional: bool, max_d
     bidirectional = flag(who, "bidirectional", bidirectional)
     buckets = size(who, "buckets", buckets, 4 if bidirectional else 2)
     max_distance = size(who, "max_distance", max_distance, buckets // (4 if bidirectional else 2) + 1)
-    xp = backend.xp
-    distance = backend.astype(distance, xp.int32)
-    if bidirectional:
-        buckets //= 2
-        start = backend.astype(distance > 0, xp.int32) * buckets
-        distance = abs(distance)
-    else:
-        start = 0
-        distance = xp.where(distance > 0, 0, -distance)
-    exact = buckets // 2
+    steps = _steps(buckets, bidirectional, max_distance)
+    distance = backend.astype(distance, backend.xp.int32)
+    return _stepwise([(distance * 0 + bucket, begins) for bucket, begins in steps], distance)
+
+
+def _steps(buckets: int, bidirectional: bool, max_distance: int) -> list[tuple[int, int]]:
+    """(bucket, the first distance kv - q in it), from the keys farthest before the query on."""
+    half = buckets // 2 if bidirectional else buckets
+    exact = half // 2
     # The logarithmic buckets begin where the integers say so: no logarithm of rounded numbers.
-    bucket = xp.where(distance < exact, distance, exact)
-    for step in range(1, buckets - exact):
-        begins = exact * (max_distance / exact) ** (step / (buckets - exact))
-        bucket = bucket + backend.astype(distance >= math.ceil(begins - 1e-9), xp.int32)
-    return bucket + start
+    far = [exact * (max_distance / exact) ** (step / (half - exact)) for step in range(1, half - exact)]
+    begins = [*range(exact + 1), *(math.ceil(x - 1e-9) for x in far)]  # of the buckets 0, 1, ...
+    ends = [*(b - 1 for b in begins[1:]), INT32]
+    before = [(bucket, -ends[bucket]) for bucket in reversed(range(half))]
+    return before + ([(half + bucket, begins[bucket]) for bucket in range(1, half)] if bidirectional else [])
+
+
+def _stepwise(values: list[tuple[Array, int]], x: Array) -> Array:
+    """The value whose step has begun last: by comparisons, which every chip has, and no table."""
+    found, _ = values[0]
+    for value, begins in values[1:]:
+        found = backend_of(x).xp.where(x >= begins, value, found)
+    return found

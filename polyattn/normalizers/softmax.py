@@ -56,6 +56,15 @@ def lift(scores: Array, values: Array, keep: Array | None = None, *, consume: bo
     return Partial(top, total, grouped_matmul(w if keep is None else w * keep, values))
 
 
+def beside(score: Array, width: int) -> Partial:
+    """The average over one key of that score (..., L|1, 1) whose value is 0, as an attention sink is."""
+    backend = backend_of(score)
+    xp = backend.xp
+    top = backend.stop_gradient(score)
+    nothing = xp.zeros((*score.shape[:-1], width), dtype=score.dtype, device=backend.device(score))
+    return Partial(top, xp.exp(score - _finite(top)), nothing)
+
+
 def merge(a: Partial, b: Partial) -> Partial:
     """The average over the keys of both: associative and commutative, an average over no keys is its identity.
 

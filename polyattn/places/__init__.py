@@ -2,7 +2,7 @@
 
 from polyattn.places.bounds import FAR, INT32, brought_near, check_near, within
 from polyattn.places.frame import ORIGIN, Frame, Places, Side, Sides
-from polyattn.places.indices import Positions, gather, look_up, positions
+from polyattn.places.indices import Positions, gather, look_up, positions, standing
 
 __all__ = [
     "FAR",
@@ -18,5 +18,6 @@ __all__ = [
     "gather",
     "look_up",
     "positions",
+    "standing",
     "within",
 ]

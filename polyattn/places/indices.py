@@ -41,19 +41,6 @@ def positions(
                 x = backend.tile(x, start[axis], sizes[axis], axis - 4)
         return x
 
-    def stand(where: int | Array, along: Array, axis: int) -> Array:
-        if not is_array(where) or where.ndim == 0:
-            return _plus(along, where)
-        if where.shape[0] != 1 and where.shape[0] != sizes[0]:
-            where = backend.tile(where, start[0], sizes[0], -where.ndim)
-        if where.ndim == 1:
-            return along + xp.reshape(where, (-1, 1, 1, 1))
-        if where.shape[1] != sizes[axis]:
-            where = backend.tile(where, start[axis], sizes[axis], -1)
-        shape = [where.shape[0], 1, 1, 1]
-        shape[axis] = sizes[axis]
-        return xp.reshape(where, tuple(shape))
-
     item, row, column = index(0), index(2), index(3)
     return Positions(
         b=_plus(item, places.batch),
@@ -61,10 +48,21 @@ def positions(
         item=item,
         row=row,
         column=column,
-        q=stand(places.query, row, 2),
-        kv=stand(places.key, column, 3),
+        q=standing(places.query, row, 2, cut),
+        kv=standing(places.key, column, 3, cut),
         cut=cut,
     )
+
+
+def standing(where: int | Array, along: Array, axis: int, cut: Callable[[Array], Array]) -> Array:
+    """The positions of the indices `along` an axis of the scores: an offset, one for each item, or a list."""
+    if not is_array(where) or where.ndim == 0:
+        return _plus(along, where)
+    shape = [where.shape[0], 1, 1, 1]
+    if where.ndim == 2:
+        shape[axis] = where.shape[1]
+    there = cut(backend_of(where).xp.reshape(where, tuple(shape)))
+    return along + there if where.ndim == 1 else there
 
 
 def _plus(x: Array, start: Any) -> Array:

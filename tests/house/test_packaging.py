@@ -21,6 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 FEATURES = {"jax", "torch", "autograd", "cli", "pretrained", "plot", "transformers", "onnx"}
 WORKSHOP = {"examples", "docs", "bench", "dev"}
+COMPILERS = {"aot"}  # which change how JAX starts
 FRAMEWORKS = "{'numpy', 'jax', 'torch'} & set(sys.modules)"
 
 
@@ -104,7 +105,7 @@ def test_the_sdist_is_the_whole_tree(tmp_path: Path) -> None:
 
 
 def test_all_is_every_feature_and_nothing_of_the_workshop() -> None:
-    assert set(EXTRAS) == FEATURES | WORKSHOP | {"all"}
+    assert set(EXTRAS) == FEATURES | WORKSHOP | COMPILERS | {"all"}
     assert parts("all") == FEATURES | {"all"}
     assert bounds("all").keys() & {"pytest", "ruff", "mypy", "sphinx", "keras"} == set()
     assert "torch" not in bounds("dev").keys() | bounds("bench").keys() | bounds("docs").keys()

@@ -23,7 +23,10 @@ from polyattn.problem import Problem
 
 
 class Gradients(NamedTuple):
-    """Gradients in the shapes of the Problem, in the compute dtype; None where there is nothing to differentiate."""
+    """Gradients in the shapes of the Problem; None where there is nothing to differentiate.
+
+    In the compute dtype, but for those of k and v, which may be in theirs.
+    """
 
     q: Array
     k: Array
@@ -39,8 +42,8 @@ class Rows(NamedTuple):
 
     seen: Array  # whether it sees a key
     lse: Array  # 0 where it does not
-    d_out: Array  # times what the sink leaves
     delta: Array  # of ds = w (d_out v^T - delta)
+    left: Array | None  # by the sink: a factor on d_out
     mean: Array  # d_out . out, of all of the row
     lse_and_sink: Array
 
@@ -60,10 +63,10 @@ def backward(
 ) -> Gradients:
     """The gradients of sum(out * d_out) + sum(lse * d_lse)."""
     blocks, backend, xp = kind(p, plan), p.backend, p.backend.xp
-    rows = _rows(p, saved, d_out, d_lse)
+    rows = returned(p.sinks, saved, d_out, d_lse)
 
     def block(g: Any) -> tuple[Array, ...]:
-        sums = _block(blocks, g, rows)
+        sums = _block(blocks, g, rows, d_out)
         return sums.dq, sums.dk, sums.dv, *(() if sums.bias is None else (sums.bias,)), *sums.mod
 
     dq, dk, dv, *rest = backend.map(block, blocks.count)  # each (blocks, b, h, N, W)
@@ -87,30 +90,37 @@ def backward(
     )
 
 
-def _rows(p: Problem, saved: Averages, d_out: Array, d_lse: Array) -> Rows:
-    xp, astype = p.backend.xp, p.backend.astype
+def returned(sinks: Array | None, saved: Averages, d_out: Array, d_lse: Array) -> Rows:
+    """What the rows send back, in the dtype of lse."""
+    backend, dtype = backend_of(saved.lse), saved.lse.dtype
+    xp, astype = backend.xp, backend.astype
     # Rows that see nothing send nothing back, whatever they hold.
     seen = (saved.lse != -xp.inf)[..., None]
     lse = xp.where(seen, saved.lse[..., None], 0.0)
-    d_out = xp.where(seen, astype(d_out, p.compute_dtype), 0.0)
-    d_lse = xp.where(seen, astype(d_lse, p.compute_dtype)[..., None], 0.0)
-    mean = xp.sum(d_out * saved.out, axis=-1, keepdims=True)
-    if p.sinks is None:
-        return Rows(seen, lse, d_out, mean - d_lse, mean, lse)
-    top = xp.maximum(lse, p.sinks)
+    d_lse = xp.where(seen, astype(d_lse, dtype)[..., None], 0.0)
+    sent = xp.where(seen, astype(d_out, dtype), 0.0)  # not kept: tiles make theirs of d_out
+    mean = xp.sum(sent * astype(saved.out, dtype), axis=-1, keepdims=True)
+    if sinks is None:
+        return Rows(seen, lse, mean - d_lse, None, mean, lse)
+    top = xp.maximum(lse, sinks)
     # Infinite where the row sees nothing: then nothing is left, and no sink has a share of it.
-    both = xp.where(seen, top + xp.log(xp.exp(lse - top) + xp.exp(p.sinks - top)), xp.inf)
+    both = xp.where(seen, top + xp.log(xp.exp(lse - top) + xp.exp(sinks - top)), xp.inf)
     left = xp.exp(lse - both)
-    return Rows(seen, lse, d_out * left, mean * left - d_lse, mean, both)
+    return Rows(seen, lse, mean * left - d_lse, left, mean, both)
 
 
-def _block(blocks: Blocks, g: Any, rows: Rows) -> Sums:
+def _block(blocks: Blocks, g: Any, rows: Rows, d_out: Array) -> Sums:
     """The gradients of one block: a fold over its key tiles."""
     p, backend, xp = blocks.p, blocks.backend, blocks.backend.xp
-    where = {"dtype": p.compute_dtype, "device": backend.device(p.q)}
 
-    def zeros(*shape: int) -> Array:
-        return xp.zeros(shape, **where)
+    def zeros(*shape: int, dtype: Any = p.compute_dtype) -> Array:
+        return xp.zeros(shape, dtype=dtype, device=backend.device(p.q))
+
+    def of_keys(x: Array) -> Array:
+        """Written once a key tile, so in the dtype of the keys, unless items are summed later."""
+        shared = x.shape[0] == 1 < p.frame.batch
+        shape = (blocks.items, blocks.kv_heads, *x.shape[2:])
+        return zeros(*shape, dtype=p.compute_dtype if shared else x.dtype)
 
     def key_tile(j: Any, size: int, total: Sums) -> Sums:
         start = total._replace(
@@ -123,18 +133,19 @@ def _block(blocks: Blocks, g: Any, rows: Rows) -> Sums:
             j,
             p.frame.rows,
             blocks.rows,
-            lambda i, n, masked, sums: _tile(blocks, g, rows, (i, n), (j, size), masked, sums),
+            lambda i, n, masked, sums: _tile(blocks, g, rows, d_out, (i, n), (j, size), masked, sums),
             start,
         )
         at = (0, 0, j * blocks.keys, 0)
-        return sums._replace(
-            dk=backend.add_at(total.dk, at, sums.dk), dv=backend.add_at(total.dv, at, sums.dv)
+        dk, dv = (
+            backend.add_at(x, at, backend.astype(tile, x.dtype))
+            for x, tile in ((total.dk, sums.dk), (total.dv, sums.dv))
         )
+        return sums._replace(dk=dk, dv=dv)
 
-    kv = (blocks.items, blocks.kv_heads, p.frame.keys)
     nothing = Sums(
-        dk=zeros(*kv, p.k.shape[3]),
-        dv=zeros(*kv, p.v.shape[3]),
+        dk=of_keys(p.k),
+        dv=of_keys(p.v),
         dq=zeros(blocks.items, blocks.heads, p.frame.rows, p.q.shape[3]),
         bias=None if p.bias is None else zeros(*_bias_shape(blocks, p.bias)),
         mod=tuple(zeros(*x.shape) for x in mods.parameters(p.score_mod)),
@@ -148,6 +159,7 @@ def _tile(
     blocks: Blocks,
     g: Any,
     rows: Rows,
+    d_out: Array,
     query: tuple[Any, int],  # number and size of the query tile
     key: tuple[Any, int],
     masked: bool,
@@ -157,9 +169,12 @@ def _tile(
     p, backend, xp = blocks.p, blocks.backend, blocks.backend.xp
     row, size, column = query[0] * blocks.rows, query[1], key[0] * blocks.keys
     q = blocks.query(g, row, size)  # (b, h, rows, D)
-    seen, lse, d_out, delta = (blocks.part(x, g, row, size) for x in rows[:4])
-    if p.mask is not None or p.bias is not None:
-        q = xp.where(seen, q, 0.0)
+    seen, lse, delta = (blocks.part(x, g, row, size) for x in rows[:3])
+    d_out = backend.astype(blocks.part(d_out, g, row, size), p.compute_dtype)
+    if not (p.mask is None and p.bias is None and p.score_mod is None):  # some rows may see nothing
+        q, d_out = xp.where(seen, q, 0.0), xp.where(seen, d_out, 0.0)
+    if rows.left is not None:
+        d_out = d_out * blocks.part(rows.left, g, row, size)
     k, v = (blocks.part(x, g, column, key[1], kv=True) for x in (p.k, p.v))
     tile: Sums = blocks.run(derive, Spot(g, row, column, masked), q, k, v, lse, d_out, delta)
     d_bias = sums.bias

@@ -15,8 +15,7 @@ from polyattn import mods
 from polyattn.arrays import Array
 from polyattn.implementations.blockwise.plan import Plan
 from polyattn.implementations.blockwise.tile import Blocks, Spot
-from polyattn.implementations.reference import sink
-from polyattn.normalizers.softmax import Partial, finish, lift, log_sum, merge
+from polyattn.normalizers.softmax import Partial, beside, finish, lift, log_sum, merge
 from polyattn.problem import Problem
 
 
@@ -53,7 +52,7 @@ def forward(p: Problem, plan: Plan, kind: type[Blocks] = Blocks) -> Averages:
         seen = blocks.fold(plan.by_query, g, i, p.frame.keys, blocks.keys, step, _nothing(blocks, size))
         lse = log_sum(seen)  # (b, h, size)
         if p.sinks is not None:
-            seen = merge(seen, sink(blocks.per_head(p.sinks, g), seen))
+            seen = merge(seen, beside(blocks.per_head(p.sinks, g), seen.acc.shape[-1]))
         return Averages(finish(seen), lse)
 
     n, count = length // rows, blocks.count

@@ -84,7 +84,7 @@ def plan(p: Problem, wish: Blockwise) -> Plan:
     return Plan(
         sizes,
         by_query=_visits(p, cuts, across, ragged=bool(keys % sizes.keys)),
-        by_key=_visits(p, [_turned(one, across) for one in cuts], down, ragged=bool(rows % sizes.rows)),
+        by_key=_visits(p, [turned(one, across) for one in cuts], down, ragged=bool(rows % sizes.rows)),
     )
 
 
@@ -104,7 +104,7 @@ def _cut(p: Problem, sizes: TileSizes, b: int | None = None) -> Cut:
     )
 
 
-def _turned(one: Cut, across: int) -> Cut:
+def turned(one: Cut, across: int) -> Cut:
     """The same tiles with a line for every key tile."""
     lines: list[list[Run]] = [[] for _ in range(across)]
     for i, line in enumerate(one):

@@ -1,0 +1,177 @@
+"""Programs of a GPU, through Triton: each loops over its own list of visits, sums stay in registers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from polyattn.arrays import Array
+from polyattn.implementations.fused import Visits
+from polyattn_jax.fused.launch import KEY_AXIS, ROW_AXIS, Kernel, Laid, Shape, TileOf
+
+__all__ = ["listed", "run", "wide"]
+
+
+def wide(n: int) -> int:
+    """The sizes of tiles are powers of two, and products have at least 16 of everything."""
+    return max(16, 1 << (n - 1).bit_length())
+
+
+def listed(visits: Visits, splits: int) -> tuple[Any, Any, int]:
+    """For each item, line and split: where its visits begin, where its masked ones do, where they end; and whom they meet."""
+    bounds, met = [], []
+    for item in visits:
+        for line in item:
+            for n in range(splits):
+                part = line[len(line) * n // splits : len(line) * (n + 1) // splits]
+                open_ = sum(not visit.masked for visit in part)
+                bounds.append((len(met), len(met) + open_, len(met) + len(part)))
+                met += [visit.other for visit in part]
+    return np.array(bounds, np.int32), np.array(met or [0], np.int32), len(bounds) // len(visits)
+
+
+class _Program:
+    """`Program` of polyattn.implementations.fused.body."""
+
+    def __init__(self, kernel: Kernel, refs: Sequence[Any], lists: Sequence[Any]) -> None:
+        n = len(kernel.inputs)
+        self._kernel, self._lists = kernel, lists
+        self._inputs = dict(zip(kernel.inputs, refs[:n], strict=True))
+        self._outputs = refs[n:]
+        down, across = kernel.shape.tiles
+        at = pl.program_id(0)
+        if kernel.lists is None:
+            heads = kernel.outputs[0].array.shape[1]
+            at, j = at // across, at % across
+            at, i = at // down, at % down
+            self._place = (i, j, at // heads, at % heads)
+            self._split = 0
+            return
+        lines, heads = (down, kernel.shape.heads) if kernel.side == "query" else (across, kernel.shape.heads // kernel.inner)
+        at, self._split = at // kernel.splits, at % kernel.splits
+        at, line = at // lines, at % lines
+        b, h = at // heads, at % heads
+        self._list = ((b if kernel.lists.items > 1 else 0) * lines + line) * kernel.splits + self._split
+        self._place = (line, 0, b, h) if kernel.side == "query" else (0, line, b, h * kernel.inner)
+
+    @property
+    def sink(self) -> Array | None:
+        return self._kernel.sink(lambda name: self._load(name, *self._place))
+
+    def _load(self, name: str, i: Any, j: Any, b: Any, h: Any) -> Array:
+        x = self._kernel.inputs[name]
+        part, mask = _part(self._kernel.shape, x, self._inputs[name], i, j, b, h)
+        value = triton.load(part, mask=mask, other=None if mask is None else jnp.inf if name == "lse" else 0)
+        if x.kind == "by row":
+            return value[:, None]
+        return value[None, :] if x.kind == "by key" else value
+
+    def _tile(self, kind: str, *place: Any) -> TileOf:
+        (rows, keys), (i, j, *_) = self._kernel.shape.tile, place
+        row = jnp.arange(rows, dtype=jnp.int32)[:, None] + i * rows
+        key = jnp.arange(keys, dtype=jnp.int32)[None, :] + j * keys
+        return TileOf(self._kernel, kind, lambda name: self._load(name, *place), (row, key))
+
+    def fold(self, step: Callable[[Any, Any], Any], finished: Callable[[Any], None]) -> None:
+        state = self._kernel.state
+        start = [jnp.full(sizes, fill, jnp.float32) for sizes, fill in state]
+        kind = type(state)
+        sums = tuple(start) if kind is tuple else kind._make(start)
+        i, j, b, h = self._place
+        if self._kernel.lists is None:
+            items, each = self._kernel.over
+
+            def item(n: Any, sums: Any) -> Any:
+                place = (i, j, b if items == 1 else n // each, h if each == 1 else n % each)
+                return step(self._tile("masked", *place), sums)
+
+            return finished(jax.lax.fori_loop(0, items * each, item, sums))
+        bounds, met = self._lists
+
+        def head(g: Any, sums: Any) -> Any:
+            for name, n in (("open", 0), ("masked", 1)):
+                if name not in self._kernel.kinds:
+                    continue
+
+                def visit(t: Any, sums: Any, name: str = name) -> Any:
+                    other = met[t]
+                    place = (i, other) if self._kernel.side == "query" else (other, j)
+                    return step(self._tile(name, *place, b, h + g), sums)
+
+                sums = jax.lax.fori_loop(bounds[self._list, n], bounds[self._list, n + 1], visit, sums)
+            return sums
+
+        if self._kernel.inner == 1:
+            return finished(head(0, sums))
+        return finished(jax.lax.fori_loop(0, self._kernel.inner, head, sums))
+
+    def write(self, *results: Array) -> None:
+        i, j, b, h = self._place
+        for ref, x, out in zip(self._outputs, results, self._kernel.outputs, strict=True):
+            shape = self._kernel.shape
+            # Splits lie one behind the other along the batch.
+            part, mask = _part(shape, out, ref, i, j, b + self._split * shape.batch, h)
+            if out.kind == "by row":
+                x = jnp.reshape(x, (-1,))
+                if x.shape != (shape.tile.rows,):  # one number for all: in the first place
+                    x = jnp.where(jnp.arange(shape.tile.rows) == 0, x, 0.0)
+            if out.kind == "by key":
+                x = jnp.reshape(x, (-1,))
+            triton.store(part, x.astype(ref.dtype), mask=mask)
+
+
+def _part(shape: Shape, x: Laid, ref: Any, i: Any, j: Any, b: Any, h: Any) -> tuple[Any, Array | None]:
+    """What a program has of an array, and which of it is there."""
+    batch, heads = x.array.shape[:2]
+    b, h = b if batch > 1 else 0, h // (shape.heads // heads) if heads > 1 else 0
+    if x.kind == "by head":
+        return ref.at[tuple(jnp.int32(n) if isinstance(n, int) else n for n in (b, h))], None
+    axes = []  # first, size, end
+    if x.kind in ROW_AXIS:
+        axes.append((i * shape.tile.rows, shape.tile.rows, shape.rows))
+    if x.kind in KEY_AXIS:
+        axes.append((j * shape.tile.keys, shape.tile.keys, shape.keys))
+    if x.kind in ("query", "key"):
+        axes.append((0, wide(x.array.shape[-1]), x.array.shape[-1]))
+    mask = None
+    for axis, (first, size, end) in enumerate(axes):
+        if end % size:
+            there = jnp.arange(size) + first < end
+            there = there if len(axes) == 1 else there[:, None] if axis == 0 else there[None, :]
+            mask = there if mask is None else mask & there
+    if mask is not None:
+        mask = jnp.broadcast_to(mask, tuple(size for _, size, _ in axes))
+    index = (b, h, 0)[: 4 - len(axes)]
+    index = [jnp.int32(n) if isinstance(n, int) else n for n in index]  # the interpreter wants arrays
+    return ref.at[(*index, *(pl.ds(first, size) for first, size, _ in axes))], mask
+
+
+def run(kernel: Kernel, interpret: Any, warps: int) -> list[Array]:
+    """The outputs of a kernel."""
+    shape = kernel.shape
+    down, across = shape.tiles
+    if kernel.lists is None:
+        batch, heads = kernel.outputs[0].array.shape[:2]
+        programs, lists = batch * heads * down * across, ()
+    else:
+        lines = down if kernel.side == "query" else across
+        programs = shape.batch * (shape.heads // kernel.inner) * lines * kernel.splits
+        lists = (kernel.lists.first, kernel.lists.second)
+
+    def body(*refs: Any) -> None:
+        kernel.body(_Program(kernel, refs[len(lists) :], refs[: len(lists)]))
+
+    return pl.pallas_call(
+        body,
+        out_shape=[x.array for x in kernel.outputs],
+        grid=(programs,),
+        compiler_params=triton.CompilerParams(num_warps=warps, num_stages=2),
+        interpret=interpret,
+        name=f"polyattn_{kernel.body.__name__}",
+    )(*lists, *(x.array for x in kernel.inputs.values()))

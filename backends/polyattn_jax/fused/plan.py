@@ -1,0 +1,92 @@
+"""How a problem is cut for the kernels of a platform."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from polyattn.arrays import Array
+from polyattn.implementations.fused import Fused, Visits, visits
+from polyattn.problem import Problem
+from polyattn_jax.fused import gpu, tpu
+from polyattn_jax.fused.launch import Lists, Shape
+from polyattn_jax.fused.chips import Chip
+from polyattn_jax.fused.sizes import tile_sizes
+from polyattn_jax.fused.split import Sizes
+
+__all__ = ["Cut", "Plan", "plan", "shapes"]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Tiles of one size, and who meets whom."""
+
+    shape: Shape
+    by_query: Lists
+    by_key: Lists | None = None  # backward
+
+
+@dataclass(frozen=True)
+class Plan:
+    chip: Chip
+    interpret: bool
+    splits: int
+    forward: Cut
+    backward: Cut
+
+
+    @property
+    def lists(self) -> tuple[Array, ...]:
+        """Lists of visits, of which one kernel has one."""
+        of = (self.forward.by_query, self.backward.by_query, self.backward.by_key)
+        return tuple(lists.first for lists in of if lists is not None)
+
+
+def shapes(p: Problem, chip: Chip, wish: Fused) -> tuple[Shape, Shape]:
+    """The sizes of the kernels of both ways."""
+    length, keys, group = p.frame.rows, p.frame.keys, p.frame.heads // p.k.shape[1]
+    sizes = tile_sizes(p, chip, wish)
+    # Few rows: those of all query heads that read one kv head are one tile.
+    folded = group if group * length <= sizes.forward.rows else 1
+
+    def shape(size: Sizes) -> Shape:
+        tile = Sizes(group * length if folded > 1 else min(size.rows, length), min(size.keys, keys))
+        return Shape(
+            batch=p.frame.batch,
+            heads=p.frame.heads // folded,
+            group=group // folded,
+            rows=length * folded,
+            keys=keys,
+            tile=Sizes(*map(gpu.wide, tile)) if chip.platform == "gpu" else tile,
+            folded=folded,
+        )
+
+    return shape(sizes.forward), shape(sizes.backward)
+
+
+def plan(p: Problem, chip: Chip, wish: Fused) -> Plan:
+    """The kernels of a problem: their tiles and the lists of their visits."""
+    forward, backward = shapes(p, chip, wish)
+    splits = 1
+    if chip.platform == "gpu":  # which wants two programs for each of its cores
+        programs = forward.batch * forward.heads * forward.tiles[0]
+        splits = max(min(2 * chip.cores // programs, forward.tiles[1]), 1)
+
+    def cut(shape: Shape) -> Cut:
+        rows = shape.rows if shape.folded > 1 else shape.tile.rows
+        by_query, by_key = visits(p, rows // shape.folded, shape.tile.keys)
+        if shape is forward:
+            return Cut(shape, _lists(by_query, chip, splits))
+        return Cut(shape, _lists(by_query, chip, 1), _lists(by_key, chip, 1))
+
+    return Plan(chip, wish.interpret, splits, cut(forward), cut(backward))
+
+
+def _lists(of: Visits, chip: Chip, splits: int) -> Lists:
+    host = tpu if chip.platform == "tpu" else gpu
+    first, second, steps = host.listed(of, splits)
+    met = {visit.masked for item in of for line in item for visit in line}
+    kinds: Any = tuple(name for name, masked in (("open", False), ("masked", True)) if masked in met)
+    return Lists(jnp.asarray(first), jnp.asarray(second), len(of), steps, kinds)

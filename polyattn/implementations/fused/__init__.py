@@ -1,0 +1,18 @@
+"""The engine as one kernel: its body, its settings, its lists of visits; hosts are in the adapters."""
+
+from polyattn.implementations.fused.body import Rows, average, pull_keys, pull_queries, pull_scores
+from polyattn.implementations.fused.settings import PLATFORMS, Fused
+from polyattn.implementations.fused.visits import Visit, Visits, visits
+
+__all__ = [
+    "PLATFORMS",
+    "Fused",
+    "Rows",
+    "Visit",
+    "Visits",
+    "average",
+    "pull_keys",
+    "pull_queries",
+    "pull_scores",
+    "visits",
+]
