@@ -336,3 +336,13 @@ def polyattn_torch(case: Case) -> Run | None:
 
     options = polyattn_options(case, torch.from_numpy)
     return torch_run(case, lambda q, k, v: polyattn.attention(q, k, v, **options))
+
+
+@contestant("polyattn torch fused")
+def polyattn_torch_fused(case: Case) -> Run | None:
+    import torch
+
+    if plain(case):  # each case compiles for some seconds
+        return None
+    options = polyattn_options(case, torch.from_numpy)
+    return torch_run(case, lambda q, k, v: polyattn.attention(q, k, v, implementation="fused", **options))

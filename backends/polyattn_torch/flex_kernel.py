@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from polyattn import mods
 from polyattn.arrays import Array
+from polyattn.arrays.leaves import says_all, take_out
 from polyattn.implementations import Implementation, Output
 from polyattn.implementations.reference import modified, visible_keys
 from polyattn.masks.tiles import FULL, PARTIAL, grid
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["FLEX"]
 
 BLOCK = 128  # rows and keys of a block that is skipped or not, as FlexAttention has it
+MOST = 64  # compiled functions that are kept
 LEAST = 16  # of a width: Triton's products are no narrower
 
 
@@ -47,12 +49,19 @@ def _why_not(p: Problem) -> str | None:
     return _no_kernel(p) or nothing(p)
 
 
-@cache
-def _kernel() -> Callable[..., Any]:
+def _kernel(p: Problem) -> Callable[..., Any]:
+    """The compiled function for masks and modifications like these; functions of the user share one."""
+    kind = take_out((p.mask, p.score_mod), [])
+    return _compiled(kind if says_all(kind) else None)
+
+
+@lru_cache(maxsize=MOST)
+def _compiled(kind: Any) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    # One compiled function, whose lengths become symbols when a second one comes.
-    return torch.compile(flex_attention)
+    # Of one function Dynamo keeps eight programs, and runs what it is given beyond them uncompiled: each kind has its
+    # own eight. Its lengths become symbols when a second one comes.
+    return torch.compile(flex_attention, isolate_recompiles=True)
 
 
 def _run(p: Problem, settings: Any) -> Output:
@@ -74,7 +83,7 @@ def _run(p: Problem, settings: Any) -> Output:
     q, k, v = (x.expand(p.frame.batch, -1, -1, -1) for x in given_once(*clean(seen, p.q, p.k, p.v)))
     plain = mod is None and bias is None and isinstance(p.scale, float)
     with precisely(q):
-        out, aux = _kernel()(
+        out, aux = _kernel(p)(
             q,
             k,
             v,

@@ -46,14 +46,29 @@ class Kernel(NamedTuple):
         return tree_unflatten(self.program(*arrays, *self.captured), self.tree)
 
 
+class _Kind(NamedTuple):
+    """What is the same in all tiles of a kind: a problem without its arrays, and these."""
+
+    static: Any
+    held: list[Array]
+
+    @classmethod
+    def of(cls, p: Problem) -> _Kind:
+        arrays: list[Array] = []
+        static = take_out(p, arrays)
+        return cls(static, [x.contiguous() for x in arrays])
+
+
 class CompiledBlocks(Blocks):
     """Blocks whose whole tiles are compiled."""
 
     def __init__(self, p: Problem, plan: Plan) -> None:
         super().__init__(p, plan)
-        arrays: list[Array] = []
-        self.static = take_out(_anywhere(p, self.rows, self.keys), arrays)
-        self.held = [x.contiguous() for x in arrays]
+        anywhere = _anywhere(p, self.rows, self.keys)
+        # Tiles that the mask fills are the same under every mask.
+        self.kinds = {
+            masked: _Kind.of(anywhere if masked else replace(anywhere, mask=None)) for masked in (True, False)
+        }
         self.kernels: dict[Any, Kernel] = {}
 
     def run(self, body: Callable[..., Any], spot: Spot, *given: Any) -> Any:
@@ -65,13 +80,13 @@ class CompiledBlocks(Blocks):
         # Contiguous, so that a program does not depend on the lengths of what the tile was cut from.
         arrays = [
             *(torch.tensor(n, dtype=torch.int32) for n in (spot.row, spot.key)),
-            *self.held,
+            *self.kinds[spot.masked].held,
             *(x.contiguous() for x in leaves),
         ]
-        kind = body, spot.masked
-        if kind not in self.kernels:
-            self.kernels[kind] = _kernel(_Tile(self, body, spot.masked, tree), arrays)
-        return self.kernels[kind](*arrays)
+        which = body, spot.masked
+        if which not in self.kernels:
+            self.kernels[which] = _kernel(_Tile(self, body, spot.masked, tree), arrays)
+        return self.kernels[which](*arrays)
 
     def _cut(self, x: Array, spot: Spot) -> Array:
         for axis, start, size in ((2, spot.row, self.rows), (3, spot.key, self.keys)):
@@ -84,7 +99,7 @@ class _Tile:
 
     def __init__(self, blocks: CompiledBlocks, body: Callable[..., Any], masked: bool, tree: Any) -> None:
         self.who, self.dropout = blocks.p.who, blocks.p.dropout_rate > 0.0
-        self.static, self.held = blocks.static, len(blocks.held)
+        self.static, self.held = blocks.kinds[masked].static, len(blocks.kinds[masked].held)
         self.sizes = TileSizes(blocks.rows, blocks.keys, None)
         self.body, self.masked, self.tree = body, masked, tree
         self.result: Any = None  # how what it gives belongs together, once it has run
@@ -164,7 +179,7 @@ def _anywhere(p: Problem, rows: int, keys: int) -> Problem:
     """What a tile has to know of a problem: no lengths, and numbers that change from call to call as arrays."""
 
     def traced(where: int | Array) -> int | Array:
-        return torch.tensor(where, dtype=torch.int32) if isinstance(where, int) and where else where
+        return torch.tensor(where, dtype=torch.int32) if isinstance(where, int) else where
 
     seed = p.dropout_seed
     if isinstance(seed, int):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from shared.libraries import installed, jax, jnp, torch
+from shared.torch_kernels import flex_on_the_cpu, tiles_as_traced
 
 from polyattn import attention, attention_vjp, masks, mods
 from polyattn.arrays import backend_named
@@ -95,7 +96,7 @@ def cells() -> list[Any]:
         backend = backend_named(library)
         assert backend is not None
         for implementation in implementations_of(backend):
-            on_gpu = implementation.title.startswith(("cuDNN", "FlexAttention"))
+            on_gpu = implementation.title.startswith("cuDNN")
             marks = [pytest.mark.gpu] if on_gpu else []
             found += [
                 pytest.param(library, implementation, what, id=f"{library}-{implementation.title}-{what}", marks=marks)
@@ -127,8 +128,13 @@ def test_the_features_that_are_asked_here_are_those_of_the_table() -> None:
 
 
 @pytest.mark.parametrize(("library", "implementation", "what"), cells())
-def test_every_cell_of_the_table_holds(library: str, implementation: Implementation, what: str) -> None:
+def test_every_cell_of_the_table_holds(
+    library: str, implementation: Implementation, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is listed computes what the definition computes; what is not listed is refused or fails."""
+    if (library, implementation.name) == ("torch", "fused"):
+        tiles_as_traced(monkeypatch)
+        flex_on_the_cpu(monkeypatch)
     for feature in ASKED:
         listed = feature == "plain" or feature in implementation.accepts
         claimed = listed and (what == "alone" or what in implementation.transforms)

@@ -31,22 +31,12 @@ def native_or_refused(*arrays: Any, return_aux: Any = None, **options: Any) -> A
         return attention(*arrays, **options, return_aux=return_aux, implementation="reference")
 
 
-@pytest.fixture
-def without_flex(monkeypatch: pytest.MonkeyPatch) -> None:
-    """FlexAttention compiles for tens of seconds; it has a test of its own."""
-    import polyattn_torch.native
-
-    monkeypatch.setattr(polyattn_torch.native, "_flex_reason", lambda p: "FlexAttention is out of this test")
-
-
 @pytest.mark.rule("rule-20", "rule-21")
-@pytest.mark.usefixtures("without_flex")
 def test_kernels_of_torch_agree_on_every_case_and_dtype() -> None:
     check_backend(TorchBench(), attention=native_or_refused)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("without_flex")
 @pytest.mark.parametrize(("make", "examples"), [(TorchBench, 200), (NumpyBench, 200), (JaxBench, 12)])
 def test_all_implementations_agree_on_random_problems(make: Any, examples: int) -> None:
     bench: Bench = make()
@@ -122,8 +112,8 @@ def test_sinks_rescale_the_kernel_by_its_lse() -> None:
     [
         ({"dropout_rate": 0.1, "dropout_seed": 0}, "with dropout, which none of them takes"),
         ({"scale": torch.ones(2)}, "with a scale that is an array, which none of them takes"),
-        ({"score_mod": mods.softcap(2.0), "query_offset": torch.tensor(0)}, "where scaled_dot_product_attention does not take a score_mod; the flash kernel of the CPU does not take an offset that is an array and a score_mod; FlexAttention does not take an offset that is an array"),
-        ({"sinks": torch.zeros(2), "bias": torch.zeros(3, 3)}, "where scaled_dot_product_attention does not take a sink; the flash kernel of the CPU does not take a bias; FlexAttention gives no lse on the CPU, which sinks need too"),
+        ({"score_mod": mods.softcap(2.0), "query_offset": torch.tensor(0)}, "with a score_mod, which none of them takes"),
+        ({"sinks": torch.zeros(2), "bias": torch.zeros(3, 3)}, "where scaled_dot_product_attention does not take a sink; the flash kernel of the CPU does not take a bias"),
     ],
 )  # fmt: skip
 def test_torch_refuses_with_a_reason(options: dict[str, Any], reason: str) -> None:
@@ -157,38 +147,6 @@ def test_a_library_without_a_fused_kernel_says_so() -> None:
         "polyattn.attention: expected a problem that a fused kernel computes exactly for implementation='fused', got "
         "one where numpy has no fused kernel; use 'auto'"
     )
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
-def test_flex_attention_asked_for_by_name_is_the_definition() -> None:
-    rng = np.random.default_rng(0)
-    q, k, v = (
-        rng.normal(size=(1, 4, 130, 16)),
-        rng.normal(size=(1, 2, 130, 16)),
-        rng.normal(size=(1, 2, 130, 16)),
-    )
-    bias = rng.normal(size=(1, 4, 1, 130))
-    q, k, v, bias = (x.astype(np.float32).astype(np.float64) for x in (q, k, v, bias))
-    bias = np.broadcast_to(bias, (1, 4, 130, 130)).copy()
-    bias[:, :, :, 90:95], bias[:, :, 60] = -np.inf, -np.inf
-    poisoned = [x.copy() for x in (q, k, v)]
-    poisoned[0][:, :, 60] = np.nan
-    for x in poisoned[1:]:
-        x[:, :, 90:95], x[:, :, 100:] = np.inf, np.nan
-    out, aux = attention(
-        *(torch.tensor(x).float() for x in poisoned),
-        mask=masks.key_lengths(100) & masks.causal(),
-        score_mod=mods.softcap(2.0),
-        bias=torch.tensor(bias).float(),
-        return_aux=AuxRequest(),
-        implementation="native",
-    )
-    assert aux.implementation == "native"
-    at, kv = np.arange(130)[:, None], np.arange(130)
-    spec = Spec(q, k, v, allowed=((kv <= at) & (kv < 100))[None, None], softcap=2.0, bias=bias)
-    assert eta(out.numpy(), truth(spec)["out"], "float32") <= 4
-    assert not out[:, :, 60].any()
 
 
 AUTOCAST: dict[str, Any] = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from shared.libraries import polyattn_torch, torch
 
-from polyattn import AuxRequest, attention, masks, mods
+from polyattn import AuxRequest, attention, mods
 from polyattn.parity import FLOOR_ACCEPTANCE, floor_ratio, round_to
 from polyattn.problem import pose
 from polyattn.truth import Spec, eta, truth
@@ -26,28 +26,6 @@ def by_name(x: torch.Tensor = X, **options: Any) -> Any:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "float64": (lambda: by_name(score_mod=CAP), "FlexAttention has no float64 kernel"),
-    "gradients": (lambda: by_name(X.float().requires_grad_(), score_mod=CAP), "FlexAttention has no derivatives on the CPU"),
-    "gradients of a bias": (
-        lambda: by_name(X.float(), score_mod=CAP, bias=torch.zeros(6, 6, requires_grad=True)),
-        "FlexAttention has no derivatives on the CPU",
-    ),
-    "gradients of slopes": (
-        lambda: by_name(X.float(), score_mod=mods.alibi(torch.ones(2, requires_grad=True)), query_offset=0),
-        "FlexAttention has no derivatives on the CPU",
-    ),
-    "lse": (
-        lambda: by_name(X.float(), return_aux=AuxRequest(lse=True)),
-        "FlexAttention gives no lse on the CPU, which sinks need too",
-    ),
-    "sinks and a window": (
-        lambda: by_name(X.float(), sinks=0.0, mask=masks.window(1, 1)),
-        "FlexAttention gives no lse on the CPU, which sinks need too",
-    ),
-    "vmap": (
-        lambda: torch.func.vmap(lambda x: by_name(x, score_mod=CAP))(X[None].float()),
-        "the call is already being compiled or transformed",
-    ),
     "sinks and gradients": (
         lambda: by_name(X.clone().requires_grad_(), sinks=0.0),
         "autograd cannot pass through the fused kernel that tells its lse",
@@ -115,9 +93,9 @@ def test_auto_compiles_no_kernel_on_the_cpu_by_itself() -> None:
 def test_under_a_compiler_the_definition_is_taken_up_to_a_gibibyte(monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = (torch.empty(1, 1, n, 8, device="meta") for n in (2**14, 2**15))
     problems = [pose("test", x, x, x, score_mod=CAP) for x in (small, large)]
-    assert [polyattn_torch.native._passed_over_blockwise(p) for p in problems] == [None, None]
+    assert [polyattn_torch.reasons.passed_over_blockwise(p) for p in problems] == [None, None]
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert [polyattn_torch.native._passed_over_blockwise(p) for p in problems] == [
+    assert [polyattn_torch.reasons.passed_over_blockwise(p) for p in problems] == [
         "torch.compile fuses the definition",
         None,
     ]

@@ -130,7 +130,7 @@ def test_values_that_cannot_be_read_have_a_shape() -> None:
 
 
 @pytest.mark.rule("rule-12", "rule-13")
-@pytest.mark.parametrize("way", ["reference", "blockwise", "native", "auto"])
+@pytest.mark.parametrize("way", ["reference", "blockwise", "fused", "auto"])
 @pytest.mark.parametrize(
     ("returned", "got"),
     [

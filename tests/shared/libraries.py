@@ -30,7 +30,12 @@ _FROM = {"jnp": "jax.numpy", "eqx": "equinox", "nnx": "flax.nnx", "mpl": "matplo
 _PARTS = {
     "jax": ("jax.export", "jax.extend.random", "jax.test_util"),
     "polyattn_jax": ("polyattn_jax.eager",),
-    "polyattn_torch": ("polyattn_torch.native",),
+    "polyattn_torch": (
+        "polyattn_torch.native",
+        "polyattn_torch.flex_kernel",
+        "polyattn_torch.fused",
+        "polyattn_torch.reasons",
+    ),
 }  # which the module itself does not load
 
 
