@@ -16,7 +16,7 @@ from polyattn.implementations.fused import average, pull_keys, pull_queries, pul
 from polyattn.normalizers.softmax import Partial, beside, finish, log_sum, merge
 from polyattn.problem import Problem
 from polyattn_jax.fused import gpu, tpu
-from polyattn_jax.fused.launch import Kernel, Laid, as_laid, scoring, sizes_of
+from polyattn_jax.fused.launch import Kernel, Laid, Shape, as_laid, scoring, sizes_of
 from polyattn_jax.fused.plan import Plan
 from polyattn_jax.fused.split import Parts
 
