@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Literal, Primitive, jaxpr_as_fun
 
 from polyattn.arrays import Array
 
@@ -23,6 +23,9 @@ __all__ = ["Operand", "Parts", "Refused", "Sizes", "laid", "split"]
 
 class Refused(Exception):
     """Why a function is not for a kernel."""
+
+
+_AS_A_WHOLE = "its functions use an array as a whole, not by the numbers of rows or keys"
 
 
 class Sizes(NamedTuple):
@@ -69,14 +72,12 @@ class Step(NamedTuple):
     name: str
     reads: tuple[Any, ...]  # numbers, or literals
     writes: tuple[int, ...]
-    equation: Any  # of what it reads
+    alone: Any  # a program of this one equation
 
     def __call__(self, known: Mapping[int, Any]) -> dict[int, Any]:
         """What it writes, by number."""
-        inputs = list(dict.fromkeys(atom for atom in self.equation.invars if not isinstance(atom, Literal)))
-        alone = Jaxpr((), inputs, self.equation.outvars, [self.equation], self.equation.effects)
         values = [a.val if isinstance(a, Literal) else known[a] for a in self.reads]
-        return dict(zip(self.writes, jaxpr_as_fun(ClosedJaxpr(alone, ()))(*values), strict=True))
+        return dict(zip(self.writes, jaxpr_as_fun(ClosedJaxpr(self.alone, ()))(*values), strict=True))
 
 
 class Trace(NamedTuple):
@@ -126,10 +127,9 @@ def _trace(f: Callable[..., Mapping[str, Array | None]], sizes: Sizes) -> tuple[
                 found = run(getattr(inner, "jaxpr", inner), [*held, *reads])
             else:
                 found = [new(var.aval) for var in eqn.outvars]
-                reads = [
-                    read(atom) for atom in dict.fromkeys(a for a in eqn.invars if not isinstance(a, Literal))
-                ]
-                steps.append(Step(eqn.primitive.name, tuple(reads), tuple(found), eqn))
+                inputs = list(dict.fromkeys(a for a in eqn.invars if not isinstance(a, Literal)))
+                alone = jaxpr.replace(constvars=[], invars=inputs, outvars=eqn.outvars, eqns=[eqn])
+                steps.append(Step(eqn.primitive.name, tuple(map(read, inputs)), tuple(found), alone))
             known.update(zip(eqn.outvars, found, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
@@ -230,7 +230,10 @@ def split(
     only: operations that this chip has beside the common ones.
     """
     full, names = _trace(f, whole)
-    small, _ = _trace(f, tile)
+    try:
+        small, _ = _trace(f, tile)
+    except (TypeError, ValueError) as error:  # what is wrong with f itself has come up above
+        raise Refused(_AS_A_WHOLE) from error
     if [s.name for s in full.steps] != [s.name for s in small.steps]:
         raise Refused("its functions do other things for other lengths")
     depends = dict(enumerate(_DEPENDS))
@@ -252,9 +255,7 @@ def _check_part(aval: Any, on: frozenset[str], tile: Sizes) -> None:
     """What a program gets of an operand is of the shape of a tile."""
     shape = (tile.rows if ROW in on else 1, tile.keys if KEY in on else 1)
     if aval.size != 1 and aval.shape != shape:
-        raise Refused(
-            f"its functions use an array {tuple(aval.shape)} as a whole, not by the numbers of rows or keys"
-        )
+        raise Refused(_AS_A_WHOLE)
 
 
 def _outside(trace: Trace, depends: dict[int, frozenset[str]], only: frozenset[str]) -> set[int]:
@@ -280,7 +281,7 @@ def _outside(trace: Trace, depends: dict[int, frozenset[str]], only: frozenset[s
                 early |= bool(arrays) or all(trace.shapes[w].size == 1 for w in step.writes)
             if early and (SCORE in on or {ROW, KEY} <= on):
                 raise Refused(
-                    f"its functions compute {step.name} of a row and a key together, which kernels have not"
+                    f"its functions do more with a row and a key together than kernels have: {step.name}"
                 )
         depends.update(dict.fromkeys(step.writes, on))
         if early:
