@@ -13,6 +13,7 @@ from polyattn.arrays import Array
 from polyattn.arrays.leaves import put_in, take_out
 from polyattn.implementations import BLOCKWISE, Fused, Implementation, Output
 from polyattn.implementations.blockwise import small, symbols
+from polyattn.implementations.fused import unfit
 from polyattn.implementations.reference import define
 from polyattn.problem import Problem
 from polyattn_jax.eager import device_of, is_certain
@@ -20,7 +21,7 @@ from polyattn_jax.fused.chips import Chip, chip_for
 from polyattn_jax.fused.launch import scoring
 from polyattn_jax.fused.plan import plan, shapes
 from polyattn_jax.fused.rule import attend
-from polyattn_jax.fused.sizes import memory_needed, tile_sizes
+from polyattn_jax.fused.sizes import demand_of, memory_needed, tile_sizes
 from polyattn_jax.fused.split import Refused
 
 __all__ = ["FUSED"]
@@ -83,13 +84,11 @@ def _no_numbers(p: Problem, chip: Chip) -> str | None:
 
 def _no_tiles(p: Problem, chip: Chip, wish: Fused) -> str | None:
     for name, size, length in (("rows", wish.rows, p.frame.rows), ("keys", wish.keys, p.frame.keys)):
-        if size is None or wish.interpret:
+        if size is None or wish.interpret or (chip.platform == "tpu" and size >= length):
             continue
-        if chip.platform == "tpu" and size % 128 and size < length:
-            return f"{name}={size}, and a TPU has tiles of a multiple of 128"
-        if chip.platform == "gpu" and (size < 16 or size & (size - 1)):
-            return f"{name}={size}, and a GPU has tiles of a power of two from 16 on"
-    needed = memory_needed(p, chip, tile_sizes(p, chip, wish))
+        if reason := unfit(chip.platform, name, size):
+            return reason
+    needed = memory_needed(demand_of(p), chip, tile_sizes(p, chip, wish))
     if needed > chip.memory and not wish.interpret:
         return (
             f"tiles of width {p.q.shape[3]} and {p.v.shape[3]} take about {needed} bytes on the chip, and {chip.kind} "
