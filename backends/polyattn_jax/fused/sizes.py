@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from polyattn.implementations.fused import Fused, measured_for
+from polyattn.implementations.fused import FEW, Fused, measured_for
 from polyattn.problem import Problem
 from polyattn_jax.fused import gpu
 from polyattn_jax.fused.chips import Chip
 from polyattn_jax.fused.split import Sizes
 
-__all__ = ["FEW", "Demand", "TileSizes", "demand_of", "memory_needed", "tile_sizes"]
-
-FEW = 64  # query rows of all heads that read one kv head: decoding
+__all__ = ["SMALLEST", "Demand", "TileSizes", "demand_of", "memory_needed", "tile_sizes"]
 
 
 class TileSizes(NamedTuple):
@@ -30,6 +28,8 @@ TILES = {
     ("gpu", 2): (TileSizes(Sizes(128, 64), Sizes(64, 64)), TileSizes(Sizes(64, 32), Sizes(32, 32))),
     ("gpu", 4): (TileSizes(Sizes(64, 32), Sizes(32, 32)), TileSizes(Sizes(32, 16), Sizes(16, 16))),
 }
+#: By platform, of both sides.
+SMALLEST = {"tpu": 128, "gpu": 16}
 #: Few rows leave room for many keys.
 DECODING = {("tpu", 2): 2048, ("tpu", 4): 1024, ("gpu", 2): 128, ("gpu", 4): 64}
 

@@ -187,9 +187,8 @@ def _made(kind: type, where: str, found: Any) -> Any:
             _refuse(f"{name} to be true or false", value)
         elif field.type == "int" and not (type(value) is int and 1 <= value <= MOST):
             _refuse(f"{name} to be a positive integer below 2**31", value)
-        elif field.type == "float":
-            if type(value) not in (int, float) or not 0 <= value < math.inf:
-                _refuse(f"{name} to be a number of seconds", value)
+        elif field.type == "float" and (type(value) not in (int, float) or not 0 <= value < math.inf):
+            _refuse(f"{name} to be a number of seconds", value)
         values[field.name] = value
     return kind(**values)
 

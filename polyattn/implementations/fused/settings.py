@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from polyattn.calls import answers, shown
 
 PLATFORMS = ("tpu", "gpu")
+FEW = 64  # query rows of all heads that read one kv head: decoding, which has tiles of its own
 
 
 def unfit(platform: str, name: str, size: int) -> str | None:
