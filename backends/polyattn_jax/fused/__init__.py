@@ -95,12 +95,12 @@ def _no_tiles(p: Problem, chip: Chip, wish: Fused) -> str | None:
             f"tiles of width {p.q.shape[3]} and {p.v.shape[3]} take about {needed} bytes on the chip, and {chip.kind} "
             f"has {chip.memory} for them"
         )
-    if chip.platform == "tpu":
+    if chip.platform == "tpu" and not wish.interpret:
         # More than can be is not listed before it is refused.
         needed = max(8 * count(p, shape).met for shape in shapes(p, chip, wish))
         if needed <= chip.lists:
             needed = max(plan(p, chip, wish).list_bytes)
-        if needed > chip.lists and not wish.interpret:
+        if needed > chip.lists:
             return f"the lists of visits take {needed} bytes, and {chip.kind} has {chip.lists} for them: Fused(rows, keys) makes tiles larger"
     return None
 

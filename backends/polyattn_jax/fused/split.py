@@ -70,11 +70,13 @@ class Step(NamedTuple):
     reads: tuple[Any, ...]  # numbers, or literals
     writes: tuple[int, ...]
     equation: Any  # of what it reads
+    info: Any  # for messages of JAX
 
     def __call__(self, known: Mapping[int, Any]) -> dict[int, Any]:
         """What it writes, by number."""
         inputs = list(dict.fromkeys(atom for atom in self.equation.invars if not isinstance(atom, Literal)))
-        alone = Jaxpr((), inputs, self.equation.outvars, [self.equation], self.equation.effects)
+        info = self.info.with_unknown_names()  # of all of the function, which JAX wants of its parts
+        alone = Jaxpr((), inputs, self.equation.outvars, [self.equation], self.equation.effects, info)
         values = [a.val if isinstance(a, Literal) else known[a] for a in self.reads]
         return dict(zip(self.writes, jaxpr_as_fun(ClosedJaxpr(alone, ()))(*values), strict=True))
 
@@ -129,7 +131,7 @@ def _trace(f: Callable[..., Mapping[str, Array | None]], sizes: Sizes) -> tuple[
                 reads = [
                     read(atom) for atom in dict.fromkeys(a for a in eqn.invars if not isinstance(a, Literal))
                 ]
-                steps.append(Step(eqn.primitive.name, tuple(reads), tuple(found), eqn))
+                steps.append(Step(eqn.primitive.name, tuple(reads), tuple(found), eqn, jaxpr.debug_info))
             known.update(zip(eqn.outvars, found, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 

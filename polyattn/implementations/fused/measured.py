@@ -124,6 +124,8 @@ def _parsed(path: Any) -> Any:
 
     if isinstance(path, bytes) or not isinstance(path, str | os.PathLike):
         raise TypeError(f"{WHO}: expected a path, got {shown(path)}; pass a string or a pathlib.Path")
+    if "\0" in os.fsdecode(path):
+        raise ValueError(f"{WHO}: expected a path, got {shown(str(path))}, with a zero in it; take it out")
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
             raise ValueError(f"{WHO}: expected a file, got {str(path)!r}, which is none; {AGAIN}")
