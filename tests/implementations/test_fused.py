@@ -112,11 +112,9 @@ def test_the_lowered_program_does_not_grow_with_the_length(platform: str) -> Non
 def test_empty_tiles_are_not_visited_and_full_ones_not_masked() -> None:
     x = np.zeros((1, 1, 64, 1), np.float32)
     p = pose("test", x, x, x, is_causal=True)
-    by_query, by_key = visits(p, 16, 16)
-    met = [[(visit.other, visit.masked) for visit in line] for line in by_query[0]]
-    assert met == [[*((j, False) for j in range(i)), (i, True)] for i in range(4)]
-    met = [[(visit.other, visit.masked) for visit in line] for line in by_key[0]]
-    assert met == [[*((i, False) for i in range(j + 1, 4)), (j, True)] for j in range(4)]
+    (by_query,), (by_key,) = visits(p, 16, 16)
+    assert by_query == tuple((*([(0, i, False)] if i else []), (i, i + 1, True)) for i in range(4))
+    assert by_key == tuple((*([(j + 1, 4, False)] if j < 3 else []), (j, j + 1, True)) for j in range(4))
 
 
 def test_hidden_tiles_cost_no_step_of_the_grid() -> None:
@@ -213,10 +211,10 @@ def test_a_size_of_tiles_is_a_positive_integer(size: Any) -> None:
 
 def test_a_platform_is_one_that_has_kernels() -> None:
     with pytest.raises(
-        ValueError, match="polyattn.Fused: expected platform 'tpu' or 'gpu', got 'cuda'; leave it out"
+        ValueError, match=r"polyattn.Fused: expected platform 'tpu' or 'gpu', got 'cuda'; leave it out"
     ):
         Fused(platform="cuda")
     with pytest.raises(
-        TypeError, match="polyattn.Fused: expected interpret to be True or False, got 1; pass a bool"
+        TypeError, match=r"polyattn.Fused: expected interpret to be True or False, got 1; pass a bool"
     ):
         Fused(interpret=1)  # type: ignore[arg-type]

@@ -107,10 +107,8 @@ class Kernels:
         cuts = dict(zip(("forward", "backward"), shapes(p, chip, wish), strict=True))
         counts = {way: count(p, shape) for way, shape in cuts.items()}
         needed = memory_needed(demand_of(p), chip, tile_sizes(p, chip, wish))
-        if chip.platform == "tpu":
-            lists = f"at most {max(plan(p, chip, wish).list_bytes)} bytes of {chip.lists} for each"
-        else:
-            lists = f"about {4 * max(tiles.met for tiles in counts.values())} bytes in its main memory"
+        lists = f"at most {max(plan(p, chip, wish).list_bytes)} bytes"
+        lists += f" of {chip.lists} for each" if chip.platform == "tpu" else " in its main memory"
         return [
             *(_line(way, shape, counts[way]) for way, shape in cuts.items()),
             f"fused, on the chip: about {needed} bytes of {chip.memory}",

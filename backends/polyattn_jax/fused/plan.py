@@ -96,12 +96,11 @@ def plan(p: Problem, chip: Chip, wish: Fused) -> Plan:
 
 def _lists(of: Visits, chip: Chip, splits: int, alike: bool) -> Lists:
     """alike: masked tiles and others are met in one way, unless none is masked."""
-    if alike and any(visit.masked for item in of for line in item for visit in line):
-        of = tuple(
-            tuple(tuple(visit._replace(masked=True) for visit in line) for line in item) for item in of
-        )
+    met = {run.masked for item in of for line in item for run in line}
+    if alike and True in met:
+        met = {True}
+        of = tuple(tuple(tuple(run._replace(masked=True) for run in line) for line in item) for item in of)
     host = tpu if chip.platform == "tpu" else gpu
     first, second, steps = host.listed(of, splits)
-    met = {visit.masked for item in of for line in item for visit in line}
     kinds = tuple(name for name, masked in (("open", False), ("masked", True)) if masked in met)
     return Lists(jnp.asarray(first), jnp.asarray(second), len(of), steps, kinds)

@@ -4,7 +4,7 @@ from polyattn.implementations.fused.body import Rows, average, pull_keys, pull_q
 from polyattn.implementations.fused.kernels import Kernels, Trial, kernels_of
 from polyattn.implementations.fused.measured import Measured, Tiles, measured_for, preferring, tuned
 from polyattn.implementations.fused.settings import FEW, PLATFORMS, Fused, unfit
-from polyattn.implementations.fused.visiting import Count, Visit, Visits, counted, visits
+from polyattn.implementations.fused.visiting import Count, Run, Visits, counted, visits
 
 __all__ = [
     "FEW",
@@ -14,9 +14,9 @@ __all__ = [
     "Kernels",
     "Measured",
     "Rows",
+    "Run",
     "Tiles",
     "Trial",
-    "Visit",
     "Visits",
     "average",
     "counted",

@@ -1,24 +1,24 @@
-"""Which tiles the programs of a kernel meet, as lists of integers."""
+"""Which tiles the programs of a kernel meet, as runs of tiles that are alike."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from polyattn.implementations.blockwise.plan import turned
-from polyattn.masks.tiles import FULL, PARTIAL, Cut, cut
+from polyattn.masks.tiles import FULL, PARTIAL, Cut, both_ways
 from polyattn.problem import Problem
 
 
-class Visit(NamedTuple):
-    """A tile of the other side; masked: its scores have to be compared with the mask, or with the end."""
+class Run(NamedTuple):
+    """Tiles start .. stop - 1 of the other side; masked: their scores are compared with the mask, or with the end."""
 
-    other: int
+    start: int
+    stop: int
     masked: bool
 
 
 #: Per batch item (or one for all), per tile of a side: what it meets, unmasked tiles first.
-Visits = tuple[tuple[tuple[Visit, ...], ...], ...]
+Visits = tuple[tuple[tuple[Run, ...], ...], ...]
 
 
 class Count(NamedTuple):
@@ -31,49 +31,54 @@ class Count(NamedTuple):
 
 def visits(p: Problem, rows: int, keys: int) -> tuple[Visits, Visits]:
     """Of query tiles to key tiles, and of key tiles to query tiles."""
-    cuts = _cuts(p, rows, keys)
-    across, whole = -(-p.frame.keys // keys), p.frame.keys // keys  # key tiles, those of whole size
+    length, count = p.frame.rows, p.frame.keys
+    down, across, whole = (
+        -(-length // rows),
+        -(-count // keys),
+        count // keys,
+    )  # key tiles, those of whole size
+    if p.mask is None:
+        cuts: list[tuple[Cut, Cut]] = [((((0, across, FULL),),) * down, (((0, down, FULL),),) * across)]
+    else:
+        one = p.mask.batch_size() == 1 and not p.places.per_item
+        how = {"places": p.places, "remember": p.backend.may_remember()}
+        cuts = [
+            both_ways(p.mask, length, count, (rows, keys), b=b, **how)  # type: ignore[arg-type]
+            for b in ((None,) if one else range(p.frame.batch))
+        ]
     return (
-        tuple(_lists(c, lambda i, j: j >= whole) for c in cuts),
-        tuple(_lists(turned(c, across), lambda j, i: j >= whole) for c in cuts),
-    )
-
-
-def counted(p: Problem, rows: int, keys: int) -> Count:
-    """What `visits` lists, in numbers."""
-    cuts = _cuts(p, rows, keys)
-    down, across, whole = -(-p.frame.rows // rows), -(-p.frame.keys // keys), p.frame.keys // keys
-    runs = [run for c in cuts for line in c for run in line]
-    return Count(
-        every=len(cuts) * down * across,
-        met=sum(stop - start for start, stop, _ in runs),
-        masked=sum(
-            stop - start if tile is PARTIAL else max(stop - max(start, whole), 0)
-            for start, stop, tile in runs
+        tuple(tuple(_sorted(_ending(line, whole)) for line in by_query) for by_query, _ in cuts),
+        tuple(
+            tuple(
+                _sorted(Run(a, b, tile is PARTIAL or j >= whole) for a, b, tile in line)
+                for j, line in enumerate(by_key)
+            )
+            for _, by_key in cuts
         ),
     )
 
 
-def _cuts(p: Problem, rows: int, keys: int) -> Sequence[Cut]:
-    """The tiles that are not empty, for each batch item or once for all."""
-    length, count = p.frame.rows, p.frame.keys
-    if p.mask is None:
-        return [(((0, -(-count // keys), FULL),),) * -(-length // rows)]
-    one = p.mask.batch_size() == 1 and not p.places.per_item
-    return [
-        cut(p.mask, length, count, (rows, keys), b=b, places=p.places, remember=p.backend.may_remember())
-        for b in ((None,) if one else range(p.frame.batch))
-    ]
+def _ending(line: Iterable[tuple[int, int, object]], whole: int) -> Iterable[Run]:
+    """The runs of a query tile: the last key tile may have less than all keys."""
+    for start, stop, tile in line:
+        if tile is PARTIAL:
+            yield Run(start, stop, True)
+            continue
+        for part, masked in ((range(start, min(stop, whole)), False), (range(max(start, whole), stop), True)):
+            if part:
+                yield Run(part.start, part.stop, masked)
 
 
-def _lists(lines: Cut, beyond: Callable[[int, int], bool]) -> tuple[tuple[Visit, ...], ...]:
-    """beyond: whether a tile has keys beyond the last one."""
-    found = []
-    for i, line in enumerate(lines):
-        met = [
-            Visit(j, tile is PARTIAL or beyond(i, j))
-            for start, stop, tile in line
-            for j in range(start, stop)
-        ]
-        found.append(tuple(sorted(met, key=lambda visit: visit.masked)))
-    return tuple(found)
+def _sorted(runs: Iterable[Run]) -> tuple[Run, ...]:
+    return tuple(sorted(runs, key=lambda run: run.masked))
+
+
+def counted(p: Problem, rows: int, keys: int) -> Count:
+    """The tiles of `visits`, in numbers."""
+    by_query, _ = visits(p, rows, keys)
+    runs = [run for item in by_query for line in item for run in line]
+    return Count(
+        every=len(by_query) * -(-p.frame.rows // rows) * -(-p.frame.keys // keys),
+        met=sum(run.stop - run.start for run in runs),
+        masked=sum(run.stop - run.start for run in runs if run.masked),
+    )
