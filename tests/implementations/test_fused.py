@@ -218,3 +218,35 @@ def test_a_platform_is_one_that_has_kernels() -> None:
         TypeError, match=r"polyattn.Fused: expected interpret to be True or False, got 1; pass a bool"
     ):
         Fused(interpret=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_a_program_traced_for_a_chip_runs_on_a_machine_that_has_none(
+    platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # JAX computes on a chip by default, and the program is compiled for the CPU, as for arrays that lie there.
+    from polyattn_jax import eager, fused
+    from polyattn_jax.fused import chips
+
+    here = {"tpu": ("tpu", "TPU v5 lite"), "gpu": ("gpu", "NVIDIA H100 80GB HBM3")}[platform]
+    for module in (eager, fused, chips):
+        monkeypatch.setattr(module, "device_of", lambda x: here)
+    q, k, v = (jnp.asarray(RNG.normal(size=(2, h, 40, 8)), jnp.float32) for h in (4, 2, 2))
+    slopes = jnp.asarray([0.5, 1.0, 2.0, 4.0])
+    said = []
+
+    def loss(implementation: str, q: Any, k: Any, v: Any, slopes: Any) -> Any:
+        out, aux = attention(
+            q, k, v, is_causal=True, score_mod=mods.alibi(slopes), implementation=implementation,
+            return_aux=AuxRequest(lse=True),
+        )  # fmt: skip
+        said.append(aux.implementation)
+        return jnp.sum(out * out) + jnp.sum(aux.lse)
+
+    found, true = (
+        jax.jit(jax.value_and_grad(functools.partial(loss, name), argnums=(0, 1, 2, 3)))(q, k, v, slopes)
+        for name in ("fused", "reference")
+    )
+    assert said == ["fused", "reference"]
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(true), strict=True):
+        assert np.max(np.abs(x - y)) <= ACCEPTANCE * 2.0**-24 * q.shape[2] * np.max(np.abs(y))
