@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -184,9 +185,28 @@ class Kernels:
 
     def _run(self, kernel: Kernel) -> list[Array]:
         chip, interpret = self.plan.chip, self.plan.interpret
-        if chip.platform == "tpu":
-            return tpu.run(kernel, interpret, chip.memory)
-        return gpu.run(kernel, interpret, 4)
+
+        @jax.custom_jvp
+        def run(arrays: list[Array]) -> list[Array]:
+            inputs = {
+                name: x._replace(array=y) for (name, x), y in zip(kernel.inputs.items(), arrays, strict=True)
+            }
+            given = replace(kernel, inputs=inputs)
+            return (
+                tpu.run(given, interpret, chip.memory)
+                if chip.platform == "tpu"
+                else gpu.run(given, interpret, 4)
+            )
+
+        run.defjvp(_no_derivative)
+        return run([x.array for x in kernel.inputs.values()])
+
+
+def _no_derivative(*_: Any) -> Any:
+    raise NotImplementedError(
+        "polyattn.attention: expected derivatives of a fused kernel of first order, by reverse mode (jax.grad, jax.vjp), "
+        "got one of a derivative; use implementation='blockwise' for forward mode, or 'reference', which has all orders"
+    )
 
 
 def _inputs(parts: Parts, arrays: Mapping[str, tuple[Array, str]]) -> dict[str, Laid]:
