@@ -17,7 +17,7 @@ from polyattn.implementations.fused import average, pull_keys, pull_queries, pul
 from polyattn.normalizers.softmax import Partial, beside, finish, log_sum, merge
 from polyattn.problem import Problem
 from polyattn_jax.fused import gpu, tpu
-from polyattn_jax.fused.launch import Kernel, Laid, as_laid, scoring, sizes_of
+from polyattn_jax.fused.launch import Kernel, Laid, Shape, as_laid, scoring, sizes_of
 from polyattn_jax.fused.plan import Plan
 from polyattn_jax.fused.split import Parts
 
@@ -39,7 +39,6 @@ class Kernels:
 
     def __init__(self, p: Problem, plan: Plan) -> None:
         self.plan, only = plan, plan.chip.only
-        self.all_seen = p.mask is None and p.bias is None and p.score_mod is None
         self.forward_parts = scoring(p, plan.forward.shape, only)
         same = plan.backward.shape == plan.forward.shape
         self.backward_parts = self.forward_parts if same else scoring(p, plan.backward.shape, only)
@@ -80,7 +79,7 @@ class Kernels:
             state=Partial(
                 ((shape.tile.rows, 1), -jnp.inf),
                 ((shape.tile.rows, 1), 0.0),
-                ((shape.tile.rows, self._width(v)), 0.0),
+                ((shape.tile.rows, self._width(v.shape[3])), 0.0),
             ),
             outputs=(
                 _output(
@@ -108,8 +107,7 @@ class Kernels:
         shape, like = cut.shape, (q, k, v, *operands, *cotangents)
         sink = parts.array("sink")
         rows = returned(sink, saved, *cotangents)
-        d_out = cotangents[0] if self.all_seen else jnp.where(rows.seen, cotangents[0], 0)
-        d_out = d_out if rows.left is None else d_out * rows.left
+        d_out = cotangents[0] if rows.left is None else cotangents[0] * rows.left
         inputs = _inputs(
             parts,
             {
@@ -131,15 +129,7 @@ class Kernels:
                 side=side,
                 body=body,
                 inputs=inputs,
-                state=tuple(
-                    (
-                        sizes_of(
-                            "by head" if kind == "by head" else kind, shape.tile, self._width_of(size[-1])
-                        ),
-                        0.0,
-                    )
-                    for size, kind, _ in outputs
-                ),
+                state=tuple((self._sums(size, kind, shape), 0.0) for size, kind, _ in outputs),
                 outputs=tuple(
                     _output(size, "by row" if kind == "by head" else kind, *like)(dtype)
                     for size, kind, dtype in outputs
@@ -177,10 +167,12 @@ class Kernels:
         d_q, d_k, d_v = (_sum_to(found, x) for found, x in ((d_q, q), (d_k, k), (d_v, v)))
         return d_q, d_k, d_v, d_operands
 
-    def _width(self, x: Array) -> int:
-        return self._width_of(x.shape[-1])
+    def _sums(self, size: tuple[int, ...], kind: str, shape: Shape) -> tuple[int, int]:
+        """The shape in which a program sums what it writes."""
+        found = sizes_of(kind, shape.tile, self._width(size[-1]))
+        return found[::-1] if kind == "key" else found  # as pull_keys has them
 
-    def _width_of(self, width: int) -> int:
+    def _width(self, width: int) -> int:
         return gpu.wide(width) if self.plan.chip.platform == "gpu" else width
 
     def _run(self, kernel: Kernel) -> list[Array]:

@@ -69,28 +69,27 @@ def average(program: Program) -> None:
 
 
 def pull_queries(program: Program) -> None:
-    """Backward, a tile of queries: dq, and what the arrays in its scores get row by row."""
+    """Backward, a tile of queries: dq."""
 
     def step(tile: Tile, sums: tuple[Array, ...]) -> tuple[Array, ...]:
         back = _pull(tile)
-        return _add(sums, (_product(back.d_raw, back.k), *back.own))
+        return _add(sums, (_product(back.d_raw, back.k),))
 
     program.fold(step, lambda sums: program.write(*sums))
 
 
 def pull_keys(program: Program) -> None:
-    """Backward, a tile of keys: dk and dv, and what the arrays in its scores get key by key."""
+    """Backward, a tile of keys: dk and dv, summed as (D, keys) and (E, keys), so that no tile of scores is turned."""
 
     def step(tile: Tile, sums: tuple[Array, ...]) -> tuple[Array, ...]:
         back = _pull(tile)
-        d_k, d_v = _product(back.d_raw.T, back.q), _product(back.w.T, tile.rows.d_out)
-        return _add(sums, (d_k, d_v, *back.own))
+        return _add(sums, (_product(back.q.T, back.d_raw), _product(back.d_out.T, back.w)))
 
-    program.fold(step, lambda sums: program.write(*sums))
+    program.fold(step, lambda sums: program.write(*(x.T for x in sums)))
 
 
 def pull_scores(program: Program) -> None:
-    """Backward, a tile of scores of all items and heads: what a bias gets."""
+    """Backward, a tile of anything: what the arrays in its scores get."""
     program.fold(lambda tile, sums: _add(sums, _pull(tile).own), lambda sums: program.write(*sums))
 
 
@@ -98,24 +97,26 @@ class _Met(NamedTuple):
     q: Array
     k: Array
     v: Array
-    raw: Array
+    raw: Array  # q . k
+    sees: Array | None  # (rows, 1): rows that see a key of the tile
 
 
 def _meet(tile: Tile) -> _Met:
     """The products of a tile; what nobody in it may see, and who sees nothing, replaced by 0."""
     q, k, v, allowed = tile.q, tile.k, tile.v, tile.allowed
-    xp = backend_of(q).xp
+    sees = None
     if allowed is not None:
+        xp = backend_of(q).xp
         ones = xp.astype(xp.broadcast_to(allowed, (q.shape[0], k.shape[0])), xp.float32)
-        seen = xp.reshape(xp.max(ones, axis=0), (-1, 1)) > 0
-        k, v = (xp.where(seen, x, xp.zeros_like(x)) for x in (k, v))
-        q = xp.where(xp.max(ones, axis=1, keepdims=True) > 0, q, xp.zeros_like(q))
-    return _Met(q, k, v, _product(q, k.T))
+        seen, sees = xp.reshape(xp.max(ones, axis=0), (-1, 1)) > 0, xp.max(ones, axis=1, keepdims=True) > 0
+        q, k, v = _where(sees, q), _where(seen, k), _where(seen, v)
+    return _Met(q, k, v, _product(q, k.T), sees)
 
 
 class _Back(NamedTuple):
     q: Array
     k: Array
+    d_out: Array
     w: Array  # the weights, with dropout
     d_raw: Array
     own: tuple[Array, ...]
@@ -123,11 +124,17 @@ class _Back(NamedTuple):
 
 def _pull(tile: Tile) -> _Back:
     """w = exp(s - lse); ds = w (do . v - delta); d_raw is what the scores make of it."""
-    (q, k, v, raw), (lse, d_out, delta), keep = _meet(tile), tile.rows, tile.keep
+    (q, k, v, raw, sees), (lse, d_out, delta), keep = _meet(tile), tile.rows, tile.keep
+    d_out = d_out if sees is None else _where(sees, d_out)
     w = backend_of(raw).xp.exp(tile.scores(raw) - lse)
-    d_w = _product(d_out, v.T)
-    d_raw, own = tile.pull(raw, w * ((d_w if keep is None else d_w * keep) - delta))
-    return _Back(q, k, w if keep is None else w * keep, d_raw, own)
+    kept = w if keep is None else w * keep
+    d_raw, own = tile.pull(raw, kept * _product(d_out, v.T) - w * delta)
+    return _Back(q, k, d_out, kept, d_raw, own)
+
+
+def _where(condition: Array, x: Array) -> Array:
+    xp = backend_of(x).xp
+    return xp.where(condition, x, xp.zeros_like(x))
 
 
 def _product(a: Array, b: Array) -> Array:
