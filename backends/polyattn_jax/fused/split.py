@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Literal, Primitive, jaxpr_as_fun
 
 from polyattn.arrays import Array
 
@@ -71,11 +71,15 @@ class Step(NamedTuple):
     reads: tuple[Any, ...]  # numbers, or literals
     writes: tuple[int, ...]
     equation: Any  # of what it reads
+    jaxpr: Any  # in which it stands
 
     def __call__(self, known: Mapping[int, Any]) -> dict[int, Any]:
         """What it writes, by number."""
-        inputs = list(dict.fromkeys(atom for atom in self.equation.invars if not isinstance(atom, Literal)))
-        alone = Jaxpr((), inputs, self.equation.outvars, [self.equation], self.equation.effects)
+        eqn = self.equation
+        inputs = list(dict.fromkeys(atom for atom in eqn.invars if not isinstance(atom, Literal)))
+        alone = self.jaxpr.replace(
+            constvars=(), invars=inputs, outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects
+        )
         values = [a.val if isinstance(a, Literal) else known[a] for a in self.reads]
         return dict(zip(self.writes, jaxpr_as_fun(ClosedJaxpr(alone, ()))(*values), strict=True))
 
@@ -132,7 +136,7 @@ def _trace(f: Callable[..., Mapping[str, Array | None]], sizes: Sizes) -> tuple[
                 reads = [
                     read(atom) for atom in dict.fromkeys(a for a in eqn.invars if not isinstance(a, Literal))
                 ]
-                steps.append(Step(eqn.primitive.name, tuple(reads), tuple(found), eqn))
+                steps.append(Step(eqn.primitive.name, tuple(reads), tuple(found), eqn, jaxpr))
             known.update(zip(eqn.outvars, found, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
