@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from contract.test_random_problems import samples
+from hypothesis import HealthCheck, settings
+from hypothesis import given as given_data
+from hypothesis import strategies as st
 from shared.libraries import JaxBench, jax, jnp
 from shared.running import normal
 
@@ -15,7 +19,7 @@ from polyattn import AuxRequest, Fused, attention, masks, mods
 from polyattn.parity import ACCEPTANCE, eta
 from polyattn.parity.case import Case, Draw, Later, Sample
 from polyattn.parity.cases import kept
-from polyattn.testing import check_backend
+from polyattn.testing import check_backend, judge
 from polyattn.truth import Spec, truth
 from polyattn.truth.definition import Judged
 
@@ -428,3 +432,23 @@ def test_kernels_of_a_tpu_have_no_races() -> None:
     judged = truth(Spec(q, k, v, allowed=allowed[None, None], sinks=sinks, bias=bias), cotangent)
     for name, x in zip(("out", "dq", "dk", "dv", "dsinks", "dbias"), (out, *found), strict=True):
         assert eta(np.asarray(x), judged[name], "float32") <= ACCEPTANCE, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_random_problems_agree(platform: str) -> None:
+    bench = JaxBench()
+
+    @settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given_data(data=st.data())
+    def agree(data: st.DataObject) -> None:
+        dtype, sample = data.draw(samples(("float32", "bfloat16")))
+        tile = Fused(*data.draw(st.tuples(st.integers(2, 9), st.integers(2, 9))), platform, interpret=True)
+
+        def on_trial(*arrays: Any, **options: Any) -> Any:
+            return attention(*arrays, **options, implementation=tile)
+
+        outcome = judge(bench, Case("random", (), lambda d: sample), sample, dtype, on_trial)
+        assert outcome.agrees, outcome
+
+    agree()
