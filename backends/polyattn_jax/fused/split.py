@@ -43,7 +43,8 @@ abs add and broadcast_in_dim ceil clamp convert_element_type copy cos div eq exp
 integer_pow is_finite le log log1p logistic lt max min mul ne neg not or pow rem reshape round rsqrt select_n shift_left
 shift_right_arithmetic shift_right_logical sign sin sqrt square squeeze stop_gradient sub tanh xor
 """
-_EVERYWHERE = frozenset(_ELEMENTWISE.split())
+_VARY = "pvary"  # of types inside `jax.shard_map`
+_EVERYWHERE = frozenset({_VARY, *_ELEMENTWISE.split()})
 _CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -194,7 +195,11 @@ class Parts:
         if result is None or isinstance(result, Literal):
             return None if result is None else result.val
         for step in _needed(self.steps, [result], known):
-            known.update(step(known))
+            if step.name == _VARY:  # a kernel is one device's
+                (a,) = step.reads
+                known[step.writes[0]] = a.val if isinstance(a, Literal) else known[a]
+            else:
+                known.update(step(known))
         return known[result]
 
     def reads(self, names: Iterable[str]) -> list[Operand]:
