@@ -10,7 +10,7 @@ from polyattn import mods
 from polyattn.arrays import Array, is_array
 from polyattn.calls import answers, real, shown
 from polyattn.draw import heat_maps, html_table, range_of
-from polyattn.implementations import Blockwise, Reference, choose
+from polyattn.implementations import Blockwise, Fused, Reference, choose
 from polyattn.implementations.blockwise import with_derivative
 from polyattn.problem import AuxRequest, Options, Problem, pose
 from polyattn.problem.call import same_place
@@ -19,7 +19,7 @@ from polyattn.problem.options import spelled_out
 __all__ = ["AttentionAux", "AuxRequest", "Wish", "attend", "attention", "attention_vjp"]
 
 WHO = "polyattn.attention"
-Wish = Literal["auto", "reference", "blockwise", "fused", "native"] | Reference | Blockwise
+Wish = Literal["auto", "reference", "blockwise", "fused", "native"] | Reference | Blockwise | Fused
 A = TypeVar("A")
 
 

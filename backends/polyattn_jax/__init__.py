@@ -121,6 +121,11 @@ class JaxBackend(Backend):
     def derivative(self, f: Callable[[Array], Array], x: Array, cotangent: Array) -> Array:
         return jax.vjp(f, x)[1](cotangent)[0]
 
+    def kernels(self) -> Any:
+        from polyattn_jax.fused.kernels import KERNELS  # for commands alone
+
+        return KERNELS
+
     def custom_vjp(self, forward: Any, backward: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
         # The gradient of an array must vary as the array does; that of `pcast` sums it over the devices.
         return with_pullback(forward, backward, vary(list(arrays), _varying(forward, arrays)))

@@ -11,7 +11,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from polyattn.arrays import Array
-from polyattn.arrays.leaves import Shape
+from polyattn.arrays.leaves import says_all
 
 __all__ = ["captures_derived", "device_of", "is_certain", "platform", "run_eagerly"]
 
@@ -75,7 +75,7 @@ def captures_derived(f: Callable[..., Any], *given: Array) -> bool:
 
 def run_eagerly(f: Callable[..., Any], static: Any, arrays: Sequence[Array]) -> Any:
     """f(static, arrays), compiled once for what it computes."""
-    if _says_all(static):
+    if says_all(static):
         return _compiled(f, static)(arrays)
     # A function of the user may read what changes from call to call. It is asked each time, and what it says is the
     # program; arrays that it holds are arguments of that.
@@ -89,16 +89,6 @@ def run_eagerly(f: Callable[..., Any], static: Any, arrays: Sequence[Array]) -> 
     compiled = jax.jit(run)
     text = compiled.lower(traced.consts, arrays).as_text()
     return _kept(_Program(text, compiled))(traced.consts, arrays)
-
-
-def _says_all(static: Any) -> bool:
-    """Whether equal values mean equal programs: true of what polyattn defines, but not of functions of the user."""
-    if isinstance(static, Shape):
-        own = static.kind.__module__.partition(".")[0].startswith("polyattn")
-        return own and all(_says_all(x) for x in static.values)
-    if isinstance(static, tuple):
-        return all(_says_all(x) for x in static)
-    return isinstance(static, type) or not callable(static)
 
 
 @lru_cache(maxsize=MOST)

@@ -103,7 +103,7 @@ class Target:
             return topologies.get_topology_desc(**dict(self.topology)).devices[0]
         except (RuntimeError, NotImplementedError) as error:
             raise RuntimeError(
-                f"polyattn_jax.targets: expected JAX to describe the {self.title}, got: {_first_line(error)}; set "
+                f"polyattn_jax.targets: expected JAX to describe the {self.title}, got: {first_line(error)}; set "
                 "JAX_PLATFORMS=cpu and ALLOW_MULTIPLE_LIBTPU_LOAD=1 before the process starts"
             ) from error
 
@@ -131,7 +131,7 @@ class Target:
                 outputs -= memory.alias_size_in_bytes
             except Exception as error:  # Mosaic and Triton have errors of many kinds
                 if (asked := _too_much(error)) is None:
-                    why_not = _first_line(error)
+                    why_not = first_line(error)
                 else:
                     temporaries = asked
             seconds = time.perf_counter() - started
@@ -159,7 +159,7 @@ def _bytes(arrays: list[Any]) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     line = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {line}"[:300].rstrip(" .")
 

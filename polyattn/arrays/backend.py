@@ -38,5 +38,9 @@ class Backend(Tracing, Loops, Interchange):
         """
         return None
 
+    def kernels(self) -> Any:
+        """What `polyattn tune` and `polyattn info --platform` ask (`polyattn.implementations.fused.Kernels`), or None."""
+        return None
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"

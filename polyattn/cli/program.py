@@ -24,7 +24,7 @@ STATUSES = {
     AGREE: "done: all agree, or the output is what was meant",
     DISAGREE: "some disagree, or the output is not what was meant",
     USAGE: "wrong usage, or a file cannot be read or written",
-    MISSING: "a library asked for, or an extra, is missing",
+    MISSING: "a library asked for, an extra or a chip is missing",
     DEFECT: "a defect of polyattn itself, with its traceback",
     INTERRUPTED: "interrupted",
     NO_READER: "nobody reads the output any more",
@@ -35,7 +35,7 @@ class Program(TyperGroup):
     """The commands; whatever goes wrong has a status of its own, so that 1 always means disagreement."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return ["verify", "info", "mask", "dialects", "diagnose"]
+        return ["verify", "info", "tune", "mask", "dialects", "diagnose"]
 
     def invoke(self, ctx: Any) -> Any:
         try:

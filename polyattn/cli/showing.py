@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from polyattn.arrays import backend_named
-from polyattn.cli.program import USAGE, app, check_files, stop, write_file
+from polyattn.cli.program import MISSING, USAGE, app, check_files, stop, write_file
 from polyattn.implementations.table import listing as implementations
 from polyattn.parity.bench import BENCHES
 from polyattn.parity.environment import environment
@@ -28,16 +28,32 @@ def info(
             "causal, window, softcap, sinks, lse, and dtype=float32.",
         ),
     ] = None,
+    platform: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHIP",
+            help="With --plan, there: tpu, gpu, v5e, v5p, v6e or h100, in tiles of which size.",
+        ),
+    ] = None,
 ) -> None:
     """The array libraries here: versions, settings, implementations and what they take; or what auto would run.
 
-    Exit status: 0 told, 2 wrong usage.
+    With --platform nothing runs and no chip is needed: the call is traced for it.
+
+    Exit status: 0 told, 2 wrong usage, 3 no library here has kernels for --platform.
     """
+    if platform is not None and plan is None:
+        raise stop(
+            "polyattn info: expected --plan with --platform, got --platform alone; add a problem, --plan L=4096,H=8",
+            USAGE,
+        )
     if plan is not None:
-        from polyattn.parity.auto import explain_plan
+        from polyattn.parity.auto import explain_plan, explain_target
 
         try:
-            planned = explain_plan(plan)
+            planned = explain_plan(plan) if platform is None else explain_target(plan, platform)
+        except LookupError as error:
+            raise stop(str(error), MISSING) from None
         except (ValueError, TypeError) as error:
             raise stop(str(error), USAGE) from None
         typer.echo("\n".join(planned))

@@ -83,7 +83,7 @@ def verify(
         raise stop(str(error), USAGE) from None
 
     typer.echo(work.announcement, err=True)
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("verify", total=sum(1 for _ in work.places()))
         for outcome in work.run():
             progress.update(task, advance=1, description=f"{outcome.bench} {outcome.dtype}")
@@ -103,7 +103,7 @@ def verify(
     raise typer.Exit(AGREE if work.agrees else DISAGREE)
 
 
-def _progress() -> Progress:
+def progress_bar() -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -134,7 +134,7 @@ def _verify_peers(words: list[str], quick: bool, seed: int, json_file: Path | No
         )
     typer.echo(f"{len(chosen)} cases, asked of {len(PEERS)} functions: {', '.join(PEERS)}", err=True)
     outcomes, notes = [], []
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("peers", total=len(chosen) * len(PEERS))
         for name in PEERS:
             progress.update(task, description=name)

@@ -2,6 +2,7 @@
 
 from polyattn.implementations.blockwise import BLOCKWISE, Blockwise
 from polyattn.implementations.choice import Choice, choose, implementations_of
+from polyattn.implementations.fused.measured import tuned
 from polyattn.implementations.fused.settings import Fused
 from polyattn.implementations.implementation import TRANSFORMS, Implementation, Output
 from polyattn.implementations.reference import REFERENCE, Reference
@@ -18,4 +19,5 @@ __all__ = [
     "Reference",
     "choose",
     "implementations_of",
+    "tuned",
 ]

@@ -130,10 +130,25 @@ def cut(
     places: Places,
     remember: bool = False,
 ) -> Cut:
-    """The tiles of that size that are not empty, the last ones ragged: as many steps as there are of them.
+    """The tiles of that size that are not empty, the last ones ragged.
 
     remember: keep the answer for the next call with an equal mask, if it holds no arrays.
     """
+    return both_ways(mask, rows, keys, size, b=b, h=h, places=places, remember=remember)[0]
+
+
+def both_ways(
+    mask: Divisible,
+    rows: int,
+    keys: int,
+    size: tuple[int, int],
+    *,
+    b: int | None = None,
+    h: int | None = None,
+    places: Places,
+    remember: bool = False,
+) -> tuple[Cut, Cut]:
+    """`cut`, and the same with a line for every key tile: as many steps as there are runs."""
     if remember and places.fixed and mask.exact and not any(True for _ in mask.arrays()):
         return _known_cut(mask, rows, keys, size, b, h, places.query, places.key)
     return _cut(mask, rows, keys, size, b, h, places)
@@ -147,8 +162,9 @@ def _cut(
     b: int | None,
     h: int | None,
     places: Places,
-) -> Cut:
+) -> tuple[Cut, Cut]:
     lines: list[list[Run]] = [[] for _ in range(0, rows, size[0])]
+    columns: list[list[Run]] = [[] for _ in range(0, keys, size[1])]
     known: dict[tuple[int, ...], Tile] = {}  # boxes of a relative mask look the same along a diagonal
 
     def visit(down: range, across: range) -> None:
@@ -169,6 +185,8 @@ def _cut(
         if one or tile is FULL:
             for i in down if tile is not EMPTY else ():
                 extend(lines[i], across.start, across.stop, tile)
+            for j in across if tile is not EMPTY else ():
+                extend(columns[j], down.start, down.stop, tile)
         elif tile is not EMPTY:
             for part in halves(down):
                 for other in halves(across):
@@ -177,8 +195,8 @@ def _cut(
     with eagerly([*mask.arrays(), *places.arrays()]):
         here, sides = mask.read(), places.read()
         if rows and keys:
-            visit(range(len(lines)), range(-(-keys // size[1])))
-    return tuple(tuple(line) for line in lines)
+            visit(range(len(lines)), range(len(columns)))
+    return tuple(map(tuple, lines)), tuple(map(tuple, columns))
 
 
 def extend(line: list[Run], start: int, stop: int, tile: Tile) -> None:
@@ -198,7 +216,7 @@ def _known_cut(
     h: int | None,
     query: int,
     key: int,
-) -> Cut:
+) -> tuple[Cut, Cut]:
     return _cut(mask, rows, keys, size, b, h, Places(query, key))
 
 

@@ -185,7 +185,7 @@ def own_derivative(f: Callable[[Any], Any], custom: str) -> Any:
     return made
 
 
-TOGETHER = "compute {} of a row and a key together, which kernels have not"
+TOGETHER = "do more with a row and a key together than kernels have: {}"
 FUNCTIONS: dict[str, tuple[Callable[[], Any], str]] = {
     "sort": (lambda: lambda s, *_: jnp.sort(s, -1), TOGETHER.format("sort")),
     "cumsum": (lambda: lambda s, *_: jnp.cumsum(s, -1), TOGETHER.format("cumsum")),
@@ -212,7 +212,7 @@ FUNCTIONS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "random numbers": (
         lambda: lambda s, *_: s + jax.random.normal(jax.random.key(0), s.shape),
-        "use an array (16, 16) as a whole, not by the numbers of rows or keys",
+        "use an array as a whole, not by the numbers of rows or keys",
     ),
     "NumPy": (
         lambda: lambda s, *_: np.tanh(s),

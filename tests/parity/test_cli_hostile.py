@@ -22,7 +22,7 @@ from polyattn.parity.reasons import why_infinite
 from polyattn.parity.terminal import Column, Grid, print_grid
 
 DOCS = Path(__file__).parents[2] / "docs"
-COMMANDS = ("verify", "info", "mask", "dialects", "diagnose")
+COMMANDS = ("verify", "info", "tune", "mask", "dialects", "diagnose")
 WORDS = (
     "",
     " ",
@@ -74,6 +74,13 @@ def is_refused_or_done(result: Result) -> None:
         ("mask", "causal", "--svg", "{}"),
         ("info", "--plan", "{}"),
         ("info", "--plan", "L={}"),
+        ("info", "--plan", "L={}", "--platform", "h100"),
+        ("info", "--plan", "L=9", "--platform", "{}"),
+        ("tune", "{}"),
+        ("tune", "--width", "{}"),
+        ("tune", "--length", "{}"),
+        ("tune", "--interpret", "--dtype", "?{}"),
+        ("tune", "--output", "{}"),
         ("dialects", "{}"),
         ("dialects", "torch.sdpa", "{}"),
         ("dialects", "torch.sdpa", "jax.nn", "--call", "{}"),
@@ -97,6 +104,7 @@ def test_no_word_is_a_traceback(
 @pytest.mark.parametrize("plan", PLANS)
 def test_no_plan_is_a_traceback(plan: str) -> None:
     is_refused_or_done(run("info", "--plan", plan))
+    is_refused_or_done(run("info", "--plan", plan, "--platform", "v5e"))
     for pair in (("torch.sdpa", "jax.nn"), ("transformers", "keras"), ("torch.flex", "onnx.23")):
         is_refused_or_done(run("dialects", *pair, "--call", plan))
 
@@ -117,6 +125,10 @@ def test_a_report_that_cannot_be_written_is_a_sentence(option: str, tmp_path: Pa
         "polyattn verify: expected to write /dev/full, of which the system says: [Errno 28] No space left on device; "
         "name another file"
     )
+    for path in (tmp_path / "folder", tmp_path / "nowhere" / "r", tmp_path / "circle" / "r"):
+        tiles = run("tune", "--output", str(path))
+        assert (tiles.exit_code, tiles.output.count("\n")) == (USAGE, 1)
+        assert tiles.output.startswith("polyattn tune: expected ")
     twice = run(*SMALL, "--json", str(tmp_path / "r"), "--junit", str(tmp_path / "r"))
     assert (
         twice.output

@@ -13,24 +13,25 @@ from polyattn.arrays import Array
 from polyattn.arrays.leaves import put_in, take_out
 from polyattn.implementations import BLOCKWISE, Fused, Implementation, Output
 from polyattn.implementations.blockwise import small, symbols
+from polyattn.implementations.fused import unfit
 from polyattn.implementations.reference import define
 from polyattn.problem import Problem
 from polyattn_jax.eager import device_of, is_certain
 from polyattn_jax.fused.chips import Chip, chip_for
 from polyattn_jax.fused.launch import scoring
-from polyattn_jax.fused.plan import plan, shapes
+from polyattn_jax.fused.plan import count, plan, shapes
 from polyattn_jax.fused.rule import attend
-from polyattn_jax.fused.sizes import memory_needed, tile_sizes
+from polyattn_jax.fused.sizes import demand_of, memory_needed, tile_sizes
 from polyattn_jax.fused.split import Refused
 
-__all__ = ["FUSED"]
+__all__ = ["FUSED", "wanted_chip"]
 
 
 def _run(p: Problem, settings: Fused | None) -> Output:
     wish = settings or Fused()
     if 0 in (*p.scores_shape, p.q.shape[3], p.v.shape[3]):
         return define(p)
-    chip = _chip(p, wish)
+    chip = wanted_chip(p.q, wish)
     assert chip is not None  # _why_not has looked
     arrays: list[Array] = []
     static = take_out((p, plan(p, chip, wish)), arrays)
@@ -53,15 +54,16 @@ def _attend(static: Any, arrays: Sequence[Array]) -> tuple[Array, Array]:
     return attend(*put_in(static, arrays))
 
 
-def _chip(p: Problem, wish: Fused) -> Chip | None:
-    here, _ = device_of(p.q)
-    return chip_for(p.q, wish.platform or ("tpu" if wish.interpret and here == "cpu" else None))
+def wanted_chip(x: Array, wish: Fused) -> Chip | None:
+    """The chip of a kernel for x."""
+    here, _ = device_of(x)
+    return chip_for(x, wish.platform or ("tpu" if wish.interpret and here == "cpu" else None))
 
 
 def _why_not(p: Problem, settings: Fused | None) -> str | None:
     """Why there is no kernel for a problem, said before one is compiled."""
     wish, (here, _) = settings or Fused(), device_of(p.q)
-    chip = _chip(p, wish)
+    chip = wanted_chip(p.q, wish)
     if reason := symbols(p):
         return reason
     if chip is None:
@@ -83,21 +85,22 @@ def _no_numbers(p: Problem, chip: Chip) -> str | None:
 
 def _no_tiles(p: Problem, chip: Chip, wish: Fused) -> str | None:
     for name, size, length in (("rows", wish.rows, p.frame.rows), ("keys", wish.keys, p.frame.keys)):
-        if size is None or wish.interpret:
+        if size is None or wish.interpret or (chip.platform == "tpu" and size >= length):
             continue
-        if chip.platform == "tpu" and size % 128 and size < length:
-            return f"{name}={size}, and a TPU has tiles of a multiple of 128"
-        if chip.platform == "gpu" and (size < 16 or size & (size - 1)):
-            return f"{name}={size}, and a GPU has tiles of a power of two from 16 on"
-    needed = memory_needed(p, chip, tile_sizes(p, chip, wish))
+        if reason := unfit(chip.platform, name, size):
+            return reason
+    needed = memory_needed(demand_of(p), chip, tile_sizes(p, chip, wish))
     if needed > chip.memory and not wish.interpret:
         return (
             f"tiles of width {p.q.shape[3]} and {p.v.shape[3]} take about {needed} bytes on the chip, and {chip.kind} "
             f"has {chip.memory} for them"
         )
-    if chip.platform == "tpu":
-        needed = max(first.size * 8 for first in plan(p, chip, wish).lists)
-        if needed > chip.lists and not wish.interpret:
+    if chip.platform == "tpu" and not wish.interpret:
+        # More than can be is not listed before it is refused.
+        needed = max(8 * count(p, shape).met for shape in shapes(p, chip, wish))
+        if needed <= chip.lists:
+            needed = max(plan(p, chip, wish).list_bytes)
+        if needed > chip.lists:
             return f"the lists of visits take {needed} bytes, and {chip.kind} has {chip.lists} for them: Fused(rows, keys) makes tiles larger"
     return None
 

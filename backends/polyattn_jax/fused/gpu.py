@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from polyattn.arrays import Array
-from polyattn.implementations.fused import Visits
+from polyattn.implementations.fused import Run, Visits
 from polyattn_jax.fused.launch import KEY_AXIS, ROW_AXIS, Kernel, Laid, Shape, TileOf
 
 __all__ = ["listed", "run", "wide"]
@@ -24,17 +24,28 @@ def wide(n: int) -> int:
 
 
 def listed(visits: Visits, splits: int) -> tuple[Any, Any, int]:
-    """For each item, line and split: where its visits begin, where its masked ones do, where they end; and whom they meet."""
+    """For each item, line and split: its first run, its first masked one and the one behind its last; and the runs."""
     bounds: list[tuple[int, int, int]] = []
-    met: list[int] = []
+    runs: list[tuple[int, int]] = []
     for item in visits:
         for line in item:
+            tiles = sum(run.stop - run.start for run in line)
             for n in range(splits):
-                part = line[len(line) * n // splits : len(line) * (n + 1) // splits]
-                open_ = sum(not visit.masked for visit in part)
-                bounds.append((len(met), len(met) + open_, len(met) + len(part)))
-                met += [visit.other for visit in part]
-    return np.array(bounds, np.int32), np.array(met or [0], np.int32), len(bounds) // len(visits)
+                part = list(_between(line, tiles * n // splits, tiles * (n + 1) // splits))
+                masked = len(runs) + sum(not run.masked for run in part)
+                bounds.append((len(runs), masked, len(runs) + len(part)))
+                runs += [(run.start, run.stop) for run in part]
+    return np.array(bounds, np.int32), np.array(runs or [(0, 0)], np.int32), len(bounds) // len(visits)
+
+
+def _between(line: Sequence[Run], first: int, last: int) -> Iterator[Run]:
+    """The tiles number first .. last - 1 of a line."""
+    for run in line:
+        size = run.stop - run.start
+        start, stop = max(first, 0), min(last, size)
+        if start < stop:
+            yield Run(run.start + start, run.start + stop, run.masked)
+        first, last = first - size, last - size
 
 
 class _Program:
@@ -97,19 +108,21 @@ class _Program:
                 return step(self._tile("masked", *place), sums)
 
             return finished(_repeat(items * each, item, sums))
-        bounds, met = self._lists
+        bounds, runs = self._lists
 
         def head(g: Any, sums: Any) -> Any:
             for name, n in (("open", 0), ("masked", 1)):
                 if name not in self._kernel.kinds:
                     continue
 
-                def visit(t: Any, sums: Any, name: str = name) -> Any:
-                    other = met[t]
+                def visit(other: Any, sums: Any, name: str = name) -> Any:
                     place = (i, other) if self._kernel.side == "query" else (other, j)
                     return step(self._tile(name, *place, b, h + g), sums)
 
-                sums = jax.lax.fori_loop(bounds[self._list, n], bounds[self._list, n + 1], visit, sums)
+                def run(r: Any, sums: Any, visit: Any = visit) -> Any:
+                    return jax.lax.fori_loop(runs[r, 0], runs[r, 1], visit, sums)
+
+                sums = jax.lax.fori_loop(bounds[self._list, n], bounds[self._list, n + 1], run, sums)
             return sums
 
         return finished(_repeat(self._kernel.inner, head, sums))

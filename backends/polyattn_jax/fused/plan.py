@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from polyattn.arrays import Array
-from polyattn.implementations.fused import Fused, Visits, visits
+from polyattn.implementations.fused import Count, Fused, Visits, counted, visits
 from polyattn.problem import Problem
 from polyattn_jax.fused import gpu, tpu
 from polyattn_jax.fused.chips import Chip
@@ -15,7 +14,7 @@ from polyattn_jax.fused.launch import Lists, Shape
 from polyattn_jax.fused.sizes import tile_sizes
 from polyattn_jax.fused.split import Sizes
 
-__all__ = ["Cut", "Plan", "plan", "shapes"]
+__all__ = ["Cut", "Plan", "count", "plan", "shapes"]
 
 
 @dataclass(frozen=True)
@@ -36,10 +35,10 @@ class Plan:
     backward: Cut
 
     @property
-    def lists(self) -> tuple[Array, ...]:
-        """Lists of visits, of which one kernel has one."""
+    def list_bytes(self) -> tuple[int, ...]:
+        """Of the lists of visits, of which one kernel has one."""
         of = (self.forward.by_query, self.backward.by_query, self.backward.by_key)
-        return tuple(lists.first for lists in of if lists is not None)
+        return tuple(4 * (lists.first.size + lists.second.size) for lists in of if lists is not None)
 
 
 def shapes(p: Problem, chip: Chip, wish: Fused) -> tuple[Shape, Shape]:
@@ -64,6 +63,16 @@ def shapes(p: Problem, chip: Chip, wish: Fused) -> tuple[Shape, Shape]:
     return shape(sizes.forward), shape(sizes.backward)
 
 
+def count(p: Problem, shape: Shape) -> Count:
+    """How many tiles the kernels of one way meet, without a list of them."""
+    return counted(p, _rows(shape), shape.tile.keys)
+
+
+def _rows(shape: Shape) -> int:
+    """Rows of the problem in a tile."""
+    return (shape.rows if shape.folded > 1 else shape.tile.rows) // shape.folded
+
+
 def plan(p: Problem, chip: Chip, wish: Fused) -> Plan:
     """The kernels of a problem: their tiles and the lists of their visits."""
     forward, backward = shapes(p, chip, wish)
@@ -75,8 +84,7 @@ def plan(p: Problem, chip: Chip, wish: Fused) -> Plan:
         splits = max(min(2 * chip.cores // programs, forward.tiles[1]), 1)
 
     def cut(shape: Shape) -> Cut:
-        rows = shape.rows if shape.folded > 1 else shape.tile.rows
-        by_query, by_key = visits(p, rows // shape.folded, shape.tile.keys)
+        by_query, by_key = visits(p, _rows(shape), shape.tile.keys)
         # Beside the words of dropout a mask costs nothing, and they are compiled for each way.
         alike = p.dropout_rate > 0
         if shape is forward:
@@ -88,12 +96,11 @@ def plan(p: Problem, chip: Chip, wish: Fused) -> Plan:
 
 def _lists(of: Visits, chip: Chip, splits: int, alike: bool) -> Lists:
     """alike: masked tiles and others are met in one way, unless none is masked."""
-    if alike and any(visit.masked for item in of for line in item for visit in line):
-        of = tuple(
-            tuple(tuple(visit._replace(masked=True) for visit in line) for line in item) for item in of
-        )
+    met = {run.masked for item in of for line in item for run in line}
+    if alike and True in met:
+        met = {True}
+        of = tuple(tuple(tuple(run._replace(masked=True) for run in line) for line in item) for item in of)
     host = tpu if chip.platform == "tpu" else gpu
     first, second, steps = host.listed(of, splits)
-    met = {visit.masked for item in of for line in item for visit in line}
     kinds = tuple(name for name, masked in (("open", False), ("masked", True)) if masked in met)
     return Lists(jnp.asarray(first), jnp.asarray(second), len(of), steps, kinds)

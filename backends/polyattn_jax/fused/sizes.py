@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from polyattn.implementations.fused import Fused
+from polyattn.implementations.fused import FEW, Fused, measured_for
 from polyattn.problem import Problem
 from polyattn_jax.fused import gpu
 from polyattn_jax.fused.chips import Chip
 from polyattn_jax.fused.split import Sizes
 
-__all__ = ["FEW", "TileSizes", "memory_needed", "tile_sizes"]
-
-FEW = 64  # query rows of all heads that read one kv head: decoding
+__all__ = ["SMALLEST", "Demand", "TileSizes", "demand_of", "memory_needed", "tile_sizes"]
 
 
 class TileSizes(NamedTuple):
@@ -30,34 +28,71 @@ TILES = {
     ("gpu", 2): (TileSizes(Sizes(128, 64), Sizes(64, 64)), TileSizes(Sizes(64, 32), Sizes(32, 32))),
     ("gpu", 4): (TileSizes(Sizes(64, 32), Sizes(32, 32)), TileSizes(Sizes(32, 16), Sizes(16, 16))),
 }
+#: By platform, of both sides.
+SMALLEST = {"tpu": 128, "gpu": 16}
 #: Few rows leave room for many keys.
 DECODING = {("tpu", 2): 2048, ("tpu", 4): 1024, ("gpu", 2): 128, ("gpu", 4): 64}
 
 
 def tile_sizes(p: Problem, chip: Chip, wish: Fused) -> TileSizes:
-    """Those that were asked for, else the largest that fit the memory of the chip, else the smallest."""
-    key = (chip.platform, p.q.dtype.itemsize)
+    """Those asked for, else those measured, else the largest of the table that fit the chip, else its smallest."""
     rows = p.frame.rows * (p.frame.heads // max(p.k.shape[1], 1))
+    few, demand = rows <= FEW, demand_of(p)
+    measured = None if few else _measured(p, chip, wish, demand)
     found = None
-    for sizes in TILES[key]:
-        if rows <= FEW:
-            sizes = TileSizes(*(Sizes(s.rows, DECODING[key]) for s in sizes))
+    for sizes in (*([measured] if measured else []), *TILES[chip.platform, demand.itemsize]):
+        if few:
+            sizes = TileSizes(*(Sizes(s.rows, DECODING[chip.platform, demand.itemsize]) for s in sizes))
         found = TileSizes(*(Sizes(wish.rows or s.rows, wish.keys or s.keys) for s in sizes))
-        if memory_needed(p, chip, found) <= chip.memory:
+        if memory_needed(demand, chip, found) <= chip.memory:
             break
     assert found is not None
     return found
 
 
-def memory_needed(p: Problem, chip: Chip, sizes: TileSizes) -> int:
+def _measured(p: Problem, chip: Chip, wish: Fused, demand: Demand) -> TileSizes | None:
+    """The sizes of a file for a problem."""
+    width, dtype = max(demand.width, demand.value_width), str(p.q.dtype)
+    m = measured_for(chip.kind, bool(wish.interpret), dtype, width, demand.rows)
+    if m is None:
+        return None
+    sizes = TileSizes(*(Sizes(tiles.rows, tiles.keys) for tiles in (m.forward, m.backward)))
+    alone = Demand(demand.itemsize, width, width, m.length, m.length, biased=False)
+    needed = memory_needed(alone, chip, sizes)
+    if needed > chip.memory and not wish.interpret:
+        raise ValueError(
+            f"{p.who}: expected a file of tile sizes that fit the memory of {chip.kind} in polyattn.implementations."
+            f"tuned, got {m.forward.rows} x {m.forward.keys} and {m.backward.rows} x {m.backward.keys} for width "
+            f"{width} of {dtype}, about {needed} bytes of {chip.memory}; write it anew with `polyattn tune --output FILE`"
+        )
+    return sizes
+
+
+class Demand(NamedTuple):
+    """What decides how much memory tiles take."""
+
+    itemsize: int
+    width: int
+    value_width: int
+    rows: int
+    keys: int
+    biased: bool  # by an array with a number for each score
+
+
+def demand_of(p: Problem) -> Demand:
+    biased = p.bias is not None and 1 not in p.bias.shape[2:]
+    return Demand(p.q.dtype.itemsize, p.q.shape[3], p.v.shape[3], p.frame.rows, p.frame.keys, biased)
+
+
+def memory_needed(demand: Demand, chip: Chip, sizes: TileSizes) -> int:
     """Bytes that the larger of the programs has at once, about."""
-    bytes_, (d, e) = p.q.dtype.itemsize, (x.shape[3] for x in (p.q, p.v))
+    bytes_, d, e = demand[:3]
     if chip.platform == "tpu":
         d, e = (-(-n // 128) * 128 for n in (d, e))
-        biased = 2 * 4 if p.bias is not None and 1 not in p.bias.shape[2:] else 0
+        biased = 2 * 4 if demand.biased else 0
 
         def of(size: Sizes, scores: int, blocks: int) -> int:
-            rows, keys = (-(-min(n, m) // 8) * 8 for n, m in zip(size, p.frame[2:4], strict=True))
+            rows, keys = (-(-min(n, m) // 8) * 8 for n, m in zip(size, demand[3:5], strict=True))
             # Blocks are fetched twice over, one ahead; sums and scores are float32 numbers.
             blocks *= 2 * bytes_ * (rows + keys) * (d + e)
             return blocks + 4 * max(rows, keys) * (d + e + 256) + rows * keys * (4 * scores + biased)

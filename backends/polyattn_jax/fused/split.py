@@ -25,6 +25,9 @@ class Refused(Exception):
     """Why a function is not for a kernel."""
 
 
+_AS_A_WHOLE = "its functions use an array as a whole, not by the numbers of rows or keys"
+
+
 class Sizes(NamedTuple):
     """Rows and keys of a tile, or of all scores of a head."""
 
@@ -71,18 +74,12 @@ class Step(NamedTuple):
     name: str
     reads: tuple[Any, ...]  # numbers, or literals
     writes: tuple[int, ...]
-    equation: Any  # of what it reads
-    jaxpr: Any  # in which it stands
+    alone: Any  # a program of this one equation
 
     def __call__(self, known: Mapping[int, Any]) -> dict[int, Any]:
         """What it writes, by number."""
-        eqn = self.equation
-        inputs = list(dict.fromkeys(atom for atom in eqn.invars if not isinstance(atom, Literal)))
-        alone = self.jaxpr.replace(
-            constvars=(), invars=inputs, outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects
-        )
         values = [a.val if isinstance(a, Literal) else known[a] for a in self.reads]
-        return dict(zip(self.writes, jaxpr_as_fun(ClosedJaxpr(alone, ()))(*values), strict=True))
+        return dict(zip(self.writes, jaxpr_as_fun(ClosedJaxpr(self.alone, ()))(*values), strict=True))
 
 
 class Trace(NamedTuple):
@@ -134,10 +131,9 @@ def _trace(f: Callable[..., Mapping[str, Array | None]], sizes: Sizes) -> tuple[
                 found = run(getattr(inner, "jaxpr", inner), [*held, *reads])
             else:
                 found = [new(var.aval) for var in eqn.outvars]
-                reads = [
-                    read(atom) for atom in dict.fromkeys(a for a in eqn.invars if not isinstance(a, Literal))
-                ]
-                steps.append(Step(eqn.primitive.name, tuple(reads), tuple(found), eqn, jaxpr))
+                inputs = list(dict.fromkeys(a for a in eqn.invars if not isinstance(a, Literal)))
+                alone = jaxpr.replace(constvars=[], invars=inputs, outvars=eqn.outvars, eqns=[eqn])
+                steps.append(Step(eqn.primitive.name, tuple(map(read, inputs)), tuple(found), alone))
             known.update(zip(eqn.outvars, found, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
@@ -242,7 +238,10 @@ def split(
     only: operations that this chip has beside the common ones.
     """
     full, names = _trace(f, whole)
-    small, _ = _trace(f, tile)
+    try:
+        small, _ = _trace(f, tile)
+    except (TypeError, ValueError) as error:  # what is wrong with f itself has come up above
+        raise Refused(_AS_A_WHOLE) from error
     if [s.name for s in full.steps] != [s.name for s in small.steps]:
         raise Refused("its functions do other things for other lengths")
     depends = dict(enumerate(_DEPENDS))
@@ -264,9 +263,7 @@ def _check_part(aval: Any, on: frozenset[str], tile: Sizes) -> None:
     """What a program gets of an operand is of the shape of a tile."""
     shape = (tile.rows if ROW in on else 1, tile.keys if KEY in on else 1)
     if aval.size != 1 and aval.shape != shape:
-        raise Refused(
-            f"its functions use an array {tuple(aval.shape)} as a whole, not by the numbers of rows or keys"
-        )
+        raise Refused(_AS_A_WHOLE)
 
 
 def _operations(equation: Any) -> Iterator[str]:
@@ -297,7 +294,7 @@ def _outside(trace: Trace, depends: dict[int, frozenset[str]], only: frozenset[s
             )
         else:
             foreign = next(
-                (name for name in _operations(step.equation) if name not in _EVERYWHERE | only), None
+                (name for name in _operations(step.alone.eqns[0]) if name not in _EVERYWHERE | only), None
             )
             early = foreign is not None
             if on <= {B, H}:  # a number, or made of an array; but a number spread over a tile is made there
@@ -307,7 +304,7 @@ def _outside(trace: Trace, depends: dict[int, frozenset[str]], only: frozenset[s
                 early |= bool(arrays) or all(trace.shapes[w].size == 1 for w in step.writes)
             if early and (SCORE in on or {ROW, KEY} <= on):
                 raise Refused(
-                    f"its functions compute {foreign} of a row and a key together, which kernels have not"
+                    f"its functions do more with a row and a key together than kernels have: {foreign}"
                 )
         depends.update(dict.fromkeys(step.writes, on))
         if early:

@@ -23,18 +23,17 @@ _NOT_AT_ALL = 2  # nothing is met: what is there is written
 
 def listed(visits: Visits, splits: int) -> tuple[Any, Any, int]:
     """Visits one after the other, for each batch item: whose they are; and 4 * whom, and how, they meet; how many."""
-    longest = max(sum(max(len(line), 1) for line in item) for item in visits)
-    whose, met = [], []
+    items = []
     for item in visits:
-        lines = [
-            (i, 4 * visit.other + visit.masked if visit else _NOT_AT_ALL)
-            for i, line in enumerate(item)
-            for visit in (line or (None,))
-        ]
-        lines += [(lines[-1][0], _NOT_AT_ALL)] * (longest - len(lines))
-        whose += [i for i, _ in lines]
-        met += [visit for _, visit in lines]
-    return np.array(whose, np.int32), np.array(met, np.int32), longest
+        steps = []
+        for i, line in enumerate(item):
+            met = [(i, 4 * other + run.masked) for run in line for other in range(run.start, run.stop)]
+            steps += met or [(i, _NOT_AT_ALL)]
+        items.append(steps)
+    longest = max(map(len, items))
+    steps = [step for item in items for step in item + [(item[-1][0], _NOT_AT_ALL)] * (longest - len(item))]
+    whose, met = np.array(steps, np.int32).T
+    return whose, met, longest
 
 
 class Step(NamedTuple):

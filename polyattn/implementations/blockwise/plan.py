@@ -9,7 +9,7 @@ from typing import Any
 
 from polyattn.arrays import TileSizes
 from polyattn.calls import answers, shown
-from polyattn.masks.tiles import FULL, Cut, Run, cut, extend
+from polyattn.masks.tiles import FULL, Cut, Run, both_ways
 from polyattn.problem import Problem
 
 
@@ -64,6 +64,9 @@ class Plan:
     by_key: Visits
 
 
+Cuts = tuple[Cut, Cut]  # a line for every query tile, and one for every key tile
+
+
 def plan(p: Problem, wish: Blockwise) -> Plan:
     """The cut of a problem. Masks that cannot be read now (traced) leave every tile partial."""
     sizes = p.backend.tile_sizes(p)
@@ -72,7 +75,8 @@ def plan(p: Problem, wish: Blockwise) -> Plan:
     rows, keys = p.frame.rows, p.frame.keys
     if p.mask is None:
         sizes = _wished(sizes, wish, rows, keys)
-        cuts: Sequence[Cut] = [(((0, -(-keys // sizes.keys), FULL),),) * -(-rows // sizes.rows)]
+        down, across = -(-rows // sizes.rows), -(-keys // sizes.keys)
+        cuts: Sequence[Cuts] = [((((0, across, FULL),),) * down, (((0, down, FULL),),) * across)]
     elif wish == Blockwise() and (fine := _finest(p, sizes)) is not None:
         sizes, one = _cheapest(p, sizes, fine)
         sizes, cuts = _wished(sizes, wish, rows, keys), [one]
@@ -83,8 +87,8 @@ def plan(p: Problem, wish: Blockwise) -> Plan:
     down, across = -(-rows // sizes.rows), -(-keys // sizes.keys)
     return Plan(
         sizes,
-        by_query=_visits(p, cuts, across, ragged=bool(keys % sizes.keys)),
-        by_key=_visits(p, [turned(one, across) for one in cuts], down, ragged=bool(rows % sizes.rows)),
+        by_query=_visits(p, [one for one, _ in cuts], across, ragged=bool(keys % sizes.keys)),
+        by_key=_visits(p, [turned for _, turned in cuts], down, ragged=bool(rows % sizes.rows)),
     )
 
 
@@ -92,8 +96,8 @@ def _wished(sizes: TileSizes, wish: Blockwise, rows: int, keys: int) -> TileSize
     return sizes._replace(rows=min(wish.rows or sizes.rows, rows), keys=min(wish.keys or sizes.keys, keys))
 
 
-def _cut(p: Problem, sizes: TileSizes, b: int | None = None) -> Cut:
-    return cut(
+def _cut(p: Problem, sizes: TileSizes, b: int | None = None) -> Cuts:
+    return both_ways(
         p.mask,  # type: ignore[arg-type]
         p.frame.rows,
         p.frame.keys,
@@ -102,16 +106,6 @@ def _cut(p: Problem, sizes: TileSizes, b: int | None = None) -> Cut:
         places=p.places,
         remember=p.backend.may_remember(),
     )
-
-
-def turned(one: Cut, across: int) -> Cut:
-    """The same tiles with a line for every key tile."""
-    lines: list[list[Run]] = [[] for _ in range(across)]
-    for i, line in enumerate(one):
-        for start, stop, tile in line:
-            for j in range(start, stop):
-                extend(lines[j], i, i + 1, tile)
-    return tuple(tuple(line) for line in lines)
 
 
 # Smaller tiles for a mask that cuts most of the tiles it meets, as narrow windows do.
@@ -129,11 +123,11 @@ def _finest(p: Problem, sizes: TileSizes) -> TileSizes | None:
     return sizes._replace(rows=sizes.rows // n, keys=sizes.keys // n)
 
 
-def _cheapest(p: Problem, sizes: TileSizes, fine: TileSizes) -> tuple[TileSizes, Cut]:
+def _cheapest(p: Problem, sizes: TileSizes, fine: TileSizes) -> tuple[TileSizes, Cuts]:
     """The tiles whose visits cost least: their area and a constant, the time of about 2^14 scores (2026-11-21)."""
 
-    def cost(choice: tuple[TileSizes, Cut]) -> int:
-        visits = sum([stop - start for line in choice[1] for start, stop, _ in line])
+    def cost(choice: tuple[TileSizes, Cuts]) -> int:
+        visits = sum([stop - start for line in choice[1][0] for start, stop, _ in line])
         return visits * (choice[0].rows * choice[0].keys + 2**14)
 
     tried = []

@@ -7,6 +7,16 @@ from dataclasses import dataclass
 from polyattn.calls import answers, shown
 
 PLATFORMS = ("tpu", "gpu")
+FEW = 64  # query rows of all heads that read one kv head: decoding, which has tiles of its own
+
+
+def unfit(platform: str, name: str, size: int) -> str | None:
+    """Why a platform has no tile with a side of that size; None if it has."""
+    if platform == "tpu" and size % 128:
+        return f"{name}={size}, and a TPU has tiles of a multiple of 128"
+    if platform == "gpu" and (size < 16 or size & (size - 1)):
+        return f"{name}={size}, and a GPU has tiles of a power of two from 16 on"
+    return None
 
 
 @answers("polyattn.Fused", "settings")
@@ -14,7 +24,7 @@ PLATFORMS = ("tpu", "gpu")
 class Fused:
     """The engine as one kernel, with tiles of a given size; None leaves a choice to the adapter.
 
-    rows, keys: the sides of a tile of scores. platform: "tpu" or "gpu", the chip that the kernel is for; that of the
+    rows, keys: the sides of a tile of scores; they win over a file of `polyattn.implementations.tuned`. platform: "tpu" or "gpu", the chip that the kernel is for; that of the
     arrays, or of what a compiler is asked for. interpret: the kernel run step by step as ordinary operations, on any
     machine, slowly: to test and to look.
 
