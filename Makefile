@@ -14,6 +14,7 @@ verify: .venv/ready
 
 test: lint chromium docs aot-tests
 	$(BIN)/python benchmarks/run.py --smoke
+	$(BIN)/python benchmarks/gpu.py --smoke
 	$(BIN)/python -m pytest -n 2 -m "not gpu and not aot"
 
 # Under a minute: the mathematics on NumPy and on the strict array API.

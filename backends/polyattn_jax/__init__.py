@@ -26,6 +26,7 @@ from polyattn.implementations.blockwise import few_rows, symbols
 from polyattn_jax.eager import captures_derived, platform, run_eagerly
 from polyattn_jax.fused import FUSED
 from polyattn_jax.linear import with_pullback
+from polyattn_jax.sharding import axes_of, vary
 
 xp = array_api_compat.array_namespace(jnp.zeros(()))
 
@@ -85,7 +86,7 @@ class JaxBackend(Backend):
         if isinstance(n, int) and n == 1:
             return step(0, state)
         axes = _varying(lambda state: step(jnp.int32(0), state), state)
-        return jax.lax.fori_loop(0, n, lambda i, state: _vary(step(i, state), axes), _vary(state, axes))
+        return jax.lax.fori_loop(0, n, lambda i, state: vary(step(i, state), axes), vary(state, axes))
 
     def scan(self, n: int, step: Any, state: Any) -> Any:
         if n == 1:
@@ -95,9 +96,9 @@ class JaxBackend(Backend):
 
         def varied(state: Any, i: Any) -> Any:
             state, output = step(i, state)
-            return _vary(state, axes), output
+            return vary(state, axes), output
 
-        return jax.lax.scan(varied, _vary(state, axes), jnp.arange(n, dtype=jnp.int32))
+        return jax.lax.scan(varied, vary(state, axes), jnp.arange(n, dtype=jnp.int32))
 
     def table(self, numbers: Any, like: Array) -> Any:
         return jnp.asarray(numbers, jnp.int32)
@@ -127,7 +128,7 @@ class JaxBackend(Backend):
 
     def custom_vjp(self, forward: Any, backward: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
         # The gradient of an array must vary as the array does; that of `pcast` sums it over the devices.
-        return with_pullback(forward, backward, _vary(list(arrays), _varying(forward, arrays)))
+        return with_pullback(forward, backward, vary(list(arrays), _varying(forward, arrays)))
 
 
 def _varying(step: Callable[[Any], Any], state: Any) -> frozenset[str]:
@@ -138,25 +139,7 @@ def _varying(step: Callable[[Any], Any], state: Any) -> frozenset[str]:
     """
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return frozenset()
-    return _axes(jax.tree.leaves(jax.eval_shape(step, state)))
-
-
-def _axes(leaves: Sequence[Any]) -> frozenset[str]:
-    types = [x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x) for x in leaves]
-    # Older JAX has the axes as `vma`; with check_vma=False there are none.
-    kinds = [getattr(t, "manual_axis_type", None) for t in types]
-    axes = [
-        getattr(t, "vma", None) if kind is None else kind.varying
-        for t, kind in zip(types, kinds, strict=True)
-    ]
-    return frozenset[str]().union(*(some or () for some in axes))
-
-
-def _vary(state: Any, axes: frozenset[str]) -> Any:
-    """`state` with every array of the type that varies along `axes`; the numbers stay what they are."""
-    if not axes:
-        return state
-    return jax.tree.map(lambda x: jax.lax.pcast(x, tuple(sorted(axes - _axes([x]))), to="varying"), state)
+    return axes_of(jax.tree.leaves(jax.eval_shape(step, state)))
 
 
 def _why_not_cudnn(p: Any) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from polyattn.arrays import Backend
 from polyattn.calls import shown
 from polyattn.implementations.blockwise import BLOCKWISE
+from polyattn.implementations.fused import Fused
 from polyattn.implementations.implementation import Implementation, Output
 from polyattn.implementations.nothing import asks_for_nothing, nothing
 from polyattn.implementations.reference import REFERENCE
@@ -42,7 +43,7 @@ def choose(p: Problem, wish: Any) -> Choice:
     automatic = isinstance(wish, str) and wish == "auto"
     settings = None if isinstance(wish, str) else wish
     named = known if automatic else [i for i in known if i.is_meant_by(wish)]
-    if not named and not (isinstance(wish, str) and wish in NAMES):
+    if not named and not (isinstance(wish, Fused) or (isinstance(wish, str) and wish in NAMES)):
         line = f"write implementation={wish.__name__}()" if isinstance(wish, type) else "use 'auto'"
         raise ValueError(
             f"{p.who}: expected implementation 'auto', 'reference', 'blockwise', 'fused', 'native', a Reference, a "
@@ -58,14 +59,15 @@ def choose(p: Problem, wish: Any) -> Choice:
             why = "; ".join(reasons) or implementation.why
             return Choice(implementation, settings, why if automatic else "asked for")
         reasons.append(f"not {implementation.name}: {reason}" if automatic else reason)
-    name = named[0].name if named else wish
+    name = named[0].name if named else "fused" if isinstance(wish, Fused) else wish
     nowhere = features.difference(*(i.accepts for i in named)) if named else frozenset()
     if nowhere:
         nobody = "it does not take" if len(named) == 1 else "none of them takes"
         got = f"with {say(nowhere)}, which {nobody}"
     else:
-        kind = "fused" if name == "fused" else "attention"
-        got = f"where {'; '.join(reasons) or f'{p.backend.name} has no {kind} kernel'}"
+        kind = "fused kernel" if name == "fused" else "attention kernel"
+        kind += " with tiles of a given size" if isinstance(wish, Fused) else ""
+        got = f"where {'; '.join(reasons) or f'{p.backend.name} has no {kind}'}"
     raise ValueError(
         f"{p.who}: expected a problem that {_WORDS.get(name, name)} computes exactly for "
         f"implementation={name!r}, got one {got}; use 'auto'"

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
-from polyattn import Blockwise, attention, weights
+from polyattn import Blockwise, Fused, attention, weights
 from polyattn.linear import linear_attention
 
 assert jax.device_count() == 2
@@ -63,7 +63,8 @@ def first_row(q):
 every, batch, heads, rows = P(), P("d"), P(None, "d"), P(None, None, "d")
 q, k, v, sinks = (given[name] for name in ("q", "k", "v", "sinks"))
 tiles = Blockwise(7, 5)
-for name, implementation in {"reference": "reference", "blockwise": tiles}.items():
+kernel = Fused(7, 5, platform="tpu", interpret=True)
+for name, implementation in {"reference": "reference", "blockwise": tiles, "fused": kernel}.items():
     f = attend(implementation)
     over_devices(f"batch {name}", f, (q, k, v, sinks), (batch, batch, batch, every), batch)
     over_devices(f"heads {name}", f, (q, k, v, sinks), (heads, heads, heads, P("d")), heads)
@@ -108,7 +109,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
 @pytest.mark.parametrize(
     "how",
     [
-        *(f"{axis} {which}" for axis in ("batch", "heads", "rows") for which in ("reference", "blockwise")),
+        *(
+            f"{axis} {which}"
+            for axis in ("batch", "heads", "rows")
+            for which in ("reference", "blockwise", "fused")
+        ),
         "batch explicit",
         "batch unchecked",
     ],
@@ -118,7 +123,7 @@ def test_every_implementation_and_its_gradients_work_inside_shard_map(how: str, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["reference", "blockwise"])
+@pytest.mark.parametrize("which", ["reference", "blockwise", "fused"])
 def test_a_kv_head_that_every_device_reads_gets_the_sum_of_its_gradients(which: str, found: Found) -> None:
     judge(found[f"shared {which}"], kv_heads=1)
 

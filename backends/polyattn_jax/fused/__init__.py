@@ -118,6 +118,8 @@ def _no_functions(p: Problem, chip: Chip, wish: Fused) -> str | None:
         jax.eval_shape(operands)
     except Refused as error:
         return str(error)
+    except jax.errors.TracerArrayConversionError:
+        return "its functions make NumPy arrays of what they are given, which kernels cannot"
     return None
 
 

@@ -136,7 +136,7 @@ class _Program:
             if out.kind == "by row":
                 x = jnp.reshape(x, (-1,))
                 if x.shape != (shape.tile.rows,):  # one number for all: in the first place
-                    x = jnp.where(jnp.arange(shape.tile.rows) == 0, x, 0.0)
+                    x = jnp.where(jnp.arange(shape.tile.rows, dtype=jnp.int32) == 0, x, 0.0)
             if out.kind == "by key":
                 x = jnp.reshape(x, (-1,))
             triton.store(part, x.astype(ref.dtype), mask=mask)
@@ -162,7 +162,7 @@ def _part(shape: Shape, x: Laid, ref: Any, i: Any, j: Any, b: Any, h: Any) -> tu
     mask = None
     for axis, (first, size, end) in enumerate(axes):
         if end % size:
-            there = jnp.arange(size) + first < end
+            there = jnp.arange(size, dtype=jnp.int32) + first < end
             there = there if len(axes) == 1 else there[:, None] if axis == 0 else there[None, :]
             mask = there if mask is None else mask & there
     if mask is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from polyattn_jax.fused import gpu, tpu
 from polyattn_jax.fused.launch import Kernel, Laid, Shape, as_laid, scoring, sizes_of
 from polyattn_jax.fused.plan import Plan
 from polyattn_jax.fused.split import Parts
+from polyattn_jax.sharding import axes_of, shaped, vary
 
 __all__ = ["attend"]
 
@@ -60,7 +62,9 @@ class Kernels:
 
         run = jax.custom_vjp(forward)
         run.defvjp(forward_and_saved, backward)
-        return run(q, k, v, list(operands), lists)
+        # The gradient of an array must vary as the array does; that of `vary` sums it over the devices.
+        axes = axes_of((q, k, v, *operands))
+        return run(*vary((q, k, v, list(operands)), axes), lists)
 
     def _forward(
         self, plan: Plan, q: Array, k: Array, v: Array, operands: Sequence[Array]
@@ -176,9 +180,28 @@ class Kernels:
 
     def _run(self, kernel: Kernel) -> list[Array]:
         chip, interpret = self.plan.chip, self.plan.interpret
-        if chip.platform == "tpu":
-            return tpu.run(kernel, interpret, chip.memory)
-        return gpu.run(kernel, interpret, 4)
+
+        @jax.custom_jvp
+        def run(arrays: list[Array]) -> list[Array]:
+            inputs = {
+                name: x._replace(array=y) for (name, x), y in zip(kernel.inputs.items(), arrays, strict=True)
+            }
+            given = replace(kernel, inputs=inputs)
+            return (
+                tpu.run(given, interpret, chip.memory)
+                if chip.platform == "tpu"
+                else gpu.run(given, interpret, 4)
+            )
+
+        run.defjvp(_no_derivative)
+        return run([x.array for x in kernel.inputs.values()])
+
+
+def _no_derivative(*_: Any) -> Any:
+    raise NotImplementedError(
+        "polyattn.attention: expected derivatives of a fused kernel of first order, by reverse mode (jax.grad, jax.vjp), "
+        "got one of a derivative; use implementation='blockwise' for forward mode, or 'reference', which has all orders"
+    )
 
 
 def _inputs(parts: Parts, arrays: Mapping[str, tuple[Array, str]]) -> dict[str, Laid]:
@@ -187,8 +210,8 @@ def _inputs(parts: Parts, arrays: Mapping[str, tuple[Array, str]]) -> dict[str, 
 
 def _output(size: tuple[int, ...], kind: str, *like: Array) -> Any:
     """An output that varies over the devices of `jax.shard_map` as what it is made of does."""
-    axes = frozenset[str]().union(*(getattr(jax.typeof(x), "vma", None) or () for x in like))
-    return lambda dtype: Laid(jax.ShapeDtypeStruct(size, dtype, **({"vma": axes} if axes else {})), kind)
+    axes = axes_of(like)
+    return lambda dtype: Laid(shaped(size, dtype, axes), kind)
 
 
 def _merged(out: Array, lse: Array) -> Partial:

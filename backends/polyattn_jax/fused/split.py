@@ -8,7 +8,7 @@ remains compares and combines them element by element. Derivatives of the operan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -44,10 +44,10 @@ _DEPENDS = tuple(frozenset({axis}) for axis in (SCORE, B, H, ROW, KEY))
 _ELEMENTWISE = """
 abs add and broadcast_in_dim ceil clamp convert_element_type copy cos div eq exp exp2 expand_dims expm1 floor ge gt
 integer_pow is_finite le log log1p logistic lt max min mul ne neg not or pow rem reshape round rsqrt select_n shift_left
-shift_right_arithmetic shift_right_logical sign sin sqrt square squeeze stop_gradient sub tanh xor custom_jvp_call
-custom_vjp_call
+shift_right_arithmetic shift_right_logical sign sin sqrt square squeeze stop_gradient sub tanh xor
 """
-_EVERYWHERE = frozenset(_ELEMENTWISE.split())
+_VARY = "pvary"  # of types inside `jax.shard_map`
+_EVERYWHERE = frozenset({_VARY, *_ELEMENTWISE.split()})
 _CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -55,6 +55,8 @@ _CALLS = {
     "core_call": "call_jaxpr",
     "remat": "jaxpr",
 }
+#: Calls that stay whole, because their derivative is their own.
+_CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call"})
 
 _laid_p = Primitive("polyattn_laid")
 _laid_p.def_abstract_eval(lambda x, *, shape: jax.core.ShapedArray(shape, x.dtype))
@@ -100,6 +102,8 @@ def _trace(f: Callable[..., Mapping[str, Array | None]], sizes: Sizes) -> tuple[
         jax.ShapeDtypeStruct(sizes, jnp.float32),
         *(jax.ShapeDtypeStruct(s, jnp.int32) for s in ((), (), (sizes.rows, 1), (1, sizes.keys))),
     )
+    if closed.effects:
+        raise Refused("its functions print or call back, which kernels cannot")
     steps: list[Step] = []
     shapes: dict[int, Any] = {}
     consts: dict[int, Array] = {}
@@ -187,7 +191,11 @@ class Parts:
         if result is None or isinstance(result, Literal):
             return None if result is None else result.val
         for step in _needed(self.steps, [result], known):
-            known.update(step(known))
+            if step.name == _VARY:  # a kernel is one device's
+                (a,) = step.reads
+                known[step.writes[0]] = a.val if isinstance(a, Literal) else known[a]
+            else:
+                known.update(step(known))
         return known[result]
 
     def reads(self, names: Iterable[str]) -> list[Operand]:
@@ -258,6 +266,18 @@ def _check_part(aval: Any, on: frozenset[str], tile: Sizes) -> None:
         raise Refused(_AS_A_WHOLE)
 
 
+def _operations(equation: Any) -> Iterator[str]:
+    """The names of what an operation does, calls opened."""
+    name = equation.primitive.name
+    within = "call_jaxpr" if name in _CUSTOM else _CALLS.get(name)
+    if within is None:
+        yield name
+        return
+    inner = equation.params[within]
+    for each in getattr(inner, "jaxpr", inner).eqns:
+        yield from _operations(each)
+
+
 def _outside(trace: Trace, depends: dict[int, frozenset[str]], only: frozenset[str]) -> set[int]:
     """The values that are computed before the kernel; `depends` grows to all values."""
     depends.update(dict.fromkeys(trace.consts, frozenset()))
@@ -273,7 +293,10 @@ def _outside(trace: Trace, depends: dict[int, frozenset[str]], only: frozenset[s
                 True,
             )
         else:
-            early = step.name not in _EVERYWHERE | only
+            foreign = next(
+                (name for name in _operations(step.alone.eqns[0]) if name not in _EVERYWHERE | only), None
+            )
+            early = foreign is not None
             if on <= {B, H}:  # a number, or made of an array; but a number spread over a tile is made there
                 arrays = [
                     a for a in step.reads if isinstance(a, int) and a in outside and trace.shapes[a].size > 1
@@ -281,7 +304,7 @@ def _outside(trace: Trace, depends: dict[int, frozenset[str]], only: frozenset[s
                 early |= bool(arrays) or all(trace.shapes[w].size == 1 for w in step.writes)
             if early and (SCORE in on or {ROW, KEY} <= on):
                 raise Refused(
-                    f"its functions do more with a row and a key together than kernels have: {step.name}"
+                    f"its functions do more with a row and a key together than kernels have: {foreign}"
                 )
         depends.update(dict.fromkeys(step.writes, on))
         if early:
