@@ -14,7 +14,7 @@ from polyattn import attention, masks, mods
 
 pytestmark = pytest.mark.aot
 HEADS, WIDTH = 8, 128
-IMPLEMENTATIONS = ("blockwise",)
+IMPLEMENTATIONS = ("blockwise", "fused")
 DIRECTIONS = ("forward", "backward")
 PROBLEMS: dict[str, dict[str, Any]] = {
     "causal": {"is_causal": True},

@@ -96,6 +96,8 @@ def cells() -> list[Any]:
         backend = backend_named(library)
         assert backend is not None
         for implementation in implementations_of(backend):
+            if implementation.title == "the engine as one kernel":  # interpreted, in float32: test_fused*.py
+                continue
             on_gpu = implementation.title.startswith("cuDNN")
             marks = [pytest.mark.gpu] if on_gpu else []
             found += [

@@ -22,7 +22,7 @@ from polyattn_jax.fused.launch import scoring
 from polyattn_jax.fused.plan import count, plan, shapes
 from polyattn_jax.fused.rule import attend
 from polyattn_jax.fused.sizes import demand_of, memory_needed, tile_sizes
-from polyattn_jax.fused.split import Refused
+from polyattn_jax.fused.trace import Refused
 
 __all__ = ["FUSED", "wanted_chip"]
 

@@ -19,7 +19,7 @@ from polyattn_jax.fused.chips import Chip
 from polyattn_jax.fused.launch import Shape
 from polyattn_jax.fused.plan import count, plan, shapes
 from polyattn_jax.fused.sizes import SMALLEST, Demand, TileSizes, demand_of, memory_needed, tile_sizes
-from polyattn_jax.fused.split import Sizes
+from polyattn_jax.fused.trace import Sizes
 from polyattn_jax.targets import TARGETS, first_line, target
 
 __all__ = ["KERNELS"]

@@ -15,7 +15,8 @@ from polyattn.implementations.reference import allowed_at, dropout_at, scores_at
 from polyattn.masks import key_lengths
 from polyattn.places import Positions, standing
 from polyattn.problem import Problem
-from polyattn_jax.fused.split import Operand, Parts, Sizes, laid, split
+from polyattn_jax.fused.split import Operand, Parts, split
+from polyattn_jax.fused.trace import Sizes, laid
 
 __all__ = [
     "KEY_AXIS",

@@ -12,7 +12,7 @@ from polyattn_jax.fused import gpu, tpu
 from polyattn_jax.fused.chips import Chip
 from polyattn_jax.fused.launch import Lists, Shape
 from polyattn_jax.fused.sizes import tile_sizes
-from polyattn_jax.fused.split import Sizes
+from polyattn_jax.fused.trace import Sizes
 
 __all__ = ["Cut", "Plan", "count", "plan", "shapes"]
 

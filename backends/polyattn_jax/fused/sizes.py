@@ -8,7 +8,7 @@ from polyattn.implementations.fused import FEW, Fused, measured_for
 from polyattn.problem import Problem
 from polyattn_jax.fused import gpu
 from polyattn_jax.fused.chips import Chip
-from polyattn_jax.fused.split import Sizes
+from polyattn_jax.fused.trace import Sizes
 
 __all__ = ["SMALLEST", "Demand", "TileSizes", "demand_of", "memory_needed", "tile_sizes"]
 

@@ -10,30 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal, Primitive, jaxpr_as_fun
+from jax.extend.core import Literal
 
 from polyattn.arrays import Array
+from polyattn_jax.fused.trace import CALLS, LAID, Refused, Sizes, Step, Trace, steps_to, traced
 
-__all__ = ["Operand", "Parts", "Refused", "Sizes", "laid", "split"]
-
-
-class Refused(Exception):
-    """Why a function is not for a kernel."""
-
+__all__ = ["Operand", "Parts", "split"]
 
 _AS_A_WHOLE = "its functions use an array as a whole, not by the numbers of rows or keys"
-
-
-class Sizes(NamedTuple):
-    """Rows and keys of a tile, or of all scores of a head."""
-
-    rows: int
-    keys: int
-
 
 #: Where a value depends on its place: batch item, head, row, key; and the score itself.
 B, H, ROW, KEY, SCORE = "b", "h", "row", "key", "score"
@@ -48,98 +36,8 @@ shift_right_arithmetic shift_right_logical sign sin sqrt square squeeze stop_gra
 """
 _VARY = "pvary"  # of types inside `jax.shard_map`
 _EVERYWHERE = frozenset({_VARY, *_ELEMENTWISE.split()})
-_CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "remat": "jaxpr",
-}
 #: Calls that stay whole, because their derivative is their own.
 _CUSTOM = frozenset({"custom_jvp_call", "custom_vjp_call"})
-
-_laid_p = Primitive("polyattn_laid")
-_laid_p.def_abstract_eval(lambda x, *, shape: jax.core.ShapedArray(shape, x.dtype))
-
-
-def laid(sizes: Sizes, x: Array) -> Array:
-    """Of an array (B|1, H|1, L|1, S|1) laid on the scores: the part of a tile, (rows|1, keys|1)."""
-    shape = tuple(1 if n == 1 else size for n, size in zip(x.shape[2:], sizes, strict=True))
-    return _laid_p.bind(x, shape=shape)
-
-
-class Step(NamedTuple):
-    """One operation of a traced function; values are numbered, in the order in which they come up."""
-
-    name: str
-    reads: tuple[Any, ...]  # numbers, or literals
-    writes: tuple[int, ...]
-    alone: Any  # a program of this one equation
-
-    def __call__(self, known: Mapping[int, Any]) -> dict[int, Any]:
-        """What it writes, by number."""
-        values = [a.val if isinstance(a, Literal) else known[a] for a in self.reads]
-        return dict(zip(self.writes, jaxpr_as_fun(ClosedJaxpr(self.alone, ()))(*values), strict=True))
-
-
-class Trace(NamedTuple):
-    steps: list[Step]
-    shapes: dict[int, Any]  # of every value, with its dtype
-    consts: dict[int, Array]
-    results: list[Any]
-
-
-def _trace(f: Callable[..., Mapping[str, Array | None]], sizes: Sizes) -> tuple[Trace, list[str]]:
-    """f for tiles of that size, flat: calls of functions opened; and the names of its results."""
-    names: list[str] = []
-
-    def flat(*inputs: Array) -> list[Array]:
-        found = {name: x for name, x in f(sizes, *inputs).items() if x is not None}
-        names[:] = list(found)
-        return list(found.values())
-
-    closed = jax.make_jaxpr(flat)(
-        jax.ShapeDtypeStruct(sizes, jnp.float32),
-        *(jax.ShapeDtypeStruct(s, jnp.int32) for s in ((), (), (sizes.rows, 1), (1, sizes.keys))),
-    )
-    if closed.effects:
-        raise Refused("its functions print or call back, which kernels cannot")
-    steps: list[Step] = []
-    shapes: dict[int, Any] = {}
-    consts: dict[int, Array] = {}
-
-    def new(aval: Any) -> int:
-        shapes[len(shapes)] = aval
-        return len(shapes) - 1
-
-    def constant(x: Array) -> int:
-        number = new(jax.typeof(x))
-        consts[number] = x
-        return number
-
-    def run(jaxpr: Any, given: Sequence[Any]) -> list[Any]:
-        known = dict(zip([*jaxpr.constvars, *jaxpr.invars], given, strict=True))
-
-        def read(atom: Any) -> Any:
-            return atom if isinstance(atom, Literal) else known[atom]
-
-        for eqn in jaxpr.eqns:
-            if eqn.primitive.name in _CALLS:
-                reads = [read(atom) for atom in eqn.invars]
-                inner = eqn.params[_CALLS[eqn.primitive.name]]
-                held = [constant(x) for x in getattr(inner, "consts", ())]
-                found = run(getattr(inner, "jaxpr", inner), [*held, *reads])
-            else:
-                found = [new(var.aval) for var in eqn.outvars]
-                inputs = list(dict.fromkeys(a for a in eqn.invars if not isinstance(a, Literal)))
-                alone = jaxpr.replace(constvars=[], invars=inputs, outvars=eqn.outvars, eqns=[eqn])
-                steps.append(Step(eqn.primitive.name, tuple(map(read, inputs)), tuple(found), alone))
-            known.update(zip(eqn.outvars, found, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
-
-    given = [new(var.aval) for var in closed.jaxpr.invars]
-    held = [constant(x) for x in closed.consts]
-    return Trace(steps, shapes, consts, run(closed.jaxpr, [*held, *given])), names
 
 
 @dataclass(frozen=True)
@@ -190,7 +88,7 @@ class Parts:
         result = self.results.get(name)
         if result is None or isinstance(result, Literal):
             return None if result is None else result.val
-        for step in _needed(self.steps, [result], known):
+        for step in steps_to(self.steps, [result], known):
             if step.name == _VARY:  # a kernel is one device's
                 (a,) = step.reads
                 known[step.writes[0]] = a.val if isinstance(a, Literal) else known[a]
@@ -201,7 +99,7 @@ class Parts:
     def reads(self, names: Iterable[str]) -> list[Operand]:
         """The operands that results are made of."""
         wanted = [self.results[name] for name in names if name in self.results]
-        used = {a for s in _needed(self.steps, wanted, {}) for a in s.reads if isinstance(a, int)}.union(
+        used = {a for s in steps_to(self.steps, wanted, {}) for a in s.reads if isinstance(a, int)}.union(
             a for a in wanted if isinstance(a, int)
         )
         return [operand for operand in self.operands if operand.number in used]
@@ -211,18 +109,6 @@ class Parts:
         aval = self.shapes[number]
         x = x != 0 if aval.dtype == jnp.bool_ else x
         return x if x.shape == aval.shape else jnp.broadcast_to(x, aval.shape)
-
-
-def _needed(steps: Sequence[Step], wanted: Sequence[Any], known: Mapping[Any, Any]) -> list[Step]:
-    """The steps to what is wanted from what is known, in order."""
-    open_ = {atom for atom in wanted if isinstance(atom, int) and atom not in known}
-    found = []
-    for step in reversed(steps):
-        if open_.intersection(step.writes):
-            found.append(step)
-            open_.difference_update(step.writes)
-            open_.update(a for a in step.reads if isinstance(a, int) and a not in known)
-    return found[::-1]
 
 
 def split(
@@ -237,9 +123,9 @@ def split(
     whole, tile: the sizes of all scores of a head, and of a tile. heads: how many batch items and heads there are.
     only: operations that this chip has beside the common ones.
     """
-    full, names = _trace(f, whole)
+    full, names = traced(f, whole)
     try:
-        small, _ = _trace(f, tile)
+        small, _ = traced(f, tile)
     except (TypeError, ValueError) as error:  # what is wrong with f itself has come up above
         raise Refused(_AS_A_WHOLE) from error
     if [s.name for s in full.steps] != [s.name for s in small.steps]:
@@ -247,7 +133,7 @@ def split(
     depends = dict(enumerate(_DEPENDS))
     outside = _outside(full, depends, only)
     inside = [s for s in small.steps if not outside.issuperset(s.writes)]
-    needed = _needed(inside, small.results, dict.fromkeys([*range(len(_DEPENDS)), *outside]))
+    needed = steps_to(inside, small.results, dict.fromkeys([*range(len(_DEPENDS)), *outside]))
     read = {a for reads in (small.results, *(s.reads for s in needed)) for a in reads if isinstance(a, int)}
     operands = []
     for number in sorted(read & outside):
@@ -269,7 +155,7 @@ def _check_part(aval: Any, on: frozenset[str], tile: Sizes) -> None:
 def _operations(equation: Any) -> Iterator[str]:
     """The names of what an operation does, calls opened."""
     name = equation.primitive.name
-    within = "call_jaxpr" if name in _CUSTOM else _CALLS.get(name)
+    within = "call_jaxpr" if name in _CUSTOM else CALLS.get(name)
     if within is None:
         yield name
         return
@@ -284,7 +170,7 @@ def _outside(trace: Trace, depends: dict[int, frozenset[str]], only: frozenset[s
     outside = {number for number, on in depends.items() if on <= {B, H}}
     for step in trace.steps:
         on: frozenset[str] = frozenset().union(*(depends[a] for a in step.reads if isinstance(a, int)))
-        if step.name == _laid_p.name:
+        if step.name == LAID:
             if on:
                 raise Refused("what its functions lay on the scores depends on the scores")
             shape = trace.shapes[step.reads[0]].shape
@@ -321,10 +207,10 @@ def _evaluate(trace: Trace, number: int, on: frozenset[str], whole: Sizes, heads
             known.update(step(known))
 
     # First what is laid on the scores, whole; then, for every item and head, what is made of it.
-    wide = {w: s.reads[0] for s in trace.steps for w in s.writes if s.name == _laid_p.name}
-    beyond = _needed(trace.steps, [number], {**known, **wide})
+    wide = {w: s.reads[0] for s in trace.steps for w in s.writes if s.name == LAID}
+    beyond = steps_to(trace.steps, [number], {**known, **wide})
     used = {w: x for w, x in wide.items() if w == number or any(w in s.reads for s in beyond)}
-    run(_needed(trace.steps, list(used.values()), known), known)
+    run(steps_to(trace.steps, list(used.values()), known), known)
     if number in used:
         return known[used[number]]
 
@@ -335,7 +221,7 @@ def _evaluate(trace: Trace, number: int, on: frozenset[str], whole: Sizes, heads
             here[w] = array[item if array.shape[0] > 1 else 0, head if array.shape[1] > 1 else 0]
         row, key = (jnp.arange(n, dtype=jnp.int32) for n in whole)
         here.update(enumerate((None, item, head, row[:, None], key[None, :])))
-        run(_needed(trace.steps, [number], here), here)
+        run(steps_to(trace.steps, [number], here), here)
         return here[number]
 
     batch, count = (n if axis in on else 1 for n, axis in zip(heads, (B, H), strict=True))
