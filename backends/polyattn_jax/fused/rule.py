@@ -215,15 +215,18 @@ def _output(size: tuple[int, ...], kind: str, *like: Array) -> Any:
 
 
 def _merged(out: Array, lse: Array) -> Partial:
-    """The average over the keys of all splits."""
-    parts = [
-        Partial(top[..., None], (top != -jnp.inf).astype(jnp.float32)[..., None], acc)
-        for top, acc in zip(lse, out, strict=True)
-    ]
-    seen, *rest = parts
-    for part in rest:
-        seen = merge(seen, part)
-    return seen
+    """The average over the keys of all splits, which are the first axis: by halves."""
+    seen = Partial(lse[..., None], (lse != -jnp.inf).astype(jnp.float32)[..., None], out)
+    while (n := out.shape[0]) > 1:
+        half = n // 2
+        both, rest = merge(*(_cut(seen, m, m + half) for m in (0, half))), _cut(seen, 2 * half, n)
+        seen = Partial(*(jnp.concatenate(pair) for pair in zip(both, rest, strict=True)))
+        out = seen.acc
+    return Partial(*(x[0] for x in seen))
+
+
+def _cut(seen: Partial, first: int, last: int) -> Partial:
+    return Partial(*(x[first:last] for x in seen))
 
 
 def _sum_to(gradient: Array, like: Array) -> Array:
