@@ -95,7 +95,7 @@ VALUES: dict[str, tuple[Callable[[Bench], dict[str, Any]], str]] = {
     ),
     "implementation": (
         lambda b: {"implementation": "flash"},
-        "expected implementation 'auto', 'reference', 'blockwise', 'fused', 'native', a Reference or a Blockwise, "
+        "expected implementation 'auto', 'reference', 'blockwise', 'fused', 'native', a Reference, a Blockwise or a Fused, "
         "got 'flash'; use 'auto'",
     ),
     "query_offset": (
