@@ -98,7 +98,8 @@ def test_the_programs_that_are_kept_are_bounded() -> None:
 def test_the_device_of_the_arrays_decides_and_not_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     p = pose("test", X, X, X)
     on_cpu = backend.tile_sizes(p)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    there, devices = SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3"), jax.devices
+    monkeypatch.setattr(jax, "devices", lambda name=None: [there] if name is None else devices(name))
     assert eager.platform(X) == "cpu"
     assert backend.tile_sizes(p) == on_cpu
     half = X.astype(jnp.float16)
@@ -122,7 +123,7 @@ def test_the_device_of_the_arrays_decides_and_not_the_default(monkeypatch: pytes
 
 
 def test_arrays_of_another_device_than_the_default_get_its_tiles() -> None:
-    there = SimpleNamespace(platform="gpu")
+    there = SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3")
     p = pose("test", X, X, X)
     elsewhere = SimpleNamespace(q=SimpleNamespace(devices=lambda: [there]), k=p.k, frame=p.frame)
     assert eager.platform(elsewhere.q) == "gpu"
