@@ -18,6 +18,7 @@ from polyattn.parity.case import Case, Draw, Sample
 from polyattn.parity.cases import cases, kept
 from polyattn.testing import check_backend
 from polyattn.truth import Spec, truth
+from polyattn.truth.measure import UNIT_ROUNDOFF
 
 pytestmark = pytest.mark.rule("rule-20")
 
@@ -110,8 +111,10 @@ def test_a_tile_is_traced_once_for_all_lengths_offsets_and_seeds(monkeypatch: py
         (gradient,) = torch.autograd.grad(out.sum(), x)
         expected = attention(x, x, x, **options, implementation="reference")
         (true,) = torch.autograd.grad(expected.sum(), x)
-        assert torch.allclose(out, expected, rtol=0, atol=2.0**-48)
-        assert torch.allclose(gradient, true, rtol=0, atol=2.0**-46)
+        # A product has 8 entries here, and a gradient is a chain of four of them.
+        unit = ACCEPTANCE * UNIT_ROUNDOFF["float64"] * x.shape[-1]
+        assert (out - expected).abs().max() <= unit
+        assert (gradient - true).abs().max() <= 4 * unit
         found.add(programs())
     assert found == {4}, "a whole and a cut tile, forward and backward"
 

@@ -24,15 +24,14 @@ from polyattn_jax.fused.rule import attend
 from polyattn_jax.fused.sizes import demand_of, memory_needed, tile_sizes
 from polyattn_jax.fused.trace import Refused
 
-__all__ = ["FUSED", "wanted_chip"]
+__all__ = ["FUSED", "known_chip", "wanted_chip"]
 
 
 def _run(p: Problem, settings: Fused | None) -> Output:
     wish = settings or Fused()
     if 0 in (*p.scores_shape, p.q.shape[3], p.v.shape[3]):
         return define(p)
-    chip = wanted_chip(p.q, wish)
-    assert chip is not None  # _why_not has looked
+    chip = known_chip(p.q, wish)
     arrays: list[Array] = []
     static = take_out((p, plan(p, chip, wish)), arrays)
     if wish.interpret or wish.platform or is_certain(p.q):
@@ -55,9 +54,20 @@ def _attend(static: Any, arrays: Sequence[Array]) -> tuple[Array, Array]:
 
 
 def wanted_chip(x: Array, wish: Fused) -> Chip | None:
-    """The chip of a kernel for x."""
+    """The chip of a kernel for x; None where there is no kernel."""
     here, _ = device_of(x)
     return chip_for(x, wish.platform or ("tpu" if wish.interpret and here == "cpu" else None))
+
+
+def known_chip(x: Array, wish: Fused) -> Chip:
+    """The same, for whoever has asked whether there is one."""
+    chip = wanted_chip(x, wish)
+    if chip is None:
+        raise ValueError(
+            f"polyattn_jax.fused: expected arrays on a TPU or a GPU, got some on {device_of(x)[0]}; "
+            "Fused(interpret=True) runs a kernel anywhere"
+        )
+    return chip
 
 
 def _why_not(p: Problem, settings: Fused | None) -> str | None:

@@ -14,7 +14,7 @@ from polyattn._attention import attention
 from polyattn.implementations import Fused
 from polyattn.implementations.fused import Count, Trial
 from polyattn.problem import Problem
-from polyattn_jax.fused import FUSED, wanted_chip
+from polyattn_jax.fused import FUSED, known_chip, wanted_chip
 from polyattn_jax.fused.chips import Chip
 from polyattn_jax.fused.launch import Shape
 from polyattn_jax.fused.plan import count, plan, shapes
@@ -48,8 +48,7 @@ class Kernels:
         return None
 
     def candidates(self, trial: Trial, way: str) -> list[tuple[int, int]]:
-        chip = _here(trial.interpret)
-        assert chip is not None
+        chip = known_chip(jnp.zeros(()), Fused(interpret=trial.interpret))
         if trial.interpret:
             return [(16, 16), (32, 16)]
         least = SMALLEST[chip.platform]
@@ -67,8 +66,7 @@ class Kernels:
         return sorted(((s.rows, s.keys) for s in found), key=lambda s: (s[0] * s[1], s))
 
     def seconds(self, trial: Trial, way: str) -> float | str:
-        chip = _here(trial.interpret)
-        assert chip is not None
+        chip = known_chip(jnp.zeros(()), Fused(interpret=trial.interpret))
         fused = Fused(platform=chip.platform, interpret=trial.interpret)
         shape = (1, 1 if trial.interpret else HEADS, trial.length, trial.width)
         random = np.random.default_rng(0)
@@ -102,8 +100,7 @@ class Kernels:
             return [f"fused is refused: {reason}"]
         if 0 in (*p.scores_shape, p.q.shape[3], p.v.shape[3]):
             return ["fused has nothing to compute"]
-        chip = wanted_chip(p.q, wish)
-        assert chip is not None
+        chip = known_chip(p.q, wish)
         cuts = dict(zip(("forward", "backward"), shapes(p, chip, wish), strict=True))
         counts = {way: count(p, shape) for way, shape in cuts.items()}
         needed = memory_needed(demand_of(p), chip, tile_sizes(p, chip, wish))

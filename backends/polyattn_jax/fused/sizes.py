@@ -39,15 +39,12 @@ def tile_sizes(p: Problem, chip: Chip, wish: Fused) -> TileSizes:
     rows = p.frame.rows * (p.frame.heads // max(p.k.shape[1], 1))
     few, demand = rows <= FEW, demand_of(p)
     measured = None if few else _measured(p, chip, wish, demand)
-    found = None
+    choices = []
     for sizes in (*([measured] if measured else []), *TILES[chip.platform, demand.itemsize]):
         if few:
             sizes = TileSizes(*(Sizes(s.rows, DECODING[chip.platform, demand.itemsize]) for s in sizes))
-        found = TileSizes(*(Sizes(wish.rows or s.rows, wish.keys or s.keys) for s in sizes))
-        if memory_needed(demand, chip, found) <= chip.memory:
-            break
-    assert found is not None
-    return found
+        choices.append(TileSizes(*(Sizes(wish.rows or s.rows, wish.keys or s.keys) for s in sizes)))
+    return next((s for s in choices if memory_needed(demand, chip, s) <= chip.memory), choices[-1])
 
 
 def _measured(p: Problem, chip: Chip, wish: Fused, demand: Demand) -> TileSizes | None:
