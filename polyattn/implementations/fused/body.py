@@ -58,7 +58,7 @@ def average(program: Program) -> None:
 
     def step(tile: Tile, seen: Partial) -> Partial:
         met = _meet(tile)
-        return merge(seen, lift(tile.scores(met.raw), met.v, tile.keep))
+        return merge(seen, lift(tile.scores(met.raw), _weighed(met.v, tile.keep), tile.keep))
 
     def finished(seen: Partial) -> None:
         sink = program.sink
@@ -130,6 +130,14 @@ def _pull(tile: Tile) -> _Back:
     kept = w if keep is None else w * keep
     d_raw, own = tile.pull(raw, kept * _product(d_out, v.T) - w * delta)
     return _Back(q, k, d_out, kept, d_raw, own)
+
+
+def _weighed(v: Array, keep: Array | None) -> Array:
+    """Values to be averaged: with dropout few weights count, and rounded to half precision they would be seen.
+
+    By count of operations the exact product is less than the words of the counter are.
+    """
+    return v if keep is None else backend_of(v).astype(v, keep.dtype)
 
 
 def _where(condition: Array, x: Array) -> Array:
