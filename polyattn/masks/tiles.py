@@ -109,32 +109,14 @@ def classify(mask: Divisible, box: Box) -> Tile:
 
 
 def grid(mask: Divisible, rows: int, keys: int, size: tuple[int, int], **where: Any) -> Grid:
-    """`cut`, with every tile in its place, the empty ones too."""
+    """The tiles of that size by query tile, each in its place, the empty ones too."""
     found = []
-    for runs in cut(mask, rows, keys, size, **where):
+    for runs in both_ways(mask, rows, keys, size, **where)[0]:
         line = [EMPTY] * -(-keys // size[1])
         for start, stop, tile in runs:
             line[start:stop] = [tile] * (stop - start)
         found.append(tuple(line))
     return tuple(found)
-
-
-def cut(
-    mask: Divisible,
-    rows: int,
-    keys: int,
-    size: tuple[int, int],
-    *,
-    b: int | None = None,
-    h: int | None = None,
-    places: Places,
-    remember: bool = False,
-) -> Cut:
-    """The tiles of that size that are not empty, the last ones ragged.
-
-    remember: keep the answer for the next call with an equal mask, if it holds no arrays.
-    """
-    return both_ways(mask, rows, keys, size, b=b, h=h, places=places, remember=remember)[0]
 
 
 def both_ways(
@@ -148,7 +130,10 @@ def both_ways(
     places: Places,
     remember: bool = False,
 ) -> tuple[Cut, Cut]:
-    """`cut`, and the same with a line for every key tile: as many steps as there are runs."""
+    """The tiles of that size that are not empty, the last ones ragged, by query tile and by key tile.
+
+    remember: keep the answer for the next call with an equal mask, if it holds no arrays.
+    """
     if remember and places.fixed and mask.exact and not any(True for _ in mask.arrays()):
         return _known_cut(mask, rows, keys, size, b, h, places.query, places.key)
     return _cut(mask, rows, keys, size, b, h, places)

@@ -13,7 +13,7 @@ from polyattn.implementations.blockwise.plan import Visits, plan
 from polyattn.implementations.choice import choose
 from polyattn.masks.lengths import Prefix
 from polyattn.masks.relative import Chunked
-from polyattn.masks.tiles import FULL, PARTIAL, cut, grid
+from polyattn.masks.tiles import FULL, PARTIAL, both_ways, grid
 from polyattn.places import Places
 from polyattn.problem import Problem, pose
 
@@ -192,7 +192,9 @@ def test_a_cut_asks_about_what_is_seen_and_its_edge_alone(monkeypatch: pytest.Mo
     monkeypatch.setattr(Chunked, "box", lambda self, given: (asked.append(given), box(self, given))[1])
     for tiles in (64, 1024):
         asked.clear()
-        found = cut(masks.chunked(50) & masks.causal(), 16 * tiles, 16 * tiles, (16, 16), places=Places())
+        found, _ = both_ways(
+            masks.chunked(50) & masks.causal(), 16 * tiles, 16 * tiles, (16, 16), places=Places()
+        )
         seen = sum(stop - start for line in found for start, stop, _ in line)
         assert tiles <= seen <= 4 * tiles
         assert len(asked) <= 12 * seen
@@ -202,7 +204,7 @@ def test_what_is_full_is_asked_about_once(monkeypatch: pytest.MonkeyPatch) -> No
     asked: list[Any] = []
     box = Prefix.box
     monkeypatch.setattr(Prefix, "box", lambda self, given: (asked.append(given), box(self, given))[1])
-    found = cut(masks.prefix(2**9), 2**10, 2**10, (2, 2), places=Places())
+    found, _ = both_ways(masks.prefix(2**9), 2**10, 2**10, (2, 2), places=Places())
     assert found == (((0, 2**8, FULL),),) * 2**9
     assert len(asked) == 5  # the whole, and its quarters
 
