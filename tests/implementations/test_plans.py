@@ -210,7 +210,7 @@ def test_what_is_full_is_asked_about_once(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_tiles_that_are_alike_are_one_run() -> None:
-    found = cut(masks.causal(), 2**20, 2**20, (2**10, 2**10), places=Places())
+    found, _ = both_ways(masks.causal(), 2**20, 2**20, (2**10, 2**10), places=Places())
     assert found[0] == ((0, 1, PARTIAL),)
     assert all(line == ((0, i, FULL), (i, i + 1, PARTIAL)) for i, line in enumerate(found[1:], 1))
 
