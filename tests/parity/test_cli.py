@@ -318,7 +318,7 @@ def test_a_plan_says_what_auto_would_run_and_why() -> None:
     assert set(lines) >= {
         "numpy: blockwise, because the scores take more than 1 MiB",
         "jax: blockwise, because not native: there is no GPU, and on other devices jax.nn.dot_product_attention is no "
-        "fused kernel",
+        "fused kernel; not fused: there are kernels for TPU and GPU, and the arrays are on cpu",
         "onnx: native, because the operator Attention is one node where it computes the contract",
         "strict: blockwise, because the scores take more than 1 MiB",
         "torch: native, because the library's own kernel is the fastest where it is exact",

@@ -173,7 +173,7 @@ def test_a_plan_for_a_gpu_packs_the_heads_of_a_cache() -> None:
     assert found[1] == (
         "fused, forward: tiles of 16 x 128, 4 heads in one; of 64 of a head 64 are met, 0 with the mask, and 0 skipped"
     )
-    assert found[-1] == "fused, lists of visits: about 256 bytes in its main memory"
+    assert found[-1] == "fused, lists of visits: at most 1280 bytes in its main memory"
 
 
 @pytest.mark.usefixtures("kernels")

@@ -25,6 +25,7 @@ from polyattn_jax.targets import TARGETS, first_line, target
 __all__ = ["KERNELS"]
 
 HEADS = 8
+NOWHERE = "there are kernels for TPU and GPU, and JAX computes on {}"
 ROUNDS, LONG = 5, 0.05  # how often calls are timed, and for how many seconds together
 
 
@@ -40,7 +41,7 @@ class Kernels:
     def why_not(self, trial: Trial) -> str | None:
         chip = _here(trial.interpret)
         if chip is None:
-            return f"there are kernels for TPU and GPU, and JAX computes on {jax.default_backend()}"
+            return NOWHERE.format(jax.default_backend())
         if chip.platform == "tpu" and trial.dtype == "float16":
             return "a TPU has no float16"
         if not self.candidates(trial, "forward") or not self.candidates(trial, "backward"):
@@ -48,7 +49,7 @@ class Kernels:
         return None
 
     def candidates(self, trial: Trial, way: str) -> list[tuple[int, int]]:
-        chip = known_chip(jnp.zeros(()), Fused(interpret=trial.interpret))
+        chip = _certain(trial)
         if trial.interpret:
             return [(16, 16), (32, 16)]
         least = SMALLEST[chip.platform]
@@ -66,7 +67,7 @@ class Kernels:
         return sorted(((s.rows, s.keys) for s in found), key=lambda s: (s[0] * s[1], s))
 
     def seconds(self, trial: Trial, way: str) -> float | str:
-        chip = known_chip(jnp.zeros(()), Fused(interpret=trial.interpret))
+        chip = _certain(trial)
         fused = Fused(platform=chip.platform, interpret=trial.interpret)
         shape = (1, 1 if trial.interpret else HEADS, trial.length, trial.width)
         random = np.random.default_rng(0)
@@ -115,6 +116,14 @@ class Kernels:
 
 def _here(interpret: bool) -> Chip | None:
     return wanted_chip(jnp.zeros(()), Fused(interpret=interpret))
+
+
+def _certain(trial: Trial) -> Chip:
+    """The same, for whoever has asked `why_not`."""
+    chip = _here(trial.interpret)
+    if chip is None:
+        raise ValueError(f"polyattn_jax.fused: {NOWHERE.format(jax.default_backend())}; ask why_not before")
+    return chip
 
 
 def _line(way: str, shape: Shape, tiles: Count) -> str:
