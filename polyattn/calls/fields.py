@@ -41,16 +41,30 @@ def _kinds(made: type) -> dict[str, tuple[Any, ...]]:
     """The kinds that a field may be of, none where anything may be given or others look."""
     found = {}
     for name, hint in get_type_hints(made).items():
-        kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        kinds = _alternatives(hint)
         anything = any(kind is Any or get_origin(kind) is Callable for kind in kinds)
         sizes = int in kinds and len(kinds) > 1
         found[name] = () if anything or sizes or name in _ELSEWHERE else kinds
     return found
 
 
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
 def _is(kind: Any, value: Any) -> bool:
     if get_origin(kind) is Literal:
         return isinstance(value, str) and value in get_args(kind)
+    if get_origin(kind) is tuple:
+        parts = get_args(kind)
+        parts = parts[:1] * len(value) if parts[1:] == (...,) and isinstance(value, tuple) else parts
+        return (
+            isinstance(value, tuple)
+            and len(value) == len(parts)
+            and all(
+                any(_is(one, x) for one in _alternatives(part)) for part, x in zip(parts, value, strict=True)
+            )
+        )
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     return isinstance(kind, type) and isinstance(value, kind)
@@ -63,5 +77,7 @@ def _said(kind: Any) -> str:
         return "None"
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return "a tuple of these"
     name = getattr(kind, "__name__", str(kind))
     return {"float": "a Python number", "str": "a string"}.get(name, with_article(name))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from polyattn.arrays import Array, backend_of
 
-__all__ = ["ACTIVATIONS", "gelu", "gelu_tanh", "relu", "silu"]
+__all__ = ["ACTIVATIONS", "GATED", "gelu", "gelu_tanh", "relu", "sigmoid", "silu"]
 
 
 def relu(x: Array) -> Array:
@@ -37,8 +37,13 @@ def gelu_tanh(x: Array) -> Array:
 
 
 def silu(x: Array) -> Array:
-    """x / (1 + exp(-x)), also called swish; written with tanh, which cannot overflow."""
-    return _widely(lambda x: 0.5 * x * (1.0 + backend_of(x).xp.tanh(0.5 * x)), x)
+    """x sigmoid(x), also called swish."""
+    return _widely(lambda x: x * sigmoid(x), x)
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)); written with tanh, which cannot overflow."""
+    return _widely(lambda x: 0.5 * (1.0 + backend_of(x).xp.tanh(0.5 * x)), x)
 
 
 def _widely(f: Callable[[Array], Array], x: Array) -> Array:
@@ -47,10 +52,12 @@ def _widely(f: Callable[[Array], Array], x: Array) -> Array:
     return backend.astype(f(backend.astype(x, backend.compute_dtype(x.dtype))), x.dtype)
 
 
-#: name -> function; "swiglu" is a whole MLP with a gate, see `MLP`.
+#: name -> function
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": relu,
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "silu": silu,
 }
+#: What opens the gate of an `MLP` of that name.
+GATED: dict[str, Callable[[Array], Array]] = {"swiglu": silu, "geglu": gelu, "geglu_tanh": gelu_tanh}

@@ -28,7 +28,14 @@ class AttentionLayer(Layer):
     ((5, 8), None, (2, 5, 5))
     """
 
+    embed_dim: int  # of x
     dropout_rate: float = 0.0
+
+    def empty_cache(self, batch: int, capacity: int, *, like: Array) -> Any:
+        """A cache for this layer with room for so many tokens, without any."""
+        raise TypeError(
+            f"{self.name}: expected a layer that keeps keys and values, got one without a cache; compute all"
+        )
 
     @overload
     def __call__(self, params: Params, x: SameArray, *others: Any, **options: Any) -> SameArray: ...

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
 from typing import Any, NamedTuple, Self
 
 from polyattn._attention import AttentionAux, AuxRequest
 from polyattn.arrays import Array
-from polyattn.caches import KVCache
 from polyattn.calls import seed_like
 from polyattn.dropout import drop, fold_in
-from polyattn.layers.alignment import AdditiveAttention, LuongAttention
 from polyattn.layers.attending import AttentionLayer
 from polyattn.layers.dense import MLP
 from polyattn.layers.layer import Layer, LayerResult, Params
@@ -33,12 +30,18 @@ class DecoderAux(NamedTuple):
 class _Residual(AttentionLayer):
     """x + f(x) around each part, normalised before or after; parts draw their dropout from seeds of their own."""
 
-    norm: Norm
+    norm: Norm | None
     norm_first: bool
+    branch_norm: Norm | None
     dropout_rate: float
 
     def __post_init__(self) -> None:
         self.check_rate(self.dropout_rate)
+        if self.norm is None and not self.norm_first:
+            raise ValueError(
+                f"{self.name}: expected a norm with norm_first=False, which normalises the sum, got None; with a "
+                "branch_norm alone write norm_first=True"
+            )
 
     def _around(
         self, name: str, number: int, params: Params, x: Array, seed: Any, **options: Any
@@ -48,11 +51,21 @@ class _Residual(AttentionLayer):
         if seed is not None:
             seed = seed_like(self.name, "dropout_seed", seed)
         inner, outer = (None if seed is None else fold_in(seed, 2 * number + i) for i in range(2))
-        norm = partial(self.norm, params[f"norm_{number}"])
-        given = norm(x) if self.norm_first else x
+        norms = self._norms(number)
+
+        def normed(which: str, x: Array) -> Array:
+            name = f"{which}_{number}"
+            return norms[name](params[name], x) if name in norms else x
+
+        given = normed("norm", x) if self.norm_first else x
         found: LayerResult = part.run(params[name], given, dropout_seed=inner, **options)
-        x = x + drop(found.out, self.dropout_rate, outer)
-        return found._replace(out=x if self.norm_first else norm(x))
+        x = x + drop(normed("branch_norm", found.out), self.dropout_rate, outer)
+        return found._replace(out=x if self.norm_first else normed("norm", x))
+
+    def _norms(self, number: int) -> dict[str, Norm]:
+        """The norms around the part of that number, by the names of their params."""
+        norms = {"norm": self.norm, "branch_norm": self.branch_norm}
+        return {f"{name}_{number}": norm for name, norm in norms.items() if norm is not None}
 
 
 @dataclass(frozen=True)
@@ -62,10 +75,12 @@ class EncoderBlock(_Residual):
         norm_first:   x = x + attention(norm_1(x));  x = x + mlp(norm_2(x))
         otherwise:    x = norm_1(x + attention(x));  x = norm_2(x + mlp(x))
 
-    With causal attention this is the block of GPT and Llama. Params: "attention", "mlp", "norm_1", "norm_2".
-    The call is that of its attention, but for the context: mask, bias, is_causal, query_offset, and with `run`
-    cache and return_aux. dropout_rate drops entries of both residual branches where the call has a dropout_seed.
-    Nothing here has a silent default: see `EncoderBlock.preset`.
+    With causal attention this is the block of GPT and Llama. branch_norm is one more norm, of what attention and
+    mlp give, before it is added: beside `norm` in Gemma 2, in its place (norm=None) in OLMo 2. attention: any layer
+    with embed_dim, run and empty_cache. Params: "attention", "mlp", "norm_1", "norm_2", "branch_norm_1",
+    "branch_norm_2". The call is that of its attention, but for the context: mask, bias, is_causal, query_offset, and
+    with `run` cache and return_aux. dropout_rate drops entries of both residual branches where the call has a
+    dropout_seed. Nothing here has a silent default: see `EncoderBlock.preset`.
 
     Source: Vaswani 2017, arXiv:1706.03762, section 3.1; norm first: Xiong 2020, arXiv:2002.04745.
 
@@ -75,11 +90,12 @@ class EncoderBlock(_Residual):
     (5, 8)
     """
 
-    attention: MultiHeadAttention
+    attention: AttentionLayer
     mlp: MLP
-    norm: Norm
+    norm: Norm | None
     _: KW_ONLY
     norm_first: bool
+    branch_norm: Norm | None = None
     dropout_rate: float = 0.0
 
     @classmethod
@@ -94,9 +110,9 @@ class EncoderBlock(_Residual):
         return cls(attention, mlp, norm, norm_first=use["norm_first"], dropout_rate=rate)
 
     def parameters(self) -> Mapping[str, Layer]:
-        return {"attention": self.attention, "norm_1": self.norm, "mlp": self.mlp, "norm_2": self.norm}
+        return {"attention": self.attention, **self._norms(1), "mlp": self.mlp, **self._norms(2)}
 
-    def empty_cache(self, batch: int, capacity: int, *, like: Array) -> KVCache:
+    def empty_cache(self, batch: int, capacity: int, *, like: Array) -> Any:
         """A cache for the attention of this block, without tokens."""
         return self.attention.empty_cache(batch, capacity, like=like)
 
@@ -129,22 +145,23 @@ class EncoderDecoderAttention(_Residual):
     (5, 8)
     """
 
-    self_attention: MultiHeadAttention
-    cross_attention: MultiHeadAttention | AdditiveAttention | LuongAttention
-    norm: Norm
+    self_attention: AttentionLayer
+    cross_attention: AttentionLayer
+    norm: Norm | None
     _: KW_ONLY
     norm_first: bool
+    branch_norm: Norm | None = None
     dropout_rate: float = 0.0
 
     def parameters(self) -> Mapping[str, Layer]:
         return {
             "self_attention": self.self_attention,
-            "norm_1": self.norm,
+            **self._norms(1),
             "cross_attention": self.cross_attention,
-            "norm_2": self.norm,
+            **self._norms(2),
         }
 
-    def empty_cache(self, batch: int, capacity: int, *, like: Array) -> KVCache:
+    def empty_cache(self, batch: int, capacity: int, *, like: Array) -> Any:
         """A cache for the self-attention, without tokens."""
         return self.self_attention.empty_cache(batch, capacity, like=like)
 
@@ -197,7 +214,7 @@ class DecoderBlock(EncoderDecoderAttention):
         return cls(attend, attend, encoder.norm, mlp=mlp, norm_first=first, dropout_rate=rate)
 
     def parameters(self) -> Mapping[str, Layer]:
-        return {**super().parameters(), "mlp": self.mlp, "norm_3": self.norm}
+        return {**super().parameters(), "mlp": self.mlp, **self._norms(3)}
 
     def run(self, params: Params, x: Array, context: Array, **options: Any) -> LayerResult:
         found = super().run(params, x, context, **options)

@@ -8,7 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 from polyattn.arrays import Array, backend_of, is_array
 from polyattn.arrays.numbers import SameArray
 from polyattn.dropout import drop
-from polyattn.layers.activations import ACTIVATIONS, silu
+from polyattn.layers.activations import ACTIVATIONS, GATED
 from polyattn.layers.initializers import ZEROS, Distribution, Normal, initializer
 from polyattn.layers.layer import Layer, Parameter, Params, linear
 
@@ -77,9 +77,10 @@ class Embedding(Layer):
 class MLP(Layer):
     """act(x W_in + b_in) W_out + b_out, position by position (Vaswani 2017, equation 2).
 
-    activation: "relu", "gelu" (exact), "gelu_tanh", "silu"; or "swiglu", whose hidden layer is
-    silu(x W_gate + b_gate) * (x W_in + b_in) (Shazeer 2020, arXiv:2002.05202, equation 5; Llama). PyTorch and
-    Keras mean the exact function by "gelu", Flax and Equinox the tanh one, so it has no default.
+    activation: "relu", "gelu" (exact), "gelu_tanh", "silu"; or with a gate, "swiglu", "geglu", "geglu_tanh", whose
+    hidden layer is silu (gelu, gelu_tanh) of (x W_gate + b_gate) times (x W_in + b_in) (Shazeer 2020,
+    arXiv:2002.05202, equation 5; Llama, Gemma). PyTorch and Keras mean the exact function by "gelu", Flax and
+    Equinox the tanh one, so it has no default.
 
     Params: w_in, w_gate (embed_dim, hidden_dim), b_in, b_gate (hidden_dim,), w_out (hidden_dim, embed_dim),
     b_out (embed_dim,). dropout_rate drops hidden entries where the call has a dropout_seed.
@@ -101,9 +102,9 @@ class MLP(Layer):
     def __post_init__(self) -> None:
         self.check_sizes(embed_dim=self.embed_dim, hidden_dim=self.hidden_dim)
         self.check_rate(self.dropout_rate)
-        if self.activation not in (*ACTIVATIONS, "swiglu"):
+        if self.activation not in (known := {**ACTIVATIONS, **GATED}):
             raise ValueError(
-                f"{self.name}: expected activation among {', '.join((*ACTIVATIONS, 'swiglu'))}, got "
+                f"{self.name}: expected activation among {', '.join(known)}, got "
                 f"{self.activation!r}; take the one that the model was trained with"
             )
 
@@ -111,7 +112,7 @@ class MLP(Layer):
         def affine(suffix: str, fan_in: int, fan_out: int) -> Mapping[str, Parameter]:
             return _affine(self, f"w_{suffix}", f"b_{suffix}", fan_in, fan_out)
 
-        gate = affine("gate", self.embed_dim, self.hidden_dim) if self.activation == "swiglu" else {}
+        gate = affine("gate", self.embed_dim, self.hidden_dim) if self.activation in GATED else {}
         return {
             **affine("in", self.embed_dim, self.hidden_dim),
             **gate,
@@ -121,8 +122,8 @@ class MLP(Layer):
     def __call__(self, params: Params, x: SameArray, *, dropout_seed: int | Array | None = None) -> SameArray:
         self.check(params, self.embed_dim, x=x)
         hidden = linear(x, params["w_in"], params.get("b_in"))
-        if self.activation == "swiglu":
-            hidden = silu(linear(x, params["w_gate"], params.get("b_gate"))) * hidden
+        if self.activation in GATED:
+            hidden = GATED[self.activation](linear(x, params["w_gate"], params.get("b_gate"))) * hidden
         else:
             hidden = ACTIVATIONS[self.activation](hidden)
         hidden = drop(hidden, self.dropout_rate, dropout_seed)

@@ -5,6 +5,7 @@ The way of a call: `__call__` -> `run` -> `project` (x to heads) -> `attend` (he
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import reduce
@@ -14,10 +15,11 @@ from typing import Any, Literal
 from polyattn._attention import AuxRequest, Wish
 from polyattn.arrays import Array, backend_of, is_array
 from polyattn.caches import Cache, KVCache
+from polyattn.layers.activations import sigmoid
 from polyattn.layers.attending import OneAttention
 from polyattn.layers.initializers import ZEROS, Distribution, initializer
 from polyattn.layers.layer import Layer, LayerResult, Parameter, Params, linear
-from polyattn.layers.norm import LayerNorm, RMSNorm
+from polyattn.layers.norm import Norm
 from polyattn.masks import Mask, from_array, mask_mod
 from polyattn.mods import ScoreMod
 from polyattn.rotary import Rotary
@@ -36,17 +38,22 @@ class MultiHeadAttention(OneAttention):
 
     num_kv_heads < num_heads is grouped-query attention. mask, score_mod, scale, implementation: as `attention`
     takes them, part of the layer. sinks: learned extra logits, one a head, at first 0 (GPT-OSS). rotary: a
-    `polyattn.rotary.Rotary` for q and k. qk_norm: a norm of dim D for each head of q and k. is_causal: the
-    default of the call. context_length: the most keys that a call may have.
+    `polyattn.rotary.Rotary` for q and k. qk_norm: a norm for q and k, or one for each; of dim D it is of each head
+    (Qwen3), of dim H D and Hkv D of all heads together (OLMo 2). v_norm: one of dim D for v. tied_kv: v is k before norm
+    and rotation, and there is no w_v (Gemma 4). output_gate: the heads times sigma(x W_g) before W_o, an "entry" or a
+    "head" at a time: w_g (E, H, D) or (E, H), no bias (Qwen3-Next). is_causal: the default of the call.
+    context_length: the most keys that a call may have.
 
-        layer(params, x, context=None, mask=, bias=, is_causal=, query_offset=, dropout_seed=) -> out
+        layer(params, x, context=None, mask=, bias=, is_causal=, query_offset=, positions=, dropout_seed=) -> out
         layer.run(params, x, ..., cache=, return_aux=) -> LayerResult(out, cache, aux)
 
-    mask: hides in addition; broadcasts to (..., H, L, S), as does bias, which is added to the scores. cache: a
-    `KVCache` with the earlier tokens of x; x continues them, and S is its capacity. dropout_seed: weights are
-    dropped only where there is one.
+    mask: hides in addition; broadcasts to (..., H, L, S), as does bias, which is added to the scores. positions: where
+    `rotary` takes the tokens of x to stand, (L,), (B, L), or as it has them; None = in a row. The mask goes by the order
+    of the tokens even so. cache: a `KVCache` with the earlier tokens of x; x continues them, and S is its capacity.
+    dropout_seed: weights are dropped only where there is one.
 
-    Source: Vaswani 2017, arXiv:1706.03762, section 3.2.2; sinks: Xiao 2023, arXiv:2309.17453, section 3.3.
+    Source: Vaswani 2017, arXiv:1706.03762, section 3.2.2; sinks: Xiao 2023, arXiv:2309.17453, section 3.3; gate: Qiu
+    2025, arXiv:2505.06708, equation 5.
 
     >>> import numpy as np
     >>> layer = MultiHeadAttention(8, 2)
@@ -71,7 +78,10 @@ class MultiHeadAttention(OneAttention):
     score_mod: ScoreMod | None = None
     sinks: bool = False
     rotary: Rotary | None = None
-    qk_norm: LayerNorm | RMSNorm | None = None
+    qk_norm: Norm | tuple[Norm, Norm] | None = None
+    v_norm: Norm | None = None
+    tied_kv: bool = False
+    output_gate: Literal["entry", "head"] | None = None
     implementation: Wish = "auto"
     initializer: str | Distribution = "xavier_packed"
 
@@ -95,11 +105,17 @@ class MultiHeadAttention(OneAttention):
                 f"num_kv_heads={self.kv_heads}; each kv head serves equally many query heads"
             )
         self.check_rate(self.dropout_rate)
-        if self.qk_norm is not None and self.qk_norm.dim != self.width:
-            raise ValueError(
-                f"{self.name}: expected qk_norm of dim {self.width}, the width of a head, got {self.qk_norm.dim}; "
-                f"make it for {self.width}"
-            )
+        for name, norm in self.head_norms.items():
+            count = self.num_heads if name == "q_norm" else self.kv_heads
+            if norm.dim != self.width and (name == "v_norm" or norm.dim != count * self.width):
+                which = "qk_norm" if name != "v_norm" else name
+                all_heads = (
+                    "" if name == "v_norm" else f", or {count * self.width}, that of all heads of {name[0]}"
+                )
+                raise ValueError(
+                    f"{self.name}: expected {which} of dim {self.width}, the width of a head{all_heads}, got {norm.dim}; "
+                    f"make it for {self.width}"
+                )
         if not isinstance(self.sinks, bool):
             raise TypeError(
                 f"{self.name}: expected sinks=True or False, got {self.sinks!r}; the logits themselves are the "
@@ -117,8 +133,17 @@ class MultiHeadAttention(OneAttention):
         """The width D of a head."""
         return self.embed_dim // self.num_heads if self.head_dim is None else self.head_dim
 
+    @property
+    def head_norms(self) -> dict[str, Norm]:
+        """The norms of q, k and v, by the names of their params."""
+        pair = self.qk_norm if isinstance(self.qk_norm, tuple) else (self.qk_norm, self.qk_norm)
+        found = dict(zip(("q_norm", "k_norm", "v_norm"), (*pair, self.v_norm), strict=True))
+        return {name: norm for name, norm in found.items() if norm is not None}
+
     def parameters(self) -> Mapping[str, Parameter | Layer]:
-        heads = {"q": self.num_heads, "k": self.kv_heads, "v": self.kv_heads}
+        heads = {"q": self.num_heads, "k": self.kv_heads}
+        if not self.tied_kv:
+            heads["v"] = self.kv_heads
         packed = sum(heads.values()) * self.width if self.initializer == "xavier_packed" else None
         into, out_of = (
             ("glorot_uniform", "torch_linear") if packed is not None else (self.initializer, self.initializer)
@@ -130,8 +155,11 @@ class MultiHeadAttention(OneAttention):
             found[f"w_{name}"] = Parameter((fan_in, count, self.width), drawn)
             if self.qkv_bias:
                 found[f"b_{name}"] = Parameter((count, self.width), ZEROS)
-        if self.qk_norm is not None:
-            found |= {"q_norm": self.qk_norm, "k_norm": self.qk_norm}
+        found |= self.head_norms
+        if self.output_gate is not None:
+            gates = (self.num_heads, self.width) if self.output_gate == "entry" else (self.num_heads,)
+            drawn = initializer(self.name, into, self.embed_dim, packed or math.prod(gates))
+            found["w_g"] = Parameter((self.embed_dim, *gates), drawn)
         if self.output_projection:
             drawn = initializer(self.name, out_of, self.num_heads * self.width, self.embed_dim)
             found["w_o"] = Parameter((self.num_heads, self.width, self.embed_dim), drawn)
@@ -141,12 +169,15 @@ class MultiHeadAttention(OneAttention):
 
     def project(self, params: Params, x: Array, context: Array) -> tuple[Array, Array, Array]:
         """The queries, keys and values of every head, (..., H, L, D) and (..., Hkv, S, D), before rotation."""
-        q, k, v = (
-            _heads_first(linear(given, params[f"w_{name}"], params.get(f"b_{name}")))
-            for name, given in (("q", x), ("k", context), ("v", context))
-        )
-        if self.qk_norm is not None:
-            q, k = self.qk_norm(params["q_norm"], q), self.qk_norm(params["k_norm"], k)
+
+        def heads(name: str, given: Array) -> Array:
+            return linear(given, params[f"w_{name}"], params.get(f"b_{name}"))  # (..., L, H, D)
+
+        found = {"q": heads("q", x), "k": heads("k", context)}
+        found["v"] = found["k"] if self.tied_kv else heads("v", context)
+        for name, norm in self.head_norms.items():
+            found[name[0]] = _normed(norm, params[name], found[name[0]])
+        q, k, v = (_heads_first(found[name]) for name in "qkv")
         return q, k, v
 
     def empty_cache(self, batch: int, capacity: int, *, like: Array) -> KVCache:
@@ -163,6 +194,7 @@ class MultiHeadAttention(OneAttention):
         bias: Array | None = None,
         is_causal: bool | None = None,
         query_offset: int | Literal["end"] | Array | None = None,
+        positions: Array | None = None,
         cache: Cache | None = None,
         dropout_seed: int | Array | None = None,
         return_aux: AuxRequest | None = None,
@@ -177,7 +209,14 @@ class MultiHeadAttention(OneAttention):
                     "and x continues them"
                 )
             query_offset = cache.length
-        if self.rotary is not None:
+        if positions is not None:
+            if self.rotary is None or context is not None:
+                raise ValueError(
+                    f"{self.name}: expected positions in a layer with rotary and without context, got some "
+                    f"{'beside a context' if self.rotary else 'without rotary'}; the mask goes by query_offset"
+                )
+            q, k = self.rotary(q, positions), self.rotary(k, positions)
+        elif self.rotary is not None:
             q, k = self._turn(self.rotary, q, k, query_offset, cached=cache is not None)
         if cache is not None:
             cache = cache.append(k, v)
@@ -199,12 +238,15 @@ class MultiHeadAttention(OneAttention):
             return_aux=return_aux,
             implementation=self.implementation,
         )
-        return LayerResult(self._join(params, heads), cache, aux)
+        return LayerResult(self._join(params, x, heads), cache, aux)
 
-    def _join(self, params: Params, heads: Array) -> Array:
-        """The heads (..., H, L, D) side by side, through the output projection if there is one."""
+    def _join(self, params: Params, x: Array, heads: Array) -> Array:
+        """The heads (..., H, L, D) side by side, through gate and output projection if these are there."""
         xp, width = backend_of(heads).xp, self.num_heads * self.width
         heads = _heads_first(heads)  # its own inverse: (..., L, H, D)
+        if self.output_gate is not None:
+            gate = sigmoid(linear(x, params["w_g"]))
+            heads = heads * (gate if self.output_gate == "entry" else gate[..., None])
         joined = xp.reshape(heads, (*heads.shape[:-2], width))
         if not self.output_projection:
             return joined
@@ -239,6 +281,14 @@ class MultiHeadAttention(OneAttention):
         position = backend.arange(0, length, q) + start
         at_keys = position if cached else backend.arange(0, keys, k)
         return rotary(q, position), rotary(k, at_keys)
+
+
+def _normed(norm: Norm, params: Params, x: Array) -> Array:
+    """The norm of each head of x (..., L, H, D), or of all of them together, as its dim says."""
+    if norm.dim == x.shape[-1]:
+        return norm(params, x)
+    xp = backend_of(x).xp
+    return xp.reshape(norm(params, xp.reshape(x, (*x.shape[:-2], norm.dim))), x.shape)
 
 
 def _heads_first(x: Array) -> Array:

@@ -46,7 +46,7 @@ class LayerNorm(Layer):
 class RMSNorm(Layer):
     """x / sqrt(mean(x^2) + epsilon) * scale over the last axis (Zhang and Sennrich 2019, arXiv:1910.07467).
 
-    epsilon has no default: Llama takes 1e-5 or 1e-6, Flax and Keras 1e-6. Params: scale (dim,).
+    epsilon has no default: Llama takes 1e-5 or 1e-6, Flax and Keras 1e-6. Params: scale (dim,); none without use_scale.
 
     >>> import numpy as np
     >>> norm = RMSNorm(2, epsilon=0.0)
@@ -57,12 +57,13 @@ class RMSNorm(Layer):
     dim: int
     _: KW_ONLY
     epsilon: float
+    use_scale: bool = True
 
     def __post_init__(self) -> None:
         self.check_sizes(dim=self.dim)
 
     def parameters(self) -> Mapping[str, Parameter]:
-        return {"scale": Parameter((self.dim,), ONES)}
+        return {"scale": Parameter((self.dim,), ONES)} if self.use_scale else {}
 
     def __call__(self, params: Params, x: SameArray) -> SameArray:
         return _scaled(self, self.check(params, self.dim, x=x), params, x, centred=False)
@@ -78,4 +79,5 @@ def _scaled(norm: Norm, backend: Backend, params: Params, x: Array, *, centred: 
     if centred:
         x = x - xp.mean(x, axis=-1, keepdims=True)
     x = x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + norm.epsilon)
-    return backend.astype(x, dtype) * params["scale"]
+    x = backend.astype(x, dtype)
+    return x * params["scale"] if "scale" in params else x

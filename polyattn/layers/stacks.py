@@ -8,7 +8,6 @@ from typing import Any
 
 from polyattn._attention import AuxRequest
 from polyattn.arrays import Array
-from polyattn.caches import KVCache
 from polyattn.calls import seed_like, shown
 from polyattn.dropout import fold_in
 from polyattn.layers.attending import AttentionLayer
@@ -21,7 +20,7 @@ __all__ = ["Decoder", "Encoder"]
 
 @dataclass(frozen=True)
 class _Stack(AttentionLayer):
-    """The same block `depth` times, each with parameters of its own, and a norm at the end if asked for."""
+    """`depth` blocks, each with parameters of its own, and a norm at the end if asked for."""
 
     block: Any
     depth: int
@@ -30,21 +29,32 @@ class _Stack(AttentionLayer):
 
     def __post_init__(self) -> None:
         self.check_sizes(depth=self.depth)
+        if isinstance(self.block, tuple) and not 1 <= len(self.block) <= self.depth:
+            raise ValueError(
+                f"{self.name}: expected a pattern of 1 to depth={self.depth} blocks, got {len(self.block)}; the "
+                "blocks take turns"
+            )
+
+    @property
+    def blocks(self) -> tuple[Any, ...]:
+        """The block of every place: those of a pattern take turns."""
+        pattern = self.block if isinstance(self.block, tuple) else (self.block,)
+        return tuple(pattern[i % len(pattern)] for i in range(self.depth))
 
     def parameters(self) -> Mapping[str, Layer]:
-        blocks = {f"block_{i}": self.block for i in range(self.depth)}
+        blocks = {f"block_{i}": block for i, block in enumerate(self.blocks)}
         return blocks if self.final_norm is None else blocks | {"norm": self.final_norm}
 
-    def empty_cache(self, batch: int, capacity: int, *, like: Array) -> tuple[KVCache, ...]:
+    def empty_cache(self, batch: int, capacity: int, *, like: Array) -> tuple[Any, ...]:
         """A cache for each block, without tokens."""
-        return tuple(self.block.empty_cache(batch, capacity, like=like) for _ in range(self.depth))
+        return tuple(block.empty_cache(batch, capacity, like=like) for block in self.blocks)
 
     def run(
         self,
         params: Params,
         x: Array,
         *context: Array,
-        cache: Sequence[KVCache] | None = None,
+        cache: Sequence[Any] | None = None,
         dropout_seed: int | Array | None = None,
         return_aux: AuxRequest | None = None,
         **options: Any,
@@ -63,10 +73,10 @@ class _Stack(AttentionLayer):
         if dropout_seed is not None:
             dropout_seed = seed_like(self.name, "dropout_seed", dropout_seed)
         caches, aux = [], []
-        for i in range(self.depth):
+        for i, block in enumerate(self.blocks):
             own = {"cache": None if cache is None else cache[i], "return_aux": return_aux}
             seed = None if dropout_seed is None else fold_in(dropout_seed, i)
-            found = self.block.run(params[f"block_{i}"], x, *context, dropout_seed=seed, **own, **options)
+            found = block.run(params[f"block_{i}"], x, *context, dropout_seed=seed, **own, **options)
             x = found.out
             caches.append(found.cache)
             aux.append(found.aux)
@@ -81,8 +91,10 @@ class _Stack(AttentionLayer):
 class Encoder(_Stack):
     """`depth` encoder blocks one after the other, then final_norm if there is one.
 
-    Params: "block_0", ..., and "norm". The call is that of `EncoderBlock`; cache and aux are tuples with an
-    entry for each block. With causal attention it is the trunk of GPT and Llama.
+    block: one for all places, or a tuple of blocks that take turns, as the kinds of today's models do: five with a
+    window and one without (Gemma 3), three with linear attention and one with softmax (Qwen3-Next). Params:
+    "block_0", ..., and "norm". The call is that of `EncoderBlock`; cache and aux are tuples with an entry for each
+    block. With causal attention it is the trunk of GPT and Llama.
 
     >>> import numpy as np
     >>> encoder = Encoder(EncoderBlock.preset("torch", 8, 2, 32), 2)
@@ -90,7 +102,7 @@ class Encoder(_Stack):
     (5, 8)
     """
 
-    block: EncoderBlock
+    block: EncoderBlock | tuple[EncoderBlock, ...]
 
 
 @dataclass(frozen=True)
@@ -107,4 +119,4 @@ class Decoder(_Stack):
     (5, 8)
     """
 
-    block: EncoderDecoderAttention
+    block: EncoderDecoderAttention | tuple[EncoderDecoderAttention, ...]

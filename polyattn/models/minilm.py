@@ -82,10 +82,10 @@ class SentenceEncoder(Layer):
     ) -> Iterator[tuple[Array, Array, Array]]:
         """What the attention of each block is given, (batch, 12, length, 32) each."""
         x = self.embed(params, tokens)
-        for i in range(self.encoder.depth):
+        for i, block in enumerate(self.encoder.blocks):
             own = params["encoder"][f"block_{i}"]
-            yield self.encoder.block.attention.project(own["attention"], x, x)
-            x = self.encoder.block(own, x, mask=masks.key_lengths(lengths))
+            yield block.attention.project(own["attention"], x, x)
+            x = block(own, x, mask=masks.key_lengths(lengths))
 
 
 MINILM = SentenceEncoder()

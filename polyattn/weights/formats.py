@@ -75,7 +75,7 @@ class Format:
     attention: Callable[[MultiHeadAttention], list[Rule]]
     norm: Mapping[str, str]  # ours -> theirs
     rms_norm: Mapping[str, str] = field(default_factory=dict)  # where it is not as norm
-    qk_norm: Mapping[str, str] = field(default_factory=dict)  # part -> prefix
+    head_norms: Mapping[str, str] = field(default_factory=dict)  # part -> prefix
     sinks: str | None = None
     linear: Mapping[str, str] = field(default_factory=dict)
     mlp: Mapping[str, str] = field(default_factory=dict)
@@ -107,11 +107,10 @@ def _of(f: Format, layer: Layer) -> list[Rule]:
             if f.sinks is None:
                 raise LookupError(f"{layer} with sinks")
             rules.append(same(f.sinks, "sinks", (layer.num_heads,)))
-        if layer.qk_norm is not None:
-            if not f.qk_norm:
-                raise LookupError(f"{layer} with qk_norm")
-            for ours, theirs in f.qk_norm.items():
-                rules += _part(f, layer.qk_norm, ours, theirs)
+        for ours, norm in layer.head_norms.items():
+            if ours not in f.head_norms:
+                raise LookupError(f"{layer} with {'qk_norm' if ours != 'v_norm' else ours}")
+            rules += _part(f, norm, ours, f.head_norms[ours])
         return rules
     if isinstance(layer, LayerNorm | RMSNorm):
         names = f.rms_norm if f.rms_norm and isinstance(layer, RMSNorm) else f.norm
@@ -127,9 +126,9 @@ def _of(f: Format, layer: Layer) -> list[Rule]:
     if isinstance(layer, Encoder | Decoder) and f.stack[0]:
         if layer.final_norm is not None and not f.stack[1]:
             raise LookupError(f"{layer} with final_norm")
-        norm = [] if layer.final_norm is None else _part(f, layer.final_norm, "norm", f.stack[1])
-        blocks = (_part(f, layer.block, f"block_{i}", f.stack[0].format(i)) for i in range(layer.depth))
-        return [*(rule for block in blocks for rule in block), *norm]
+        last = [] if layer.final_norm is None else _part(f, layer.final_norm, "norm", f.stack[1])
+        blocks = (_part(f, block, f"block_{i}", f.stack[0].format(i)) for i, block in enumerate(layer.blocks))
+        return [*(rule for block in blocks for rule in block), *last]
     kinds = ((EncoderBlock, f.encoder), (EncoderDecoderAttention, f.decoder))
     prefixes = next((names for kind, names in kinds if isinstance(layer, kind)), {})
     parts = layer.parameters()
@@ -176,7 +175,7 @@ FORMATS: Mapping[str, Format] = {
     "flax": Format(
         separate("query key value out", ".kernel", ".bias", False),
         {"scale": "scale", "bias": "bias"},
-        qk_norm={"q_norm": "query_ln.", "k_norm": "key_ln."},
+        head_norms={"q_norm": "query_ln.", "k_norm": "key_ln."},
         linear={"w": "kernel", "b": "bias"},
         transposed=False,
     ),
@@ -204,7 +203,7 @@ FORMATS: Mapping[str, Format] = {
     "llama": Format(
         separate("q_proj k_proj v_proj o_proj", ".weight", ".bias", True),
         _NORM,
-        qk_norm={"q_norm": "q_norm.", "k_norm": "k_norm."},
+        head_norms={"q_norm": "q_norm.", "k_norm": "k_norm."},
         sinks="sinks",
         linear=_LINEAR,
         mlp=_affine({"in": "up_proj", "gate": "gate_proj", "out": "down_proj"}),

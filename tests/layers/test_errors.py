@@ -56,10 +56,14 @@ CONFIGURATION: dict[str, tuple[Callable[[], Any], str]] = {
     "size": (lambda: layers.Embedding(0, 8), "Embedding: expected size to be a positive int, got 0; give a size of at least 1"),
     "LayerNorm": (lambda: layers.LayerNorm(-1, epsilon=1e-5), "LayerNorm: expected dim to be a positive int, got -1; give a size of at least 1"),
     "RMSNorm": (lambda: layers.RMSNorm(2.5, epsilon=1e-5), "RMSNorm: expected dim to be a positive int, got 2.5; give a size of at least 1"),  # type: ignore[arg-type]
-    "qk_norm": (lambda: MHA(8, 2, qk_norm=NORM), "MultiHeadAttention: expected qk_norm of dim 4, the width of a head, got 8; make it for 4"),
+    "qk_norm": (lambda: MHA(8, 2, qk_norm=layers.LayerNorm(3, epsilon=1e-5)), "MultiHeadAttention: expected qk_norm of dim 4, the width of a head, or 8, that of all heads of q, got 3; make it for 4"),
+    "v_norm": (lambda: MHA(8, 2, v_norm=NORM), "MultiHeadAttention: expected v_norm of dim 4, the width of a head, got 8; make it for 4"),
+    "positions": (lambda: MHA(8, 2)(MHA(8, 2).init(0, like=X), X, positions=np.arange(5)), "MultiHeadAttention: expected positions in a layer with rotary and without context, got some without rotary; the mask goes by query_offset"),
+    "no norm behind": (lambda: layers.EncoderBlock(MHA(8, 2), layers.MLP(8, 8, activation="relu"), None, norm_first=False), "EncoderBlock: expected a norm with norm_first=False, which normalises the sum, got None; with a branch_norm alone write norm_first=True"),
+    "pattern": (lambda: layers.Encoder((), 2), "Encoder: expected a pattern of 1 to depth=2 blocks, got 0; the blocks take turns"),
     "initializer": (lambda: MHA(8, 2, initializer="he"), "MultiHeadAttention: expected an initializer among glorot_uniform, lecun_normal, torch_linear, xavier_packed (attention), or a Distribution, got 'he'; take one of these, for example layers.Normal(0.02)"),
     "initializer of an MLP": (lambda: init(layers.MLP(8, 4, activation="relu", initializer="xavier_packed")), "MLP: expected an initializer among glorot_uniform, lecun_normal, torch_linear, xavier_packed (attention), or a Distribution, got 'xavier_packed'; take one of these, for example layers.Normal(0.02)"),
-    "activation": (lambda: layers.MLP(8, 4, activation="tanh"), "MLP: expected activation among relu, gelu, gelu_tanh, silu, swiglu, got 'tanh'; take the one that the model was trained with"),
+    "activation": (lambda: layers.MLP(8, 4, activation="tanh"), "MLP: expected activation among relu, gelu, gelu_tanh, silu, swiglu, geglu, geglu_tanh, got 'tanh'; take the one that the model was trained with"),
     "score": (lambda: layers.LuongAttention(8, score="add"), "LuongAttention: expected score 'dot', 'general' or 'concat', got 'add'; take one of these"),
     "dot of two widths": (lambda: layers.LuongAttention(8, score="dot", context_dim=6), "LuongAttention: expected equal widths for score='dot', got embed_dim=8 and context_dim=6; take score='general'"),
     "concat without hidden_dim": (lambda: layers.LuongAttention(8, score="concat"), "LuongAttention: expected hidden_dim with score='concat' and only there, got score='concat' and hidden_dim=None; it is the width of the layer inside 'concat'"),
@@ -133,6 +137,7 @@ KINDS: dict[str, tuple[Callable[[], Any], str]] = {
     "a bias that is no array": (call(ATTEND, X, bias=True), "MultiHeadAttention: expected bias to be an array of an array API library (NumPy, JAX, PyTorch, ...), got bool; convert it, for example with numpy.asarray"),
     "return_aux": (run(layers.AdditiveAttention(8, 4), X, return_aux=True), "AdditiveAttention: expected return_aux to be an AuxRequest or None, got True; write return_aux=AuxRequest(lse=True)"),
     "bool as seed": (lambda: ATTEND.init(True, like=X), "MultiHeadAttention.init: expected seed to be an integer, got True; pass a Python int"),
+    "output gate": (lambda: MHA(8, 2, output_gate="row"), "MultiHeadAttention: expected output_gate to be 'entry' or 'head' or None, got 'row'; pass one of these"),  # type: ignore[arg-type]
     "like of integers": (lambda: ATTEND.init(0, like=np.zeros((), int)), "MultiHeadAttention.init: expected `like` to be a real floating array, got int64; it gives the library, the dtype and the device of the parameters"),
 }  # fmt: skip
 
