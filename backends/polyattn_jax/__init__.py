@@ -118,6 +118,11 @@ class JaxBackend(Backend):
             return run_eagerly(f, static, arrays)
         return f(static, arrays)
 
+    jits = True
+
+    def jit(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.jit(f)
+
     def derivative(self, f: Callable[[Array], Array], x: Array, cotangent: Array) -> Array:
         return jax.vjp(f, x)[1](cotangent)[0]
 

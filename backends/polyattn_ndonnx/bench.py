@@ -22,6 +22,7 @@ class OnnxBench:
     name: str = "onnx"
     version = f"{xp.__version__} on ONNX Runtime {onnxruntime.__version__}"
     dtypes: tuple[str, ...] = ("float64", "float32", "float16")
+    writes_graphs = True
     pace = 0.2  # seconds for a result, most of them to make a session (2026-11)
 
     def array(self, x: Floats, dtype: str | None = None) -> Array:

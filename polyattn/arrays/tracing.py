@@ -53,6 +53,13 @@ class Tracing:
         """f(static, arrays), compiled if the library does that; `static` is hashable."""
         return f(static, arrays)
 
+    #: Whether `jit` compiles, so that what changes from call to call is best an array.
+    jits = False
+
+    def jit(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """f, a function of arrays in tuples and dicts, as one program where the library makes one quickly."""
+        return f
+
     def derivative(self, f: Callable[[Array], Array], x: Array, cotangent: Array) -> Array:
         """The gradient of sum(f(x) * cotangent)."""
         raise NotImplementedError(

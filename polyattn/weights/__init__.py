@@ -10,6 +10,7 @@
 
 from polyattn.weights.files import load, save
 from polyattn.weights.formats import FORMATS, from_format, to_format
+from polyattn.weights.gguf import Gguf, read_gguf
 from polyattn.weights.modules import read, write
 from polyattn.weights.permutations import (
     grouped_to_tiled,
@@ -21,6 +22,7 @@ from polyattn.weights.tree import convert, flatten, unflatten
 
 __all__ = [
     "FORMATS",
+    "Gguf",
     "convert",
     "flatten",
     "from_format",
@@ -29,6 +31,7 @@ __all__ = [
     "interleaved_to_half",
     "load",
     "read",
+    "read_gguf",
     "save",
     "tiled_to_grouped",
     "to_format",

@@ -10,9 +10,11 @@ from polyattn.arrays import Array
 from polyattn.layers import (
     MLP,
     Decoder,
+    Embedding,
     Encoder,
     EncoderBlock,
     EncoderDecoderAttention,
+    LanguageModel,
     Layer,
     LayerNorm,
     Linear,
@@ -32,8 +34,8 @@ def from_format(
     """The params of `layer` from the named arrays of another library, in the library these are arrays of.
 
     format: "torch" (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer and their
-    stacks), "flax" (nnx), "keras", "equinox", "gpt2", "llama" (also Qwen, Mistral, the attention of GPT-OSS), "bert" (the last three
-    as Hugging Face names them). prefix: only names that begin with it count, without it. Every name must be
+    stacks), "flax" (nnx), "keras", "equinox", "gpt2", "llama" (also Qwen, Mistral, the attention of GPT-OSS), "bert" (the
+    last three as Hugging Face names them), "gguf" (Llama as llama.cpp names it). prefix: only names that begin with it count, without it. Every name must be
     used and every parameter found: a ValueError lists what is not. `polyattn.weights.read(module)` gives
     the tensors of a module.
 
@@ -82,6 +84,7 @@ class Format:
     encoder: Mapping[str, str] = field(default_factory=dict)  # part -> prefix
     decoder: Mapping[str, str] = field(default_factory=dict)
     stack: tuple[str, str] = ("", "")  # prefix of a block, prefix of the norm
+    language: Mapping[str, str] = field(default_factory=dict)  # part -> prefix
     transposed: bool = True  # weights are (out, in)
 
 
@@ -129,10 +132,12 @@ def _of(f: Format, layer: Layer) -> list[Rule]:
         last = [] if layer.final_norm is None else _part(f, layer.final_norm, "norm", f.stack[1])
         blocks = (_part(f, block, f"block_{i}", f.stack[0].format(i)) for i, block in enumerate(layer.blocks))
         return [*(rule for block in blocks for rule in block), *last]
-    kinds = ((EncoderBlock, f.encoder), (EncoderDecoderAttention, f.decoder))
+    if isinstance(layer, Embedding):
+        return [same("weight", "table", (layer.size, layer.dim))]
+    kinds = ((EncoderBlock, f.encoder), (EncoderDecoderAttention, f.decoder), (LanguageModel, f.language))
     prefixes = next((names for kind, names in kinds if isinstance(layer, kind)), {})
     parts = layer.parameters()
-    if not prefixes or parts.keys() != prefixes.keys():
+    if not prefixes or not parts.keys() <= prefixes.keys():
         raise LookupError(str(layer))
     return [rule for name, part in parts.items() for rule in _part(f, part, name, prefixes[name])]  # type: ignore[arg-type]
 
@@ -214,6 +219,17 @@ FORMATS: Mapping[str, Format] = {
             "norm_2": "post_attention_layernorm.",
         },
         stack=("layers.{}.", "norm."),
+        language={"embedding": "model.embed_tokens.", "trunk": "model.", "head": "lm_head."},
+    ),
+    "gguf": Format(
+        separate("attn_q attn_k attn_v attn_output", ".weight", ".bias", True),
+        _NORM,
+        head_norms={"q_norm": "attn_q_norm.", "k_norm": "attn_k_norm."},
+        linear=_LINEAR,
+        mlp=_affine({"in": "ffn_up", "gate": "ffn_gate", "out": "ffn_down"}),
+        encoder={"attention": "", "norm_1": "attn_norm.", "mlp": "", "norm_2": "ffn_norm."},
+        stack=("blk.{}.", "output_norm."),
+        language={"embedding": "token_embd.", "trunk": "", "head": "output."},
     ),
     "bert": Format(
         separate("self.query self.key self.value output.dense", ".weight", ".bias", True),

@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from polyattn.cli import app
-from polyattn.models.trial import real_input
+from polyattn.models.real import real_input
 from polyattn.parity.verify import plan
 from polyattn.truth.measure import ACCEPTANCE
 

@@ -14,7 +14,7 @@ from polyattn import attention, masks, testing
 from polyattn.cli import app
 from polyattn.implementations import TRANSFORMS
 from polyattn.masks.grammar import parse_mask
-from polyattn.models.trial import real_input
+from polyattn.models.real import real_input
 from polyattn.parity import ACCEPTANCE, Spec, eta, truth
 from polyattn.parity.cases import cases
 from polyattn.parity.verify import QUICK, plan

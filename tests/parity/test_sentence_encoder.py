@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from polyattn.arrays.special import erf
-from polyattn.models import trial as pretrained
+from polyattn.models import encoder_trial as pretrained
 from polyattn.models.minilm import MINILM, load, model_directory, tokenize
 from polyattn.models.real import real_cases
 from polyattn.models.search import SENTENCES, ranking
+from polyattn.models.trial import DTYPES, ModelTrial
 from polyattn.onnx import export
 from polyattn.parity import ACCEPTANCE
 from polyattn.testing import BENCHES, check_backend, load_bench
@@ -40,14 +41,14 @@ def test_the_truth_is_what_transformers_computes_by_itself_in_float64() -> None:
     theirs = torch.nn.functional.normalize(mean, dim=-1).numpy()
     truth = pretrained.expected()
     assert 1e-9 < truth.noise < 1e-5
-    assert np.abs(theirs - truth.embeddings).max() <= ACCEPTANCE * truth.noise * 2.0**-53 / 2.0**-24
-    assert (ranking(theirs) == truth.ranking).all()
+    assert np.abs(theirs - truth.values).max() <= ACCEPTANCE * truth.noise * 2.0**-53 / 2.0**-24
+    assert (ranking(theirs) == truth.decisions).all()
 
 
-TRIALS = pretrained.trials()[0]
+TRIALS = pretrained.encoder_trials()[0]
 
 
-@pytest.mark.parametrize("dtype", pretrained.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("library", BENCHES)
 def test_embeddings_and_ranking_are_the_same_on_every_library(library: str, dtype: str) -> None:
     outcome = TRIALS[0].judge(load_bench(library), dtype)
@@ -55,7 +56,7 @@ def test_embeddings_and_ranking_are_the_same_on_every_library(library: str, dtyp
     assert set(outcome.etas) == {"embeddings", "ranking"}
 
 
-@pytest.mark.parametrize("dtype", pretrained.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_embeddings_and_ranking_are_the_same_in_transformers_with_polyattn(dtype: str) -> None:
     outcome = TRIALS[1].judge(load_bench("torch"), dtype)
     assert outcome.agrees, outcome
@@ -82,16 +83,18 @@ def test_embeddings_and_ranking_are_the_same_in_the_exported_model() -> None:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (theirs,) = session.run(None, {"tokens": ids, "lengths": lengths})
     truth = pretrained.expected()
-    assert np.abs(theirs - truth.embeddings).max() <= ACCEPTANCE * truth.noise
-    assert (ranking(theirs) == truth.ranking).all()
+    assert np.abs(theirs - truth.values).max() <= ACCEPTANCE * truth.noise
+    assert (ranking(theirs) == truth.decisions).all()
 
 
-def test_a_model_that_sees_its_padding_is_noticed() -> None:
-    embed = lambda bench, dtype, ids, lengths: TRIALS[0].embed(bench, dtype, ids, lengths * 0 + ids.shape[1])  # noqa: E731
-    outcome = pretrained.EmbeddingTrial("sees padding", embed).judge(load_bench("numpy"), "float32")
+def test_a_model_that_sees_its_padding_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pretrained.expected().noise > 0  # the truth, before the tokens change
+    ids, lengths = pretrained.tokens()
+    monkeypatch.setattr(pretrained, "tokens", lambda: (ids, lengths * 0 + ids.shape[1]))
+    outcome = TRIALS[0].judge(load_bench("numpy"), "float32")
     assert outcome.eta > 4
     assert outcome.word == "order"
-    crash = pretrained.EmbeddingTrial("crash", lambda *_: 1 / 0).judge(load_bench("numpy"), "float32")  # type: ignore[arg-type, return-value]
+    crash = ModelTrial("crash", pretrained.QUESTION, lambda *_: 1 / 0).judge(load_bench("numpy"), "float32")  # type: ignore[arg-type, return-value]
     assert crash.error == "ZeroDivisionError: division by zero"
 
 

@@ -1,0 +1,176 @@
+"""A language model goes on with a text, one token after the other: the same tokens on every array library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polyattn.arrays import Array, Backend, backend_of, is_array
+from polyattn.arrays.random import key_of, threefry2x32
+from polyattn.calls import answers, number, seed, size
+from polyattn.layers import LanguageModel, Params
+
+__all__ = ["Sampling", "Token", "generate", "likeliest"]
+
+_WHO = "polyattn.generation"
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+#: (logits (vocabulary,) in float64, position of the next token) -> scores, whose largest names the next token.
+Choice = Callable[[Floats, int], Floats]
+
+
+class Token(NamedTuple):
+    """A token that was chosen."""
+
+    number: int
+    margin: float  # how much larger its score was than that of any other, in units of the logits
+
+
+def likeliest(logits: Floats, position: int) -> Floats:
+    """Greedy decoding: the scores are the logits."""
+    return logits
+
+
+@answers(f"{_WHO}.Sampling", "settings")
+@dataclass(frozen=True)
+class Sampling:
+    """Draws from softmax(logits / temperature), of the top_k largest logits, of the fewest that hold top_p together.
+
+        scores = logits + temperature * g,   g = -log(-log(u)),   u uniform from (seed, position, token) alone
+
+    Their argmax has just that distribution (Gumbel 1954; Maddison 2014, arXiv:1411.0030, section 2), and no library
+    has a say in u, so that one seed is one text. top_p: nucleus, Holtzman 2020, arXiv:1904.09751, equation 2.
+
+    >>> Sampling(seed=1, top_k=1)(np.asarray([0.0, 3.0, 1.0]), 5).argmax()
+    np.int64(1)
+    """
+
+    _: KW_ONLY
+    seed: int
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        who = f"{_WHO}.Sampling"
+        seed(who, "seed", self.seed)
+        if not 0.0 < number(who, "temperature", self.temperature) < float("inf"):
+            raise ValueError(
+                f"{who}: expected temperature > 0 and finite, got {self.temperature!r}; without chance take likeliest"
+            )
+        if self.top_k is not None and size(who, "top_k", self.top_k) < 1:
+            raise ValueError(f"{who}: expected top_k of at least 1, got {self.top_k!r}; None is all of them")
+        if self.top_p is not None and not 0.0 < number(who, "top_p", self.top_p) <= 1.0:
+            raise ValueError(f"{who}: expected 0 < top_p <= 1, got {self.top_p!r}; it is a probability")
+
+    def __call__(self, logits: Floats, position: int) -> Floats:
+        scores = logits + self.temperature * gumbel(self.seed, position, len(logits))
+        order = np.argsort(-logits, kind="stable")
+        some = len(order) if self.top_k is None else self.top_k
+        if self.top_p is not None:
+            ranked = logits[order[:some]] / self.temperature
+            weights = np.exp(ranked - ranked[0])
+            before = np.cumsum(weights) - weights
+            some = int(np.count_nonzero(before < self.top_p * np.sum(weights)))
+        scores[order[some:]] = -np.inf
+        return scores
+
+
+def gumbel(seed: int, position: int, count: int) -> Floats:
+    """Standard Gumbel numbers (count,), a function of the seed, the position in the text, and the index alone."""
+    index = np.arange(count, dtype=np.int32)
+    key0, key1 = (np.full_like(index, key) for key in key_of(seed, 0))
+    word, _ = threefry2x32(key0, key1, np.full_like(index, position), index)
+    uniform = (word + 2.0**31 + 0.5) * 2.0**-32
+    drawn: Floats = -np.log(-np.log(uniform))
+    return drawn
+
+
+@answers(f"{_WHO}.generate")
+def generate(
+    model: LanguageModel,
+    params: Params,
+    tokens: Sequence[int],
+    *,
+    length: int,
+    choose: Choice = likeliest,
+    stop: Collection[int] = (),
+    piece: int = 32,
+) -> Iterator[Token]:
+    """The tokens that follow, at most `length`, each as soon as it is chosen; none of `stop`, before which it ends.
+
+    tokens: the text so far, at least one. choose: `likeliest`, a `Sampling`, or any function of logits and position.
+    The text goes into the caches of the model `piece` tokens at a time, then each token as it comes; on JAX as one
+    compiled step, which serves every position. The choice is made in float64 on NumPy for all libraries, so that they
+    differ by their logits alone; `margin` tells how near a choice came to being another one.
+
+    >>> from polyattn.layers import MLP, CausalSelfAttention, Embedding, Encoder, EncoderBlock, RMSNorm
+    >>> norm, attention = RMSNorm(8, epsilon=1e-5), CausalSelfAttention(8, 2, context_length=None)
+    >>> block = EncoderBlock(attention, MLP(8, 16, activation="swiglu"), norm, norm_first=True)
+    >>> model = LanguageModel(Embedding(50, 8), Encoder(block, 2, final_norm=norm))
+    >>> params = model.init(0, like=np.zeros(()))
+    >>> [token.number for token in generate(model, params, [3, 1, 4], length=4)]
+    [48, 25, 30, 4]
+    """
+    who = f"{_WHO}.generate"
+    length, piece = size(who, "length", length), size(who, "piece", piece)
+    text = [int(token) for token in tokens]
+    if not text or piece < 1:
+        wanted, came = ("piece of at least 1", piece) if text else ("tokens to go on from", "none")
+        raise ValueError(f"{who}: expected {wanted}, got {came}; begin with the token that begins a text")
+    return _tokens(model, params, text, length, choose, frozenset(stop), piece)
+
+
+def _tokens(
+    model: LanguageModel,
+    params: Params,
+    text: list[int],
+    length: int,
+    choose: Choice,
+    stop: frozenset[int],
+    piece: int,
+) -> Iterator[Token]:
+    like = params["embedding"]["table"]
+    backend = backend_of(like)
+    params = _constant(params)
+    step = _step(model, backend)
+    caches = model.empty_cache(1, len(text) + length, like=like)
+    if backend.jits:  # an array, so that one program serves every position
+        none = backend.asarray(0, backend.xp.int32, like)
+        caches = tuple(empty._replace(length=none) for empty in caches)
+    done = 0
+    while done < len(text):
+        rest = len(text) - done
+        n = piece if rest >= piece else 1 if backend.jits else rest  # programs of two sizes alone
+        part = backend.asarray([text[done : done + n]], backend.xp.int32, like)
+        logits, caches = step(params, part, caches)
+        done += n
+    for _ in range(length):
+        scores = choose(np.asarray(backend.to_numpy(logits), np.float64), done)
+        second, best = np.argsort(scores, kind="stable")[-2:] if len(scores) > 1 else (0, 0)
+        if int(best) in stop:
+            return
+        yield Token(int(best), float(scores[best] - scores[second]))
+        logits, caches = step(params, backend.asarray([[int(best)]], backend.xp.int32, like), caches)
+        done += 1
+
+
+@cache
+def _step(model: LanguageModel, backend: Backend) -> Callable[..., Any]:
+    """(params, tokens (1, n), caches) -> logits of the next token (vocabulary,), and the caches with the n tokens."""
+
+    def step(params: Params, tokens: Array, caches: Sequence[Any]) -> tuple[Array, Sequence[Any]]:
+        trunk = model.trunk_of(params, tokens, cache=caches)
+        return model.logits(params, trunk.out[..., -1:, :])[0, 0, :], trunk.cache
+
+    return backend.jit(step)
+
+
+def _constant(params: Any) -> Any:
+    """The params as constants: a text has no derivative, and no step should remember those before it."""
+    if isinstance(params, Mapping):
+        return {name: _constant(x) for name, x in params.items()}
+    return backend_of(params).stop_gradient(params) if is_array(params) else params
