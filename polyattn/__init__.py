@@ -27,6 +27,7 @@ _ROOMS = (
     "dialects",
     "dropout",
     "implementations",
+    "latent",
     "layers",
     "linear",
     "models",

@@ -13,6 +13,7 @@ from polyattn.layers.attending import AttentionLayer
 from polyattn.layers.blocks import DecoderAux, DecoderBlock, EncoderBlock, EncoderDecoderAttention
 from polyattn.layers.dense import MLP, Embedding, Linear
 from polyattn.layers.initializers import Constant, Distribution, Normal, Uniform
+from polyattn.layers.latent import LatentAttention
 from polyattn.layers.layer import Layer, LayerResult, Parameter, Params
 from polyattn.layers.multihead import MultiHeadAttention
 from polyattn.layers.named import (
@@ -45,6 +46,7 @@ __all__ = [
     "EncoderBlock",
     "EncoderDecoderAttention",
     "GroupedQueryAttention",
+    "LatentAttention",
     "Layer",
     "LayerNorm",
     "LayerResult",

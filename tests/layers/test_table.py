@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shared import formulas
+from shared import formulas, mechanisms
 from shared.formulas import Array
 from shared.libraries import jax, polyattn_autograd, torch
 from shared.running import LIBRARIES, applied, bench_of, drawn, mapped, normal
 
 from polyattn import AuxRequest, attention, layers, masks
 from polyattn.parity import UNIT_ROUNDOFF
+from polyattn.rotary import Rotary
 from polyattn.testing import BENCHES
 from polyattn.truth.rounding import noise
 
@@ -60,6 +61,14 @@ def _one_head(q: Array, k: Array, v: Array, **options: Any) -> Any:
 NORM = layers.LayerNorm(8, epsilon=1e-5)
 HEADS = layers.MultiHeadAttention(8, 2)
 SOURCE = layers.MultiHeadAttention(8, 2, context_dim=6)
+LATENT: dict[str, Any] = {
+    "kv_lora_rank": 5,
+    "qk_nope_head_dim": 3,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 2,
+    "epsilon": 1e-6,
+    "rotary": Rotary(interleaved=True),
+}
 
 
 def _decoder(norm_first: bool) -> Row:
@@ -183,6 +192,16 @@ ROWS = [
             "mask": masks.key_lengths(a(np.array([6, 2], np.int32))) & masks.causal(),
         },
         causal=True,
+    ),
+    *(
+        Row(
+            f"LatentAttention, {'x itself' if rank is None else 'latents'} for queries",
+            layers.LatentAttention(8, 2, **LATENT, q_lora_rank=rank, is_causal=True),
+            (8,),
+            partial(mechanisms.latent, epsilon=1e-6, allowed=TRIL),
+            causal=True,
+        )
+        for rank in (None, 5)
     ),
 ]
 BY_NAME = {row.name: row for row in ROWS}
