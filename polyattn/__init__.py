@@ -25,6 +25,7 @@ _ROOMS = (
     "calls",
     "conventions",
     "dialects",
+    "differential",
     "dropout",
     "implementations",
     "latent",

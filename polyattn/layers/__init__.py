@@ -12,6 +12,7 @@ from polyattn.layers.alignment import AdditiveAttention, LuongAttention
 from polyattn.layers.attending import AttentionLayer
 from polyattn.layers.blocks import DecoderAux, DecoderBlock, EncoderBlock, EncoderDecoderAttention
 from polyattn.layers.dense import MLP, Embedding, Linear
+from polyattn.layers.differential import DifferentialAttention
 from polyattn.layers.initializers import Constant, Distribution, Normal, Uniform
 from polyattn.layers.latent import LatentAttention
 from polyattn.layers.layer import Layer, LayerResult, Parameter, Params
@@ -40,6 +41,7 @@ __all__ = [
     "Decoder",
     "DecoderAux",
     "DecoderBlock",
+    "DifferentialAttention",
     "Distribution",
     "Embedding",
     "Encoder",

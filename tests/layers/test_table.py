@@ -203,6 +203,13 @@ ROWS = [
         )
         for rank in (None, 5)
     ),
+    Row(
+        "DifferentialAttention",
+        layers.DifferentialAttention(8, 2, num_kv_heads=1, lambda_init=0.2, epsilon=1e-5, is_causal=True),
+        (8,),
+        partial(mechanisms.differential, lambda_init=0.2, epsilon=1e-5, allowed=TRIL),
+        causal=True,
+    ),
 ]
 BY_NAME = {row.name: row for row in ROWS}
 RUNS = [("numpy", "float64"), ("numpy", "float32"), ("strict", "float64"), ("jax", "float32")]
@@ -228,7 +235,7 @@ def runner(name: str, library: str, dtype: str) -> Callable[..., Found]:
     def f(params: Arrays, inputs: list[Array]) -> tuple[Array, list[Array]]:
         asked = AuxRequest(weights=True)
         out, _, aux = row.layer.run(params, *inputs, **options, return_aux=asked)
-        found = aux if isinstance(aux, layers.DecoderAux) else (aux,)
+        found = aux if isinstance(aux, tuple) else (aux,)  # of two attentions
         return out, [part.weights for part in found]
 
     def loss(params: Arrays, inputs: list[Array], cotangent: Array) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +28,9 @@ def turned(x: Array, base: float = 10000.0) -> Array:
     angle = np.arange(x.shape[-2])[:, None] * base ** (-np.arange(half) / half)
     cos, sin = constant(np.cos(angle), x), constant(np.sin(angle), x)
     a, b = x[..., 0::2], x[..., 1::2]
-    return of(x).concatenate([a * cos - b * sin, a * sin + b * cos], -1)
+    return of(x).concatenate(
+        [a * cos - b * sin, a * sin + b * cos], -1
+    )  # all first entries, then all second ones
 
 
 def latent(p: Params, x: Array, *, epsilon: float, allowed: Array = 1.0) -> Any:
@@ -46,5 +47,36 @@ def latent(p: Params, x: Array, *, epsilon: float, allowed: Array = 1.0) -> Any:
     return out, of(x).stack([w for _, w in found], -3)
 
 
-def scores(q: Array, k: Array) -> Array:
-    return (q @ k.swapaxes(-1, -2)) / math.sqrt(q.shape[-1])
+def differential(
+    p: Params, x: Array, *, lambda_init: float, epsilon: float, allowed: Array = 1.0, rotary: bool = False
+) -> Any:
+    """The two softmaxes of every head, their difference written out as weights."""
+    exp, group = of(x).exp, p["w_q"].shape[1] // p["w_k"].shape[1]
+    lam = (
+        exp((p["lambda_q1"] * p["lambda_k1"]).sum())
+        - exp((p["lambda_q2"] * p["lambda_k2"]).sum())
+        + lambda_init
+    )
+    out, first, second = 0.0, [], []
+    half = p["w_q"].shape[2] // 2
+    turn = turned_halves if rotary else lambda x: x
+    for h in range(p["w_q"].shape[1]):
+        q, k, v = x @ p["w_q"][:, h], x @ p["w_k"][:, h // group], x @ p["w_v"][:, h // group]
+        one, other = (
+            attend(turn(q[..., part]), turn(k[..., part]), v, allowed=allowed)[1]
+            for part in (slice(0, half), slice(half, None))
+        )
+        head = rms_norm((one - lam * other) @ v, epsilon, p["norm"]["scale"])
+        out = out + (1 - lambda_init) * head @ p["w_o"][h]
+        first.append(one)
+        second.append(other)
+    return out, (of(x).stack(first, -3), of(x).stack(second, -3))
+
+
+def turned_halves(x: Array, base: float = 10000.0) -> Array:
+    """As `turned`, with entry i and entry i + P/2 as a pair."""
+    half = x.shape[-1] // 2
+    join = of(x).concatenate
+    pairs = of(x).stack([x[..., :half], x[..., half:]], -1)
+    mixed = turned(pairs.reshape(x.shape), base)
+    return join([mixed[..., :half], mixed[..., half:]], -1)
