@@ -12,8 +12,10 @@ from polyattn.layers.alignment import AdditiveAttention, LuongAttention
 from polyattn.layers.attending import AttentionLayer
 from polyattn.layers.blocks import DecoderAux, DecoderBlock, EncoderBlock, EncoderDecoderAttention
 from polyattn.layers.dense import MLP, Embedding, Linear
+from polyattn.layers.differential import DifferentialAttention
 from polyattn.layers.initializers import Constant, Distribution, Normal, Uniform
 from polyattn.layers.language import LanguageModel
+from polyattn.layers.latent import LatentAttention
 from polyattn.layers.layer import Layer, LayerResult, Parameter, Params
 from polyattn.layers.multihead import MultiHeadAttention
 from polyattn.layers.named import (
@@ -40,6 +42,7 @@ __all__ = [
     "Decoder",
     "DecoderAux",
     "DecoderBlock",
+    "DifferentialAttention",
     "Distribution",
     "Embedding",
     "Encoder",
@@ -47,6 +50,7 @@ __all__ = [
     "EncoderDecoderAttention",
     "GroupedQueryAttention",
     "LanguageModel",
+    "LatentAttention",
     "Layer",
     "LayerNorm",
     "LayerResult",

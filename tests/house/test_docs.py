@@ -13,11 +13,16 @@ from polyattn import layers
 from polyattn.layers import PRESETS
 
 DOCS = Path(__file__).parents[2] / "docs"
+MECHANISMS = [
+    f"mechanisms/{path.name}" for path in sorted(DOCS.glob("mechanisms/*.md")) if path.stem != "index"
+]
 CODE = sorted([*DOCS.glob("**/*.md"), *DOCS.parent.glob("examples/*/README.md")])
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
-@pytest.mark.parametrize("page", ["first.md", "layers.md", "onnx.md", "masks.md", "flex.md", "ports.md"])
+@pytest.mark.parametrize(
+    "page", ["first.md", "layers.md", "onnx.md", "masks.md", "flex.md", "ports.md", *MECHANISMS]
+)
 def test_the_programs_of_a_page_run(
     page: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

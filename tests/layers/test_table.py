@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shared import formulas
+from shared import formulas, mechanisms
 from shared.formulas import Array
 from shared.libraries import jax, polyattn_autograd, torch
 from shared.running import LIBRARIES, applied, bench_of, drawn, mapped, normal
 
 from polyattn import AuxRequest, attention, layers, masks
 from polyattn.parity import UNIT_ROUNDOFF
+from polyattn.rotary import Rotary
 from polyattn.testing import BENCHES
 from polyattn.truth.rounding import noise
 
@@ -60,6 +61,14 @@ def _one_head(q: Array, k: Array, v: Array, **options: Any) -> Any:
 NORM = layers.LayerNorm(8, epsilon=1e-5)
 HEADS = layers.MultiHeadAttention(8, 2)
 SOURCE = layers.MultiHeadAttention(8, 2, context_dim=6)
+LATENT: dict[str, Any] = {
+    "kv_lora_rank": 5,
+    "qk_nope_head_dim": 3,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 2,
+    "epsilon": 1e-6,
+    "rotary": Rotary(interleaved=True),
+}
 
 
 def _decoder(norm_first: bool) -> Row:
@@ -184,6 +193,23 @@ ROWS = [
         },
         causal=True,
     ),
+    *(
+        Row(
+            f"LatentAttention, {'x itself' if rank is None else 'latents'} for queries",
+            layers.LatentAttention(8, 2, **LATENT, q_lora_rank=rank, is_causal=True),
+            (8,),
+            partial(mechanisms.latent, epsilon=1e-6, allowed=TRIL),
+            causal=True,
+        )
+        for rank in (None, 5)
+    ),
+    Row(
+        "DifferentialAttention",
+        layers.DifferentialAttention(8, 2, num_kv_heads=1, lambda_init=0.2, epsilon=1e-5, is_causal=True),
+        (8,),
+        partial(mechanisms.differential, lambda_init=0.2, epsilon=1e-5, allowed=TRIL),
+        causal=True,
+    ),
 ]
 BY_NAME = {row.name: row for row in ROWS}
 RUNS = [("numpy", "float64"), ("numpy", "float32"), ("strict", "float64"), ("jax", "float32")]
@@ -209,7 +235,7 @@ def runner(name: str, library: str, dtype: str) -> Callable[..., Found]:
     def f(params: Arrays, inputs: list[Array]) -> tuple[Array, list[Array]]:
         asked = AuxRequest(weights=True)
         out, _, aux = row.layer.run(params, *inputs, **options, return_aux=asked)
-        found = aux if isinstance(aux, layers.DecoderAux) else (aux,)
+        found = aux if isinstance(aux, tuple) else (aux,)  # of two attentions
         return out, [part.weights for part in found]
 
     def loss(params: Arrays, inputs: list[Array], cotangent: Array) -> Any:

@@ -1,0 +1,47 @@
+"""Heads and masks as layers pass them on: heads first, heads side by side, one mask of several."""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import and_
+from typing import Any
+
+from polyattn.arrays import Array, backend_of, is_array
+from polyattn.layers.layer import linear
+from polyattn.masks import Mask, from_array, mask_mod
+
+__all__ = ["all_of", "heads_first", "joined", "positions_of"]
+
+
+def heads_first(x: Array) -> Array:
+    """(..., L, H, D) -> (..., H, L, D), and back."""
+    xp = backend_of(x).xp
+    axes = list(range(x.ndim))
+    axes[-3], axes[-2] = axes[-2], axes[-3]
+    return xp.permute_dims(x, tuple(axes))
+
+
+def joined(heads: Array, w_o: Array) -> Array:
+    """The heads (..., H, L, E) side by side, through w_o (H, E, dim): (..., L, dim)."""
+    xp = backend_of(heads).xp
+    heads = heads_first(heads)
+    width = w_o.shape[0] * w_o.shape[1]
+    return linear(xp.reshape(heads, (*heads.shape[:-2], width)), xp.reshape(w_o, (width, w_o.shape[2])))
+
+
+def all_of(*given: Any) -> Any:
+    """One mask: a key is seen where each one says so that is there."""
+    known = [m for m in given if m is not None]
+    if len(known) < 2:
+        return known[0] if known else None
+    return reduce(
+        and_, (m if isinstance(m, Mask) else from_array(m) if is_array(m) else mask_mod(m) for m in known)
+    )
+
+
+def positions_of(x: Array, start: int | Array) -> Array:
+    """Where the tokens of x (..., L, E) stand: start, start + 1, ...; (L,), or (B, L) for a start of each item."""
+    backend = backend_of(x)
+    if is_array(start) and start.ndim == 1:
+        start = start[:, None]
+    return backend.arange(0, x.shape[-2], x) + start

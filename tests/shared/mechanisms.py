@@ -1,0 +1,82 @@
+"""What the mechanisms of today's models compute, head by head, as `shared.formulas` does for those of the textbooks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from shared.formulas import Array, attend, of
+from shared.libraries import torch
+
+Params = Mapping[str, Any]
+
+
+def constant(value: Any, like: Array) -> Array:
+    """Numbers of NumPy beside arrays of either library."""
+    return value if of(like) is np else torch.as_tensor(value, dtype=like.dtype)
+
+
+def rms_norm(x: Array, epsilon: float, scale: Array | None = None) -> Array:
+    x = x / ((x * x).sum(-1)[..., None] / x.shape[-1] + epsilon) ** 0.5
+    return x if scale is None else x * scale
+
+
+def turned(x: Array, base: float = 10000.0) -> Array:
+    """Neighbouring entries of x (..., L, P) as complex numbers, times exp(i position base^(-2j/P))."""
+    half = x.shape[-1] // 2
+    angle = np.arange(x.shape[-2])[:, None] * base ** (-np.arange(half) / half)
+    cos, sin = constant(np.cos(angle), x), constant(np.sin(angle), x)
+    a, b = x[..., 0::2], x[..., 1::2]
+    return of(x).concatenate(
+        [a * cos - b * sin, a * sin + b * cos], -1
+    )  # all first entries, then all second ones
+
+
+def latent(p: Params, x: Array, *, epsilon: float, allowed: Array = 1.0) -> Any:
+    """DeepSeek-V2, equations 9 to 19: every key and value written out."""
+    join = of(x).concatenate
+    c, r = rms_norm(x @ p["w_dkv"], epsilon, p["kv_norm"]["scale"]), turned(x @ p["w_kr"])
+    u = rms_norm(x @ p["w_dq"], epsilon, p["q_norm"]["scale"]) if "w_dq" in p else x
+    found = []
+    for h in range(p["w_uk"].shape[1]):
+        q = join([u @ p["w_uq"][:, h], turned(u @ p["w_qr"][:, h])], -1)
+        k = join([c @ p["w_uk"][:, h], r], -1)
+        found.append(attend(q, k, c @ p["w_uv"][:, h], allowed=allowed))
+    out = sum(out @ p["w_o"][h] for h, (out, _) in enumerate(found))
+    return out, of(x).stack([w for _, w in found], -3)
+
+
+def differential(
+    p: Params, x: Array, *, lambda_init: float, epsilon: float, allowed: Array = 1.0, rotary: bool = False
+) -> Any:
+    """The two softmaxes of every head, their difference written out as weights."""
+    exp, group = of(x).exp, p["w_q"].shape[1] // p["w_k"].shape[1]
+    lam = (
+        exp((p["lambda_q1"] * p["lambda_k1"]).sum())
+        - exp((p["lambda_q2"] * p["lambda_k2"]).sum())
+        + lambda_init
+    )
+    out, first, second = 0.0, [], []
+    half = p["w_q"].shape[2] // 2
+    turn = turned_halves if rotary else lambda x: x
+    for h in range(p["w_q"].shape[1]):
+        q, k, v = x @ p["w_q"][:, h], x @ p["w_k"][:, h // group], x @ p["w_v"][:, h // group]
+        one, other = (
+            attend(turn(q[..., part]), turn(k[..., part]), v, allowed=allowed)[1]
+            for part in (slice(0, half), slice(half, None))
+        )
+        head = rms_norm((one - lam * other) @ v, epsilon, p["norm"]["scale"])
+        out = out + (1 - lambda_init) * head @ p["w_o"][h]
+        first.append(one)
+        second.append(other)
+    return out, (of(x).stack(first, -3), of(x).stack(second, -3))
+
+
+def turned_halves(x: Array, base: float = 10000.0) -> Array:
+    """As `turned`, with entry i and entry i + P/2 as a pair."""
+    half = x.shape[-1] // 2
+    join = of(x).concatenate
+    pairs = of(x).stack([x[..., :half], x[..., half:]], -1)
+    mixed = turned(pairs.reshape(x.shape), base)
+    return join([mixed[..., :half], mixed[..., half:]], -1)
