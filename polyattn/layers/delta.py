@@ -7,8 +7,8 @@ from dataclasses import KW_ONLY, dataclass
 
 from polyattn.arrays import Array, backend_of
 from polyattn.convolution import convolve
-from polyattn.layers.activations import silu
-from polyattn.layers.gates import LOG_RATE, TIME_STEP, sigmoid, softplus
+from polyattn.layers.activations import sigmoid, silu, softplus
+from polyattn.layers.decays import LOG_RATE, TIME_STEP
 from polyattn.layers.initializers import Distribution, initializer
 from polyattn.layers.layer import Layer, Parameter, Params, linear
 from polyattn.layers.norm import RMSNorm

@@ -9,9 +9,8 @@ from typing import Any
 from polyattn.arrays import Array, backend_of
 from polyattn.caches import RecurrentCache
 from polyattn.calls import flag, number, seed_like, shown, size
-from polyattn.layers.activations import silu
+from polyattn.layers.activations import sigmoid, silu
 from polyattn.layers.attending import AttentionLayer
-from polyattn.layers.gates import sigmoid
 from polyattn.layers.initializers import Distribution, initializer
 from polyattn.layers.layer import Layer, LayerResult, Parameter, Params, linear
 from polyattn.layers.norm import RMSNorm

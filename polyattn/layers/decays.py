@@ -1,4 +1,4 @@
-"""Gates, and what the decays of recurrent layers begin with."""
+"""What the decays of recurrent layers begin with."""
 
 from __future__ import annotations
 
@@ -9,28 +9,7 @@ from dataclasses import dataclass
 from polyattn.arrays import Array, backend_of, numpy_backend
 from polyattn.layers.initializers import Distribution, Uniform
 
-__all__ = ["LOG_RATE", "TIME_STEP", "Mapped", "sigmoid", "softplus"]
-
-
-def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)); written with tanh, which cannot overflow.
-
-    >>> import numpy as np
-    >>> sigmoid(np.array([0.0, -1e9])).tolist()
-    [0.5, 0.0]
-    """
-    return 0.5 * (1.0 + backend_of(x).xp.tanh(0.5 * x))
-
-
-def softplus(x: Array) -> Array:
-    """log(1 + exp(x)), which is x where x is large.
-
-    >>> import numpy as np
-    >>> softplus(np.array([0.0, 1e9])).round(3).tolist()
-    [0.693, 1000000000.0]
-    """
-    xp = backend_of(x).xp
-    return xp.logaddexp(x, xp.zeros_like(x))
+__all__ = ["LOG_RATE", "TIME_STEP", "Mapped"]
 
 
 @dataclass(frozen=True)
