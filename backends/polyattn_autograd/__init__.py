@@ -107,7 +107,7 @@ def bare(x: Any) -> Any:
 def _where(condition: Any, *parts: Any) -> Any:
     """autograd's derivative takes both parts to be as large as the result."""
     shape = numpy.broadcast_shapes(*(getattr(x, "shape", ()) for x in (condition, *parts)))
-    wide = (x * numpy.ones(shape, x.dtype) if getattr(x, "shape", shape) != shape else x for x in parts)
+    wide = (x * numpy.ones(shape, dtype=x.dtype) if getattr(x, "shape", shape) != shape else x for x in parts)
     return anp.where(condition, *wide)
 
 
