@@ -12,9 +12,9 @@ from typing import Any
 
 from polyattn.arrays import Array, Backend, backend_of
 from polyattn.arrays.numbers import SameArray
-from polyattn.calls import answers, array, shown
+from polyattn.calls import answers, array, integer, number, real, shown
 
-__all__ = ["linear_attention"]
+__all__ = ["l2norm", "lightning_slopes", "linear_attention"]
 
 
 @answers("polyattn.linear.linear_attention")
@@ -57,6 +57,43 @@ def linear_attention(
     """
     arrays = {"query": query, "key": key, "value": value, "decay": decay, "beta": beta, "state": state}
     return attend("polyattn.linear.linear_attention", arrays, scale, chunk_size)
+
+
+@answers("polyattn.linear.l2norm")
+def l2norm(x: SameArray, epsilon: float = 1e-6) -> SameArray:
+    """x / sqrt(sum(x^2) + epsilon) over the last axis: the unit keys and queries of the delta rules.
+
+    With them the state is never multiplied by more than 1 in a direction: I - beta k k^T has the eigenvalue
+    1 - beta along k. epsilon as the kernels of Qwen3-Next and Kimi Linear have it; F.normalize has none inside.
+
+    >>> import numpy as np
+    >>> l2norm(np.array([3.0, 4.0]), epsilon=0.0)
+    array([0.6, 0.8])
+    """
+    backend = real("polyattn.linear.l2norm", "x", x)
+    xp = backend.xp
+    wide = backend.astype(x, backend.compute_dtype(x.dtype))
+    epsilon = number("polyattn.linear.l2norm", "epsilon", epsilon)
+    return backend.astype(wide / xp.sqrt(xp.sum(wide * wide, axis=-1, keepdims=True) + epsilon), x.dtype)
+
+
+@answers("polyattn.linear.lightning_slopes")
+def lightning_slopes(heads: int, layer: int = 0, depth: int = 1) -> tuple[float, ...]:
+    """How fast each head of lightning attention forgets: its decay is -slope, the same for every token.
+
+        slope_h = 2^(-8 h / heads) (1 - layer / (depth - 1 + 1e-5) + 1e-5),   h = 1 ... heads, layer = 0 ... depth - 1
+
+    The slopes of ALiBi, less the deeper the layer. Source: Qin 2024, arXiv:2401.04658; MiniMax 2025, arXiv:2501.08313,
+    with the constants of MiniMax-Text-01.
+
+    >>> [round(slope, 4) for slope in lightning_slopes(4, layer=0, depth=8)]
+    [0.25, 0.0625, 0.0156, 0.0039]
+    """
+    who = "polyattn.linear.lightning_slopes"
+    heads, depth = integer(who, "heads", heads, 1), integer(who, "depth", depth, 1)
+    layer = integer(who, "layer", layer, 0, "count layers from 0", most=depth - 1)
+    factor = 1 - layer / (depth - 1 + 1e-5) + 1e-5
+    return tuple(2.0 ** (-8 * h / heads) * factor for h in range(1, heads + 1))
 
 
 def attend(who: str, arrays: dict[str, Any], scale: float | None, chunk_size: int) -> tuple[Array, Array]:

@@ -104,8 +104,16 @@ def bare(x: Any) -> Any:
     return x.value if isinstance(x, Tracked) else x
 
 
+def _where(condition: Any, *parts: Any) -> Any:
+    """autograd's derivative takes both parts to be as large as the result."""
+    shape = numpy.broadcast_shapes(*(getattr(x, "shape", ()) for x in (condition, *parts)))
+    wide = (x * numpy.ones(shape, dtype=x.dtype) if getattr(x, "shape", shape) != shape else x for x in parts)
+    return anp.where(condition, *wide)
+
+
 #: Where autograd.numpy has the derivative under NumPy's older name, or none to have.
 _OLDER = SimpleNamespace(
+    where=_where,
     concat=anp.concatenate,
     permute_dims=anp.transpose,
     matrix_transpose=lambda x: anp.swapaxes(x, -1, -2),

@@ -2,5 +2,6 @@
 
 from polyattn.caches.cache import Cache
 from polyattn.caches.linear import KVCache
+from polyattn.caches.recurrent import RecurrentCache
 
-__all__ = ["Cache", "KVCache"]
+__all__ = ["Cache", "KVCache", "RecurrentCache"]

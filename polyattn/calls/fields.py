@@ -67,6 +67,7 @@ def _is(kind: Any, value: Any) -> bool:
         )
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
+    kind = get_origin(kind) or kind  # what a tuple holds is looked at by others
     return isinstance(kind, type) and isinstance(value, kind)
 
 

@@ -11,6 +11,7 @@
 from polyattn.layers.alignment import AdditiveAttention, LuongAttention
 from polyattn.layers.attending import AttentionLayer
 from polyattn.layers.blocks import DecoderAux, DecoderBlock, EncoderBlock, EncoderDecoderAttention
+from polyattn.layers.delta import GatedDeltaNet, KimiDeltaAttention
 from polyattn.layers.dense import MLP, Embedding, Linear
 from polyattn.layers.differential import DifferentialAttention
 from polyattn.layers.initializers import Constant, Distribution, Normal, Uniform
@@ -29,6 +30,7 @@ from polyattn.layers.named import (
 )
 from polyattn.layers.norm import LayerNorm, RMSNorm
 from polyattn.layers.presets import PRESETS
+from polyattn.layers.recurrent import LightningAttention, LinearAttention, RecurrentLayer
 from polyattn.layers.stacks import Decoder, Encoder
 
 __all__ = [
@@ -48,13 +50,17 @@ __all__ = [
     "Encoder",
     "EncoderBlock",
     "EncoderDecoderAttention",
+    "GatedDeltaNet",
     "GroupedQueryAttention",
+    "KimiDeltaAttention",
     "LanguageModel",
     "LatentAttention",
     "Layer",
     "LayerNorm",
     "LayerResult",
+    "LightningAttention",
     "Linear",
+    "LinearAttention",
     "LuongAttention",
     "MultiHeadAttention",
     "MultiHeadCrossAttention",
@@ -63,6 +69,7 @@ __all__ = [
     "Parameter",
     "Params",
     "RMSNorm",
+    "RecurrentLayer",
     "ScaledDotProductAttention",
     "SelfAttention",
     "Uniform",

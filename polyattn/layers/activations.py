@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from polyattn.arrays import Array, backend_of
 
-__all__ = ["ACTIVATIONS", "GATED", "gelu", "gelu_tanh", "relu", "sigmoid", "silu"]
+__all__ = ["ACTIVATIONS", "GATED", "gelu", "gelu_tanh", "relu", "sigmoid", "silu", "softplus"]
 
 
 def relu(x: Array) -> Array:
@@ -37,13 +37,28 @@ def gelu_tanh(x: Array) -> Array:
 
 
 def silu(x: Array) -> Array:
-    """x sigmoid(x), also called swish."""
+    """x / (1 + exp(-x)), also called swish."""
     return _widely(lambda x: x * sigmoid(x), x)
 
 
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)); written with tanh, which cannot overflow."""
-    return _widely(lambda x: 0.5 * (1.0 + backend_of(x).xp.tanh(0.5 * x)), x)
+    """1 / (1 + exp(-x)), as exp(-softplus(-x)): it cannot overflow, and is as precise where it is small.
+
+    >>> import numpy as np
+    >>> sigmoid(np.array([0.0, -50.0, -1e9]))
+    array([5.00000000e-01, 1.92874985e-22, 0.00000000e+00])
+    """
+    return _widely(lambda x: backend_of(x).xp.exp(-softplus(-x)), x)
+
+
+def softplus(x: Array) -> Array:
+    """log(1 + exp(x)), which is x where x is large.
+
+    >>> import numpy as np
+    >>> softplus(np.array([0.0, 1e9])).round(3).tolist()
+    [0.693, 1000000000.0]
+    """
+    return _widely(lambda x: backend_of(x).xp.logaddexp(x, backend_of(x).xp.zeros_like(x)), x)
 
 
 def _widely(f: Callable[[Array], Array], x: Array) -> Array:

@@ -57,7 +57,7 @@ def _formulas(w: Mapping[str, Floats], number: Callable[[Floats], Floats], text:
     n = len(text)
     turns = np.arange(n)[:, None] / 100_000.0 ** (np.arange(32) / 32)
     cos, sin = np.cos(turns), np.sin(turns)
-    later = np.triu(np.full((n, n), -1e30), 1)
+    seen = np.tril(np.ones((n, n)))
 
     def dense(x: Floats, name: str) -> Floats:
         y: Floats = x @ w[f"{name}.weight"].T
@@ -80,8 +80,8 @@ def _formulas(w: Mapping[str, Floats], number: Callable[[Floats], Floats], text:
         h = norm(x, f"{here}attn_norm")
         q, k, v = (heads(dense(h, f"{here}attn_{name}")) for name in "qkv")
         q, k, v = turned(q), turned(k).repeat(3, 0), v.repeat(3, 0)
-        s = q @ k.swapaxes(1, 2) / 8.0 + later
-        e = np.exp(s - s.max(-1, keepdims=True))
+        s = q @ k.swapaxes(1, 2) / 8.0
+        e = np.exp(s - s.max(-1, keepdims=True)) * seen
         attended = (e / e.sum(-1, keepdims=True)) @ v
         x = x + dense(attended.swapaxes(0, 1).reshape(n, -1), f"{here}attn_output")
         h = norm(x, f"{here}ffn_norm")

@@ -20,8 +20,10 @@ from polyattn.layers import (
     Linear,
     MultiHeadAttention,
     Params,
+    RecurrentLayer,
     RMSNorm,
 )
+from polyattn.weights.recurrent import kimi_linear, minimax, none_such, qwen3_next
 from polyattn.weights.rules import Rule, gpt2_attention, same, separate, shapes, torch_attention, turned
 from polyattn.weights.tree import check_names, check_params, flatten, unflatten
 
@@ -35,7 +37,8 @@ def from_format(
 
     format: "torch" (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer and their
     stacks), "flax" (nnx), "keras", "equinox", "gpt2", "llama" (also Qwen, Mistral, the attention of GPT-OSS), "bert" (the
-    last three as Hugging Face names them), "gguf" (Llama as llama.cpp names it). prefix: only names that begin with it count, without it. Every name must be
+    last three as Hugging Face names them), and its recurrent layers "qwen3_next", "kimi_linear", "minimax"; "gguf" (Llama
+    as llama.cpp names it). prefix: only names that begin with it count, without it. Every name must be
     used and every parameter found: a ValueError lists what is not. `polyattn.weights.read(module)` gives
     the tensors of a module.
 
@@ -83,6 +86,7 @@ class Format:
     mlp: Mapping[str, str] = field(default_factory=dict)
     encoder: Mapping[str, str] = field(default_factory=dict)  # part -> prefix
     decoder: Mapping[str, str] = field(default_factory=dict)
+    recurrent: Callable[[Layer], list[Rule]] = none_such
     stack: tuple[str, str] = ("", "")  # prefix of a block, prefix of the norm
     language: Mapping[str, str] = field(default_factory=dict)  # part -> prefix
     transposed: bool = True  # weights are (out, in)
@@ -115,8 +119,12 @@ def _of(f: Format, layer: Layer) -> list[Rule]:
                 raise LookupError(f"{layer} with {'qk_norm' if ours != 'v_norm' else ours}")
             rules += _part(f, norm, ours, f.head_norms[ours])
         return rules
+    if isinstance(layer, RecurrentLayer):
+        return f.recurrent(layer)
     if isinstance(layer, LayerNorm | RMSNorm):
         names = f.rms_norm if f.rms_norm and isinstance(layer, RMSNorm) else f.norm
+        if not names:
+            raise LookupError(str(layer))
         return [same(names[name], name, shape) for name, shape in shapes(layer).items()]
     if isinstance(layer, Linear | MLP):
         names = f.mlp if isinstance(layer, MLP) else f.linear
@@ -243,5 +251,13 @@ FORMATS: Mapping[str, Format] = {
             "norm_2": "output.LayerNorm.",
         },
         stack=("layer.{}.", ""),
+    ),
+    "qwen3_next": Format(none_such, {}, linear=_LINEAR, recurrent=qwen3_next),
+    "kimi_linear": Format(none_such, _NORM, linear=_LINEAR, recurrent=kimi_linear),
+    "minimax": Format(
+        separate("q_proj k_proj v_proj o_proj", ".weight", ".bias", True),
+        _NORM,
+        linear=_LINEAR,
+        recurrent=minimax,
     ),
 }

@@ -58,14 +58,25 @@ def test_a_function_as_score_mod_has_a_derivative() -> None:
 
 
 def test_linear_attention_has_a_derivative() -> None:
-    q, k, v = (_small(i, 1, 2, 9, 4) for i in range(3))
-    _, pullback = vjp(lambda given: linear.linear_attention(*given)[0], (q, k, v))
-    _, their_pullback = jax.vjp(
-        lambda *given: linear.linear_attention(*given)[0], *map(jnp.asarray, (q, k, v))
-    )
-    ours, theirs = pullback(np.ones_like(v)), their_pullback(jnp.ones_like(v))
+    given = (*(_small(i, 1, 2, 9, 4) for i in range(3)), -np.abs(_small(3, 1, 2, 9, 1)))
+
+    def call(given: Any) -> Any:
+        return linear.linear_attention(*given[:3], decay=given[3])[0]
+
+    _, pullback = vjp(call, given)
+    _, their_pullback = jax.vjp(lambda *given: call(given), *map(jnp.asarray, given))
+    ours, theirs = pullback(np.ones_like(given[2])), their_pullback(jnp.ones_like(given[2]))
     for x, y in zip(ours, theirs, strict=True):
         assert np.abs(x - np.asarray(y)).max() <= 64 * UNIT_ROUNDOFF["float32"] * np.abs(x).max()
+
+
+def test_a_choice_between_arrays_of_different_sizes_has_the_derivative_of_each() -> None:
+    x, y = _small(0, 3, 1), _small(1, 4)
+    chosen = _small(2, 3, 4) > 0
+    _, pullback = vjp(lambda given: xp.where(chosen, *given), (x, y))
+    dx, dy = pullback(np.ones((3, 4), np.float32))
+    assert np.array_equal(dx, chosen.sum(1, keepdims=True))
+    assert np.array_equal(dy, (~chosen).sum(0))
 
 
 def test_a_layer_learns_on_numpy_alone() -> None:

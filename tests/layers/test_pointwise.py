@@ -67,7 +67,7 @@ def test_activations_are_their_formulas(name: str, library: str, dtype: str) -> 
 @pytest.mark.parametrize("name", TRUTHS)
 def test_far_out_activations_are_the_identity_and_zero(name: str) -> None:
     for library in LIBRARIES:
-        for x in (100.0, 1e4, 1e9):
+        for x in (200.0, 1e4, 1e9):  # exp(-200) is below all float32
             assert activated(library, name, np.array([x, -x]), "float32").tolist() == [x, 0.0]
 
 

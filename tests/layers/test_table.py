@@ -42,6 +42,7 @@ class Row:
     options: Callable[[Convert], dict[str, Any]] = field(default=lambda a: {})
     lengths: tuple[int, ...] = (6, 5, 5)
     causal: bool = False
+    weighs: bool = True  # whether there are weights to ask for
 
     @property
     def params(self) -> Arrays:
@@ -87,6 +88,19 @@ def _decoder(norm_first: bool) -> Row:
         causal=True,
     )
 
+
+RECURRENT: list[tuple[layers.Layer, Callable[..., Any]]] = [  # of 6 tokens, in chunks of 4
+    (layers.LinearAttention(8, 2, chunk_size=4), formulas.linear_attention),
+    (
+        layers.LightningAttention(8, 2, slopes=(0.5, 0.25), chunk_size=4),
+        partial(formulas.lightning, slopes=(0.5, 0.25)),
+    ),
+    (
+        layers.GatedDeltaNet(8, 2, num_value_heads=4, head_dim=3, value_dim=5, chunk_size=4),
+        formulas.gated_delta_net,
+    ),
+    (layers.KimiDeltaAttention(8, 2, head_dim=3, chunk_size=4), formulas.kimi_delta_attention),
+]
 
 ROWS = [
     Row(
@@ -210,6 +224,10 @@ ROWS = [
         partial(mechanisms.differential, lambda_init=0.2, epsilon=1e-5, allowed=TRIL),
         causal=True,
     ),
+    *(
+        Row(type(layer).__name__, layer, (8,), formula, causal=True, weighs=False)
+        for layer, formula in RECURRENT
+    ),
 ]
 BY_NAME = {row.name: row for row in ROWS}
 RUNS = [("numpy", "float64"), ("numpy", "float32"), ("strict", "float64"), ("jax", "float32")]
@@ -233,9 +251,9 @@ def runner(name: str, library: str, dtype: str) -> Callable[..., Found]:
     options = row.options(lambda x: bench.array(x, dtype))
 
     def f(params: Arrays, inputs: list[Array]) -> tuple[Array, list[Array]]:
-        asked = AuxRequest(weights=True)
+        asked = AuxRequest(weights=True) if row.weighs else None
         out, _, aux = row.layer.run(params, *inputs, **options, return_aux=asked)
-        found = aux if isinstance(aux, tuple) else (aux,)  # of two attentions
+        found = aux if isinstance(aux, tuple) else (aux,) if row.weighs else ()  # of two attentions
         return out, [part.weights for part in found]
 
     def loss(params: Arrays, inputs: list[Array], cotangent: Array) -> Any:

@@ -172,3 +172,108 @@ def decoder_block(
     if "mlp" in p:
         x, _ = residual(x, norms[2], lambda x: (mlp(p["mlp"], x), None), norm_first)
     return x, (own, other)
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + of(x).exp(-x))
+
+
+def silu(x: Array) -> Array:
+    return x * sigmoid(x)
+
+
+def rms_norm(scale: Array, x: Array, epsilon: float) -> Array:
+    return x / ((x * x).sum(-1)[..., None] / x.shape[-1] + epsilon) ** 0.5 * scale
+
+
+def convolution(x: Array, taps: Array) -> Array:
+    """Each token with those before it, one by one: x (..., T, C), taps (k, C)."""
+    k = taps.shape[0]
+    rows = [sum(x[..., t - i, :] * taps[k - 1 - i] for i in range(min(k, t + 1))) for t in range(x.shape[-2])]
+    return of(x).stack(rows, -2)
+
+
+def delta_rule(q: Array, k: Array, v: Array, g: Array, beta: Array) -> Array:
+    """One head, in the form of the paper: S_t = (1 - beta k k^T) diag(exp(g)) S_(t-1) + beta k v^T; beta (..., T)."""
+    state, out = k[..., 0, :, None] * v[..., 0, None, :] * 0, []
+    for t in range(k.shape[-2]):
+        faded = of(k).exp(g[..., t, :])[..., None] * state
+        key, b = k[..., t, :, None], beta[..., t, None, None]
+        state = faded - b * (key @ (key.swapaxes(-1, -2) @ faded)) + b * (key @ v[..., t, None, :])
+        out.append((q[..., t, None, :] @ state)[..., 0, :] / math.sqrt(q.shape[-1]))
+    return of(k).stack(out, -2)
+
+
+def _delta_layer(
+    p: Params, x: Array, epsilon: float, raw: Callable[[int], Array], gate: Callable[[int], Array]
+) -> Any:
+    """raw: what the decay of a head is made of, (..., T, 1) or (..., T, D)."""
+    heads, group = p["w_v"].shape[1], p["w_v"].shape[1] // p["w_q"].shape[1]
+    width, value_width = p["w_q"].shape[2], p["w_v"].shape[2]
+    keys = p["w_q"].shape[1] * width
+
+    def mixed(name: str, h: int, start: int, width: int) -> Array:
+        taps = p["conv"][:, start + h * width : start + (h + 1) * width]
+        return silu(convolution(x @ p[name][:, h], taps))
+
+    def unit(x: Array) -> Array:
+        return x / ((x * x).sum(-1)[..., None] + 1e-6) ** 0.5
+
+    out = 0
+    for h in range(heads):
+        q, k = (unit(mixed(name, h // group, start, width)) for name, start in (("w_q", 0), ("w_k", keys)))
+        v = mixed("w_v", h, 2 * keys, value_width)
+        g = -of(x).exp(p["a_log"][h]) * of(x).log1p(of(x).exp(raw(h)))
+        o = delta_rule(q, k, v, g, sigmoid(x @ p["w_beta"][:, h]))
+        out = out + (rms_norm(p["norm"]["scale"], o, epsilon) * gate(h)) @ p["w_o"][h]
+    return out, ()
+
+
+def gated_delta_net(p: Params, x: Array, epsilon: float = 1e-6) -> Any:
+    return _delta_layer(
+        p,
+        x,
+        epsilon,
+        lambda h: (x @ p["w_decay"][:, h] + p["dt_bias"][h])[..., None],
+        lambda h: silu(x @ p["w_gate"][:, h]),
+    )
+
+
+def kimi_delta_attention(p: Params, x: Array, epsilon: float = 1e-5) -> Any:
+    return _delta_layer(
+        p,
+        x,
+        epsilon,
+        lambda h: x @ p["w_decay_in"] @ p["w_decay_out"][:, h] + p["dt_bias"][h],
+        lambda h: sigmoid(x @ p["w_gate_in"] @ p["w_gate_out"][:, h]),
+    )
+
+
+def weighed(q: Array, k: Array, v: Array, slope: float = 0.0) -> Array:
+    """Attention without softmax, its scores fading with the distance: the whole matrix at once."""
+    distance = np.arange(q.shape[-2])[:, None] - np.arange(q.shape[-2])
+    fading = np.exp(-slope * np.maximum(distance, 0)) * (distance >= 0)
+    fading = fading if of(q) is np else torch.as_tensor(fading, dtype=q.dtype)
+    return ((q @ k.swapaxes(-1, -2)) * fading) @ v
+
+
+def lightning(p: Params, x: Array, slopes: tuple[float, ...], epsilon: float = 1e-6) -> Any:
+    found = []
+    for h, slope in enumerate(slopes):
+        q, k, v = (silu(x @ p[name][:, h]) for name in ("w_q", "w_k", "w_v"))
+        found.append(weighed(q, k, v, slope))
+    normed = rms_norm(p["norm"]["scale"], of(x).concatenate(found, -1), epsilon)
+    width = p["w_q"].shape[2]
+    return sum(
+        (sigmoid(x @ p["w_gate"][:, h]) * normed[..., h * width : (h + 1) * width]) @ p["w_o"][h]
+        for h in range(len(slopes))
+    ), ()
+
+
+def linear_attention(p: Params, x: Array) -> Any:
+    out = 0
+    for h in range(p["w_q"].shape[1]):
+        q, k, v = (x @ p[name][:, h] for name in ("w_q", "w_k", "w_v"))
+        q, k = (of(x).where(y > 0, y + 1, of(x).exp(y)) for y in (q, k))
+        out = out + weighed(q, k, v) / weighed(q, k, v * 0 + 1) @ p["w_o"][h]
+    return out, ()
