@@ -1,6 +1,7 @@
 """Keys and values of earlier tokens, kept for decoding: a protocol, and a file for each cache."""
 
 from polyattn.caches.cache import Cache
+from polyattn.caches.circular import CircularCache
 from polyattn.caches.linear import KVCache
 
-__all__ = ["Cache", "KVCache"]
+__all__ = ["Cache", "CircularCache", "KVCache"]
