@@ -3,5 +3,7 @@
 from polyattn.caches.cache import Cache
 from polyattn.caches.circular import CircularCache
 from polyattn.caches.linear import KVCache
+from polyattn.caches.paged import PagedCache
+from polyattn.caches.reading import cached_attention
 
-__all__ = ["Cache", "CircularCache", "KVCache"]
+__all__ = ["Cache", "CircularCache", "KVCache", "PagedCache", "cached_attention"]

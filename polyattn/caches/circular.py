@@ -127,8 +127,8 @@ class CircularCache(NamedTuple):
         slots = old.shape[-2]
         if slots == self.capacity:
             return gather(old, at % slots)
-        first = lengths(self.length, old) - slots
-        return gather(old, backend_of(old).xp.clip(at - first, 0, slots - 1))
+        at = at - (lengths(self.length, old) - slots)
+        return gather(old, backend_of(old).xp.where((at >= 0) & (at < slots), at, 0))
 
     def _ring(self, old: Array) -> Array:
         """`capacity` slots, each in its place."""

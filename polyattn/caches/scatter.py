@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from polyattn.arrays import Array, backend_of
 
-__all__ = ["gather", "scatter"]
+__all__ = ["along_axis", "gather", "scatter"]
 
 
 def scatter(cache: Array, new: Array, start: Array, axis: int, *, circular: bool = False) -> Array:
@@ -31,9 +31,9 @@ def scatter(cache: Array, new: Array, start: Array, axis: int, *, circular: bool
         source = source % room
     batch = tuple(start.shape)
     along = (*batch, *(room if i == axis else 1 for i in range(len(batch), len(shape))))
-    arrives = xp.reshape((source >= 0) & (source < count), along)
-    index = xp.broadcast_to(xp.reshape(xp.clip(source, 0, count - 1), along), shape)
-    return xp.where(arrives, xp.take_along_axis(new, index, axis=axis), cache)
+    arrives = (source >= 0) & (source < count)
+    index = xp.broadcast_to(xp.reshape(xp.where(arrives, source, 0), along), shape)
+    return xp.where(xp.reshape(arrives, along), along_axis(new, index, axis), cache)
 
 
 def gather(x: Array, index: Array) -> Array:
@@ -49,4 +49,11 @@ def gather(x: Array, index: Array) -> Array:
         return backend.take(x, index, -2)
     index = xp.reshape(index, (*index.shape[:-1], 1, index.shape[-1], 1))
     shape = (*x.shape[:-2], index.shape[-2], x.shape[-1])
-    return xp.take_along_axis(x, xp.broadcast_to(index, shape), axis=-2)
+    return along_axis(x, xp.broadcast_to(index, shape), -2)
+
+
+def along_axis(x: Array, index: Array, axis: int) -> Array:
+    """take_along_axis by integers of any width: PyTorch takes its own alone."""
+    backend = backend_of(x)
+    own = backend.xp.arange(0, device=backend.device(x)).dtype
+    return backend.xp.take_along_axis(x, backend.astype(index, own), axis=axis)

@@ -11,7 +11,7 @@ from functools import reduce
 from operator import and_
 from typing import Any, Literal
 
-from polyattn._attention import AuxRequest, Wish
+from polyattn._attention import AttentionAux, AuxRequest, Wish
 from polyattn.arrays import Array, backend_of, is_array
 from polyattn.caches import Cache, KVCache
 from polyattn.layers.attending import OneAttention
@@ -181,25 +181,43 @@ class MultiHeadAttention(OneAttention):
             q, k = self._turn(self.rotary, q, k, query_offset, cached=cache is not None)
         if cache is not None:
             cache = cache.append(k, v)
-            k, v = cache.key, cache.value
         self._check_length(k.shape[-2] if cache is None else cache.length)
-        heads, aux = self.attend(
-            q,
-            k,
-            v,
-            mask=_all_of(self.mask, None if cache is None else cache.mask, mask),
-            bias=bias,
-            score_mod=self.score_mod,
-            is_causal=self.is_causal if is_causal is None else is_causal,
-            query_offset=query_offset,
-            key_positions=None if cache is None or cache.in_order else cache.positions,
-            scale=self.scale,
-            sinks=params.get("sinks"),
-            dropout_seed=dropout_seed,
-            return_aux=return_aux,
-            implementation=self.implementation,
-        )
+        options: dict[str, Any] = {
+            "bias": bias,
+            "score_mod": self.score_mod,
+            "is_causal": self.is_causal if is_causal is None else is_causal,
+            "query_offset": query_offset,
+            "scale": self.scale,
+            "sinks": params.get("sinks"),
+            "dropout_seed": dropout_seed,
+            "return_aux": return_aux,
+            "implementation": self.implementation,
+        }
+        if cache is not None and hasattr(cache, "attend"):  # never whole, as pages are
+            heads, aux = self._attend_by(cache, q, mask=_all_of(self.mask, mask), **options)
+        else:
+            if cache is not None:
+                k, v = cache.key, cache.value
+            hidden = None if cache is None else cache.mask
+            positions = None if cache is None or cache.in_order else cache.positions
+            seen = _all_of(self.mask, hidden, mask)
+            heads, aux = self.attend(q, k, v, mask=seen, key_positions=positions, **options)
         return LayerResult(self._join(params, heads), cache, aux)
+
+    def _attend_by(
+        self,
+        cache: Any,
+        query: Array,
+        *,
+        dropout_seed: int | Array | None,
+        return_aux: AuxRequest | None,
+        **options: Any,
+    ) -> tuple[Array, AttentionAux | None]:
+        """`attend` where the cache reads what it holds in a way of its own."""
+        rate = 0.0 if dropout_seed is None else self.dropout_rate
+        given: dict[str, Any] = {"dropout_rate": rate, "dropout_seed": dropout_seed, "return_aux": return_aux}
+        found = cache.attend(query, **given, **options)
+        return (found, None) if return_aux is None else found
 
     def _join(self, params: Params, heads: Array) -> Array:
         """The heads (..., H, L, D) side by side, through the output projection if there is one."""
