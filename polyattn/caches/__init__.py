@@ -1,7 +1,10 @@
 """Keys and values of earlier tokens, kept for decoding: a protocol, and a file for each cache."""
 
 from polyattn.caches.cache import Cache
+from polyattn.caches.circular import CircularCache
 from polyattn.caches.linear import KVCache
+from polyattn.caches.paged import PagedCache
+from polyattn.caches.reading import cached_attention
 from polyattn.caches.recurrent import RecurrentCache
 
-__all__ = ["Cache", "KVCache", "RecurrentCache"]
+__all__ = ["Cache", "CircularCache", "KVCache", "PagedCache", "RecurrentCache", "cached_attention"]

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from polyattn import masks
 from polyattn.arrays import Array, backend_of, is_array
 from polyattn.caches.scatter import scatter
-from polyattn.calls import answers, array, real, size
+from polyattn.caches.tokens import check_tokens, held, lengths, room_for, standing, zeros
+from polyattn.calls import answers
 from polyattn.masks.algebra import Mask
 
 __all__ = ["KVCache"]
@@ -56,17 +57,11 @@ class KVCache(NamedTuple):
     ) -> KVCache:
         """A cache without tokens in the library, dtype and on the device of `like`."""
         who = "polyattn.caches.KVCache.empty"
-        backend = real(who, "like", like, "which gives the library, the dtype and the device")
-        sizes = {"batch": batch, "kv_heads": kv_heads, "capacity": capacity, "head_dim": head_dim}
-        batch, kv_heads, capacity, head_dim = (size(who, name, n) for name, n in sizes.items())
-        if value_dim is not None:
-            value_dim = size(who, "value_dim", value_dim)
-
-        def zeros(width: int) -> Array:
-            shape = (batch, kv_heads, capacity, width)
-            return backend.xp.zeros(shape, dtype=like.dtype, device=backend.device(like))
-
-        return cls(zeros(head_dim), zeros(head_dim if value_dim is None else value_dim))
+        sizes = {"batch": batch, "kv_heads": kv_heads, "capacity": capacity}
+        value_dim = head_dim if value_dim is None else value_dim
+        return cls(
+            zeros(who, like, **sizes, head_dim=head_dim), zeros(who, like, **sizes, value_dim=value_dim)
+        )
 
     @property
     def capacity(self) -> int:
@@ -83,10 +78,7 @@ class KVCache(NamedTuple):
         """The index of a slot where a token is, -1 where none is yet: (capacity,), or (B, capacity)."""
         backend = backend_of(self.key)
         at = backend.arange(0, self.capacity, self.key)
-        length: Array = self.length
-        if is_array(length) and length.ndim:
-            length = length[..., None]
-        return backend.xp.where(at < length, at, -1)
+        return standing(backend, at, lengths(self.length, self.key))
 
     @answers(_WHO, line="cache.append")
     def append(self, key: Array, value: Array) -> KVCache:
@@ -95,54 +87,9 @@ class KVCache(NamedTuple):
         ValueError if they do not fit. If a compiler traces `length`, that cannot be known: what does not fit
         then reads as NaN, and so does everything that attends to it.
         """
-        for name, new, old in (("key", key, self.key), ("value", value, self.value)):
-            if array(_WHO, name, new) is not backend_of(old):
-                raise TypeError(
-                    f"{_WHO}: expected {name} of the library of the cache, {backend_of(old).name}, got "
-                    f"{backend_of(new).name}; convert it, or make the cache with like={name}"
-                )
-            if (
-                new.ndim != old.ndim
-                or (*new.shape[:-2], new.shape[-1]) != (*old.shape[:-2], old.shape[-1])
-                or new.dtype != old.dtype
-            ):
-                raise ValueError(
-                    f"{_WHO}: expected {name} of shape {(*old.shape[:-2], 'n', old.shape[-1])} "
-                    f"and dtype {old.dtype}, got {tuple(new.shape)} and {new.dtype}; make the cache for this batch"
-                )
-        n = key.shape[-2]
-        if value.shape[-2] != n:
-            raise ValueError(
-                f"{_WHO}: expected as many values as keys, got {value.shape[-2]} and {n}; every key needs its value"
-            )
-        held = self._held()
-        if held + n > self.capacity:
-            raise ValueError(
-                f"{_WHO}: expected at most {self.capacity - held} more tokens, got {n}; "
-                f"the cache has room for {self.capacity} and holds {held}, so make a larger one"
-            )
+        n = check_tokens(_WHO, key, value, self.key, self.value)
+        room_for(_WHO, n, held(_WHO, self.length, tuple(self.key.shape[:-3])), self.capacity)
         return KVCache(self._put(self.key, key), self._put(self.value, value), self.length + n)
-
-    def _held(self) -> int:
-        """How many tokens the fullest batch item holds at least: 0 if a compiler traces that."""
-        length, lead = self.length, tuple(self.key.shape[:-3])
-        if not is_array(length):
-            if not hasattr(length, "__index__"):
-                raise TypeError(
-                    f"{_WHO}: expected length to be an integer, or an array of one for each batch item, got "
-                    f"{length!r}; make it an array of the library of key"
-                )
-            return length
-        backend = backend_of(length)
-        if tuple(length.shape) not in ((), lead) or not backend.isdtype(length.dtype, "integral"):
-            raise ValueError(
-                f"{_WHO}: expected length of integers and of shape () or {lead}, got {length.dtype} of shape "
-                f"{tuple(length.shape)}; one number for all batch items, or one for each"
-            )
-        if not backend.is_concrete(length):
-            return 0
-        with backend.eager():
-            return max(backend.to_list(backend.xp.reshape(length, (-1,))), default=0)
 
     def _put(self, old: Array, new: Array) -> Array:
         """The array with `new` behind what is there; NaN at the end instead where that turns out not to fit."""

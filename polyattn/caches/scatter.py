@@ -1,10 +1,10 @@
-"""Tokens written into arrays from an own place for every batch item, as ONNX's TensorScatter does."""
+"""Tokens written into arrays from an own place for every batch item, as ONNX's TensorScatter does, and read from such."""
 
 from __future__ import annotations
 
 from polyattn.arrays import Array, backend_of
 
-__all__ = ["scatter"]
+__all__ = ["along_axis", "gather", "scatter"]
 
 
 def scatter(cache: Array, new: Array, start: Array, axis: int, *, circular: bool = False) -> Array:
@@ -31,6 +31,29 @@ def scatter(cache: Array, new: Array, start: Array, axis: int, *, circular: bool
         source = source % room
     batch = tuple(start.shape)
     along = (*batch, *(room if i == axis else 1 for i in range(len(batch), len(shape))))
-    arrives = xp.reshape((source >= 0) & (source < count), along)
-    index = xp.broadcast_to(xp.reshape(xp.clip(source, 0, count - 1), along), shape)
-    return xp.where(arrives, xp.take_along_axis(new, index, axis=axis), cache)
+    arrives = (source >= 0) & (source < count)
+    index = xp.broadcast_to(xp.reshape(xp.where(arrives, source, 0), along), shape)
+    return xp.where(xp.reshape(arrives, along), along_axis(new, index, axis), cache)
+
+
+def gather(x: Array, index: Array) -> Array:
+    """The slots of x (..., Hkv, N, W) at `index`, (n,) for all batch items or (..., n) for each: (..., Hkv, n, W).
+
+    >>> import numpy as np
+    >>> gather(np.array([[[0.0], [1.0], [2.0]]]), np.array([2, 2, 0])).ravel()
+    array([2., 2., 0.])
+    """
+    backend = backend_of(x)
+    xp = backend.xp
+    if index.ndim == 1:
+        return backend.take(x, index, -2)
+    index = xp.reshape(index, (*index.shape[:-1], 1, index.shape[-1], 1))
+    shape = (*x.shape[:-2], index.shape[-2], x.shape[-1])
+    return along_axis(x, xp.broadcast_to(index, shape), -2)
+
+
+def along_axis(x: Array, index: Array, axis: int) -> Array:
+    """take_along_axis by integers of any width: PyTorch takes its own alone."""
+    backend = backend_of(x)
+    own = backend.xp.arange(0, device=backend.device(x)).dtype
+    return backend.xp.take_along_axis(x, backend.astype(index, own), axis=axis)

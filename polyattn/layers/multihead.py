@@ -8,19 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from functools import reduce
-from operator import and_
 from typing import Any, Literal
 
-from polyattn._attention import AuxRequest, Wish
+from polyattn._attention import AttentionAux, AuxRequest, Wish
 from polyattn.arrays import Array, backend_of, is_array
 from polyattn.caches import Cache, KVCache
 from polyattn.layers.activations import sigmoid
 from polyattn.layers.attending import OneAttention
+from polyattn.layers.heads import all_of, heads_first, positions_of
 from polyattn.layers.initializers import ZEROS, Distribution, initializer
 from polyattn.layers.layer import Layer, LayerResult, Parameter, Params, linear
 from polyattn.layers.norm import Norm
-from polyattn.masks import Mask, from_array, mask_mod
+from polyattn.masks import Mask
 from polyattn.mods import ScoreMod
 from polyattn.rotary import Rotary
 
@@ -177,7 +176,7 @@ class MultiHeadAttention(OneAttention):
         found["v"] = found["k"] if self.tied_kv else heads("v", context)
         for name, norm in self.head_norms.items():
             found[name[0]] = _normed(norm, params[name], found[name[0]])
-        q, k, v = (_heads_first(found[name]) for name in "qkv")
+        q, k, v = (heads_first(found[name]) for name in "qkv")
         return q, k, v
 
     def empty_cache(self, batch: int, capacity: int, *, like: Array) -> KVCache:
@@ -220,30 +219,48 @@ class MultiHeadAttention(OneAttention):
             q, k = self._turn(self.rotary, q, k, query_offset, cached=cache is not None)
         if cache is not None:
             cache = cache.append(k, v)
-            k, v = cache.key, cache.value
         self._check_length(k.shape[-2] if cache is None else cache.length)
-        heads, aux = self.attend(
-            q,
-            k,
-            v,
-            mask=_all_of(self.mask, None if cache is None else cache.mask, mask),
-            bias=bias,
-            score_mod=self.score_mod,
-            is_causal=self.is_causal if is_causal is None else is_causal,
-            query_offset=query_offset,
-            key_positions=None if cache is None or cache.in_order else cache.positions,
-            scale=self.scale,
-            sinks=params.get("sinks"),
-            dropout_seed=dropout_seed,
-            return_aux=return_aux,
-            implementation=self.implementation,
-        )
+        options: dict[str, Any] = {
+            "bias": bias,
+            "score_mod": self.score_mod,
+            "is_causal": self.is_causal if is_causal is None else is_causal,
+            "query_offset": query_offset,
+            "scale": self.scale,
+            "sinks": params.get("sinks"),
+            "dropout_seed": dropout_seed,
+            "return_aux": return_aux,
+            "implementation": self.implementation,
+        }
+        if cache is not None and hasattr(cache, "attend"):  # never whole, as pages are
+            heads, aux = self._attend_by(cache, q, mask=all_of(self.mask, mask), **options)
+        else:
+            if cache is not None:
+                k, v = cache.key, cache.value
+            hidden = None if cache is None else cache.mask
+            stand = None if cache is None or cache.in_order else cache.positions
+            seen = all_of(self.mask, hidden, mask)
+            heads, aux = self.attend(q, k, v, mask=seen, key_positions=stand, **options)
         return LayerResult(self._join(params, x, heads), cache, aux)
+
+    def _attend_by(
+        self,
+        cache: Any,
+        query: Array,
+        *,
+        dropout_seed: int | Array | None,
+        return_aux: AuxRequest | None,
+        **options: Any,
+    ) -> tuple[Array, AttentionAux | None]:
+        """`attend` where the cache reads what it holds in a way of its own."""
+        rate = 0.0 if dropout_seed is None else self.dropout_rate
+        given: dict[str, Any] = {"dropout_rate": rate, "dropout_seed": dropout_seed, "return_aux": return_aux}
+        found = cache.attend(query, **given, **options)
+        return (found, None) if return_aux is None else found
 
     def _join(self, params: Params, x: Array, heads: Array) -> Array:
         """The heads (..., H, L, D) side by side, through gate and output projection if these are there."""
         xp, width = backend_of(heads).xp, self.num_heads * self.width
-        heads = _heads_first(heads)  # its own inverse: (..., L, H, D)
+        heads = heads_first(heads)  # its own inverse: (..., L, H, D)
         if self.output_gate is not None:
             gate = sigmoid(linear(x, params["w_g"]))
             heads = heads * (gate if self.output_gate == "entry" else gate[..., None])
@@ -276,9 +293,7 @@ class MultiHeadAttention(OneAttention):
                 "query_offset=0 aligns the first tokens, query_offset='end' the last"
             )
         start = keys - length if isinstance(offset, str) else 0 if offset is None else offset
-        if is_array(start) and start.ndim == 1:
-            start = start[:, None]
-        position = backend.arange(0, length, q) + start
+        position = positions_of(q, start)
         at_keys = position if cached else backend.arange(0, keys, k)
         return rotary(q, position), rotary(k, at_keys)
 
@@ -289,21 +304,3 @@ def _normed(norm: Norm, params: Params, x: Array) -> Array:
         return norm(params, x)
     xp = backend_of(x).xp
     return xp.reshape(norm(params, xp.reshape(x, (*x.shape[:-2], norm.dim))), x.shape)
-
-
-def _heads_first(x: Array) -> Array:
-    """(..., L, H, D) -> (..., H, L, D), and back."""
-    xp = backend_of(x).xp
-    axes = list(range(x.ndim))
-    axes[-3], axes[-2] = axes[-2], axes[-3]
-    return xp.permute_dims(x, tuple(axes))
-
-
-def _all_of(*given: Any) -> Any:
-    """One mask: a key is seen where each one says so that is there."""
-    known = [m for m in given if m is not None]
-    if len(known) < 2:
-        return known[0] if known else None
-    return reduce(
-        and_, (m if isinstance(m, Mask) else from_array(m) if is_array(m) else mask_mod(m) for m in known)
-    )
