@@ -14,6 +14,7 @@ from polyattn.layers.blocks import DecoderAux, DecoderBlock, EncoderBlock, Encod
 from polyattn.layers.delta import GatedDeltaNet, KimiDeltaAttention
 from polyattn.layers.dense import MLP, Embedding, Linear
 from polyattn.layers.differential import DifferentialAttention
+from polyattn.layers.experts import MixtureOfExperts
 from polyattn.layers.initializers import Constant, Distribution, Normal, Uniform
 from polyattn.layers.language import LanguageModel
 from polyattn.layers.latent import LatentAttention
@@ -62,6 +63,7 @@ __all__ = [
     "Linear",
     "LinearAttention",
     "LuongAttention",
+    "MixtureOfExperts",
     "MultiHeadAttention",
     "MultiHeadCrossAttention",
     "MultiQueryAttention",

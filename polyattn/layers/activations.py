@@ -7,7 +7,17 @@ from collections.abc import Callable
 
 from polyattn.arrays import Array, backend_of
 
-__all__ = ["ACTIVATIONS", "GATED", "gelu", "gelu_tanh", "relu", "sigmoid", "silu", "softplus"]
+__all__ = [
+    "ACTIVATIONS",
+    "GATED",
+    "clipped_swiglu",
+    "gelu",
+    "gelu_tanh",
+    "relu",
+    "sigmoid",
+    "silu",
+    "softplus",
+]
 
 
 def relu(x: Array) -> Array:
@@ -74,5 +84,19 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": gelu_tanh,
     "silu": silu,
 }
-#: What opens the gate of an `MLP` of that name.
-GATED: dict[str, Callable[[Array], Array]] = {"swiglu": silu, "geglu": gelu, "geglu_tanh": gelu_tanh}
+
+
+def clipped_swiglu(gate: Array, up: Array) -> Array:
+    """g sigmoid(1.702 g) (u + 1), with the gate g at most 7 and u between -7 and 7 (gpt-oss)."""
+    xp = backend_of(gate).xp
+    gate, up = xp.minimum(gate, xp.full_like(gate, 7.0)), xp.clip(up, -7.0, 7.0)
+    return gate * sigmoid(1.702 * gate) * (up + 1.0)
+
+
+#: The hidden layer of an `MLP` of that name from its gate and the rest.
+GATED: dict[str, Callable[[Array, Array], Array]] = {
+    "swiglu": lambda gate, up: silu(gate) * up,
+    "geglu": lambda gate, up: gelu(gate) * up,
+    "geglu_tanh": lambda gate, up: gelu_tanh(gate) * up,
+    "clipped_swiglu": clipped_swiglu,
+}

@@ -12,6 +12,7 @@ from polyattn.calls import seed_like
 from polyattn.dropout import drop, fold_in
 from polyattn.layers.attending import AttentionLayer
 from polyattn.layers.dense import MLP
+from polyattn.layers.experts import MixtureOfExperts
 from polyattn.layers.layer import Layer, LayerResult, Params
 from polyattn.layers.multihead import MultiHeadAttention
 from polyattn.layers.norm import LayerNorm, Norm
@@ -91,7 +92,7 @@ class EncoderBlock(_Residual):
     """
 
     attention: AttentionLayer
-    mlp: MLP
+    mlp: MLP | MixtureOfExperts
     norm: Norm | None
     _: KW_ONLY
     norm_first: bool
@@ -202,7 +203,7 @@ class DecoderBlock(EncoderDecoderAttention):
     """
 
     _: KW_ONLY
-    mlp: MLP
+    mlp: MLP | MixtureOfExperts
 
     @classmethod
     def preset(cls, name: str, embed_dim: int, num_heads: int, mlp_dim: int, **changes: Any) -> Self:

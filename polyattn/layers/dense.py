@@ -79,7 +79,7 @@ class MLP(Layer):
 
     activation: "relu", "gelu" (exact), "gelu_tanh", "silu"; or with a gate, "swiglu", "geglu", "geglu_tanh", whose
     hidden layer is silu (gelu, gelu_tanh) of (x W_gate + b_gate) times (x W_in + b_in) (Shazeer 2020,
-    arXiv:2002.05202, equation 5; Llama, Gemma). PyTorch and Keras mean the exact function by "gelu", Flax and
+    arXiv:2002.05202, equation 5; Llama, Gemma), "clipped_swiglu" that of gpt-oss. PyTorch and Keras mean the exact function by "gelu", Flax and
     Equinox the tanh one, so it has no default.
 
     Params: w_in, w_gate (embed_dim, hidden_dim), b_in, b_gate (hidden_dim,), w_out (hidden_dim, embed_dim),
@@ -123,7 +123,7 @@ class MLP(Layer):
         self.check(params, self.embed_dim, x=x)
         hidden = linear(x, params["w_in"], params.get("b_in"))
         if self.activation in GATED:
-            hidden = GATED[self.activation](linear(x, params["w_gate"], params.get("b_gate"))) * hidden
+            hidden = GATED[self.activation](linear(x, params["w_gate"], params.get("b_gate")), hidden)
         else:
             hidden = ACTIVATIONS[self.activation](hidden)
         hidden = drop(hidden, self.dropout_rate, dropout_seed)

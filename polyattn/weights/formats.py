@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from polyattn.arrays import Array
@@ -15,16 +15,28 @@ from polyattn.layers import (
     EncoderBlock,
     EncoderDecoderAttention,
     LanguageModel,
+    LatentAttention,
     Layer,
     LayerNorm,
     Linear,
+    MixtureOfExperts,
     MultiHeadAttention,
     Params,
     RecurrentLayer,
     RMSNorm,
 )
-from polyattn.weights.recurrent import kimi_linear, minimax, none_such, qwen3_next
-from polyattn.weights.rules import Rule, gpt2_attention, same, separate, shapes, torch_attention, turned
+from polyattn.weights.mixtures import deepseek_experts, gpt_oss_experts, qwen3_next_experts
+from polyattn.weights.projections import (
+    fused,
+    gated,
+    gpt2_attention,
+    latent,
+    none_such,
+    separate,
+    torch_attention,
+)
+from polyattn.weights.recurrent import kimi_linear, minimax, qwen3_next
+from polyattn.weights.rules import Rule, above_one, by_group, picked, same, shapes, turned
 from polyattn.weights.tree import check_names, check_params, flatten, unflatten
 
 __all__ = ["FORMATS", "Format", "from_format", "to_format"]
@@ -86,10 +98,13 @@ class Format:
     mlp: Mapping[str, str] = field(default_factory=dict)
     encoder: Mapping[str, str] = field(default_factory=dict)  # part -> prefix
     decoder: Mapping[str, str] = field(default_factory=dict)
-    recurrent: Callable[[Layer], list[Rule]] = none_such
+    others: Mapping[type[Layer], Callable[[Layer], list[Rule]]] = field(default_factory=dict)  # by kind
+    experts: Mapping[str, str] = field(default_factory=dict)  # part -> prefix
     stack: tuple[str, str] = ("", "")  # prefix of a block, prefix of the norm
     language: Mapping[str, str] = field(default_factory=dict)  # part -> prefix
     transposed: bool = True  # weights are (out, in)
+    above_one: bool = False  # scales of RMS norms are kept as what they are above 1
+    fused_mlp: str = ""  # gate and input in one matrix
 
 
 def _rules(who: str, layer: Layer, name: str) -> list[Rule]:
@@ -119,15 +134,23 @@ def _of(f: Format, layer: Layer) -> list[Rule]:
                 raise LookupError(f"{layer} with {'qk_norm' if ours != 'v_norm' else ours}")
             rules += _part(f, norm, ours, f.head_norms[ours])
         return rules
-    if isinstance(layer, RecurrentLayer):
-        return f.recurrent(layer)
+    if isinstance(layer, LatentAttention | MixtureOfExperts | RecurrentLayer):
+        rules = next((make for kind, make in f.others.items() if isinstance(layer, kind)), none_such)(layer)
+        if not isinstance(layer, MixtureOfExperts) or layer.shared is None:
+            return rules
+        return [*rules, *_part(f, layer.shared, "shared", f.experts["shared"])]
     if isinstance(layer, LayerNorm | RMSNorm):
         names = f.rms_norm if f.rms_norm and isinstance(layer, RMSNorm) else f.norm
         if not names:
             raise LookupError(str(layer))
-        return [same(names[name], name, shape) for name, shape in shapes(layer).items()]
+        found = [same(names[name], name, shape) for name, shape in shapes(layer).items()]
+        return [above_one(rule) for rule in found] if f.above_one and isinstance(layer, RMSNorm) else found
     if isinstance(layer, Linear | MLP):
         names = f.mlp if isinstance(layer, MLP) else f.linear
+        own = shapes(layer)
+        if f.fused_mlp and "w_gate" in own and isinstance(layer, MLP) and not layer.use_bias:
+            down = turned(names["w_out"], "w_out", own["w_out"])
+            return [by_group(f.fused_mlp, picked(own, "w_gate w_in"), 1), down]
         if missing := [name for name in layer.parameters() if name not in names]:
             raise LookupError(f"{layer} with {', '.join(missing)}")
         return [
@@ -166,6 +189,33 @@ def _affine(names: Mapping[str, str]) -> dict[str, str]:
 
 _NORM = {"scale": "weight", "bias": "bias"}
 _LINEAR = {"w": "weight", "b": "bias"}
+
+#: As Llama has them, and most that came after it.
+_LLAMA = Format(
+    separate("q_proj k_proj v_proj o_proj", ".weight", ".bias", True),
+    _NORM,
+    head_norms={"q_norm": "q_norm.", "k_norm": "k_norm."},
+    sinks="sinks",
+    linear=_LINEAR,
+    mlp=_affine({"in": "up_proj", "gate": "gate_proj", "out": "down_proj"}),
+    encoder={
+        "attention": "self_attn.",
+        "norm_1": "input_layernorm.",
+        "mlp": "mlp.",
+        "norm_2": "post_attention_layernorm.",
+    },
+    stack=("layers.{}.", "norm."),
+    language={"embedding": "model.embed_tokens.", "trunk": "model.", "head": "lm_head."},
+)
+#: Blocks whose branches are normalised before they are added, and those that normalise twice.
+_BRANCHES = {
+    "attention": "self_attn.",
+    "branch_norm_1": "post_attention_layernorm.",
+    "mlp": "mlp.",
+    "branch_norm_2": "post_feedforward_layernorm.",
+}
+_SANDWICH = {"norm_1": "input_layernorm.", "norm_2": "pre_feedforward_layernorm."}
+
 
 #: The formats that are known, by name.
 FORMATS: Mapping[str, Format] = {
@@ -213,21 +263,29 @@ FORMATS: Mapping[str, Format] = {
         stack=("h.{}.", "ln_f."),
         transposed=False,
     ),
-    "llama": Format(
-        separate("q_proj k_proj v_proj o_proj", ".weight", ".bias", True),
-        _NORM,
-        head_norms={"q_norm": "q_norm.", "k_norm": "k_norm."},
-        sinks="sinks",
-        linear=_LINEAR,
-        mlp=_affine({"in": "up_proj", "gate": "gate_proj", "out": "down_proj"}),
-        encoder={
-            "attention": "self_attn.",
-            "norm_1": "input_layernorm.",
-            "mlp": "mlp.",
-            "norm_2": "post_attention_layernorm.",
-        },
-        stack=("layers.{}.", "norm."),
-        language={"embedding": "model.embed_tokens.", "trunk": "model.", "head": "lm_head."},
+    "llama": _LLAMA,
+    "olmo2": replace(_LLAMA, encoder=_BRANCHES),
+    "gemma": replace(_LLAMA, encoder=_BRANCHES | _SANDWICH, above_one=True),
+    "phi3": replace(
+        _LLAMA, attention=fused("qkv_proj", "o_proj", side_by_side=True), fused_mlp="gate_up_proj.weight"
+    ),
+    "gpt_oss": replace(_LLAMA, others={MixtureOfExperts: gpt_oss_experts}),
+    "deepseek": replace(
+        _LLAMA,
+        others={LatentAttention: latent, MixtureOfExperts: deepseek_experts},
+        experts={"shared": "shared_experts."},
+    ),
+    "qwen3_next": replace(
+        _LLAMA,
+        attention=gated,
+        others={RecurrentLayer: qwen3_next, MixtureOfExperts: qwen3_next_experts},
+        experts={"shared": "shared_expert."},
+        above_one=True,
+    ),
+    "kimi_linear": replace(
+        _LLAMA,
+        others={LatentAttention: latent, RecurrentLayer: kimi_linear, MixtureOfExperts: deepseek_experts},
+        experts={"shared": "shared_experts."},
     ),
     "gguf": Format(
         separate("attn_q attn_k attn_v attn_output", ".weight", ".bias", True),
@@ -252,12 +310,16 @@ FORMATS: Mapping[str, Format] = {
         },
         stack=("layer.{}.", ""),
     ),
-    "qwen3_next": Format(none_such, {}, linear=_LINEAR, recurrent=qwen3_next),
-    "kimi_linear": Format(none_such, _NORM, linear=_LINEAR, recurrent=kimi_linear),
     "minimax": Format(
         separate("q_proj k_proj v_proj o_proj", ".weight", ".bias", True),
         _NORM,
         linear=_LINEAR,
-        recurrent=minimax,
+        others={RecurrentLayer: minimax},
+    ),
+    "gpt_neox": Format(
+        fused("query_key_value", "dense"),
+        _NORM,
+        linear=_LINEAR,
+        mlp=_affine({"in": "dense_h_to_4h", "out": "dense_4h_to_h"}),
     ),
 }

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
-from polyattn.arrays import Array, backend_of
 from polyattn.layers import (
     GatedDeltaNet,
     KimiDeltaAttention,
@@ -13,11 +11,9 @@ from polyattn.layers import (
     LightningAttention,
     RecurrentLayer,
 )
-from polyattn.weights.rules import Rule, same, shapes, turned
+from polyattn.weights.rules import Rule, Shapes, by_group, picked, same, shapes, turned
 
-__all__ = ["kimi_linear", "minimax", "none_such", "qwen3_next"]
-
-Shapes = Mapping[str, tuple[int, ...]]
+__all__ = ["kimi_linear", "minimax", "qwen3_next"]
 
 
 def qwen3_next(layer: Layer) -> list[Rule]:
@@ -26,8 +22,8 @@ def qwen3_next(layer: Layer) -> list[Rule]:
         raise LookupError(str(layer))
     own = shapes(layer)
     return [
-        by_group("in_proj_qkvz.weight", _picked(own, "w_q w_k w_v w_gate"), layer.num_heads),
-        by_group("in_proj_ba.weight", _picked(own, "w_beta w_decay"), layer.num_heads),
+        by_group("in_proj_qkvz.weight", picked(own, "w_q w_k w_v w_gate"), layer.num_heads),
+        by_group("in_proj_ba.weight", picked(own, "w_beta w_decay"), layer.num_heads),
         _convolution(own),
         same("A_log", "a_log", own["a_log"]),
         same("dt_bias", "dt_bias", own["dt_bias"]),
@@ -65,44 +61,10 @@ def minimax(layer: Layer) -> list[Rule]:
         raise LookupError(str(layer))
     own = shapes(layer)
     return [
-        by_group("qkv_proj.weight", _picked(own, "w_q w_k w_v"), layer.num_heads),
+        by_group("qkv_proj.weight", picked(own, "w_q w_k w_v"), layer.num_heads),
         turned("output_gate.weight", "w_gate", own["w_gate"]),
         *_output(layer, own, "norm.weight", "out_proj.weight"),
     ]
-
-
-def none_such(layer: Layer) -> list[Rule]:
-    """Where a format has no layer of a kind, or none that is ours."""
-    raise LookupError(str(layer))
-
-
-def by_group(theirs: str, ours: Shapes, groups: int) -> Rule:
-    """Ours (in, out...), theirs one matrix (out, in) in which each of the groups has its part of each."""
-    sizes = [math.prod(shape[1:]) // groups for shape in ours.values()]
-    inputs = next(iter(ours.values()))[0]
-
-    def load(x: Array) -> tuple[Array, ...]:
-        xp = backend_of(x).xp
-        x, found, start = xp.reshape(x, (groups, sum(sizes), inputs)), [], 0
-        for size, shape in zip(sizes, ours.values(), strict=True):
-            part = xp.reshape(x[:, start : start + size, :], (groups * size, inputs))
-            found.append(xp.reshape(xp.matrix_transpose(part), shape))
-            start += size
-        return tuple(found)
-
-    def dump(*xs: Array) -> Array:
-        xp = backend_of(xs[0]).xp
-        parts = [
-            xp.reshape(xp.matrix_transpose(xp.reshape(x, (inputs, groups * size))), (groups, size, inputs))
-            for x, size in zip(xs, sizes, strict=True)
-        ]
-        return xp.reshape(xp.concat(parts, axis=1), (groups * sum(sizes), inputs))
-
-    return Rule(theirs, (groups * sum(sizes), inputs), tuple(ours), load, dump)
-
-
-def _picked(own: Shapes, names: str) -> dict[str, tuple[int, ...]]:
-    return {name: own[name] for name in names.split()}
 
 
 def _convolution(own: Shapes) -> Rule:

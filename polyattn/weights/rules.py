@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from polyattn.arrays import Array, backend_of
-from polyattn.layers import Layer, MultiHeadAttention, Parameter
+from polyattn.layers import Layer, Parameter
 
-__all__ = ["Rule", "gpt2_attention", "packed", "same", "separate", "shapes", "torch_attention", "turned"]
+__all__ = ["Rule", "Shapes", "above_one", "by_group", "packed", "picked", "same", "shapes", "turned"]
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Rule(NamedTuple):
@@ -58,75 +60,46 @@ def packed(theirs: str, rules: Sequence[Rule], axis: int) -> Rule:
     return Rule(theirs, tuple(shape), tuple(name for rule in rules for name in rule.ours), load, dump)
 
 
+def by_group(theirs: str, ours: Shapes, groups: int) -> Rule:
+    """Ours (in, out...), theirs one matrix (out, in) in which each of the groups has its part of each; or biases."""
+    biases = all(name.startswith("b_") for name in ours)
+    inputs = 1 if biases else next(iter(ours.values()))[0]
+    sizes = [math.prod(shape) // inputs // groups for shape in ours.values()]
+    rows = groups * sum(sizes)
+
+    def load(x: Array) -> tuple[Array, ...]:
+        x, found, start = _reshape(x, (groups, sum(sizes), inputs)), [], 0
+        for size, shape in zip(sizes, ours.values(), strict=True):
+            part = _reshape(x[:, start : start + size, :], (groups * size, inputs))
+            found.append(_reshape(_transpose(part), shape))
+            start += size
+        return tuple(found)
+
+    def dump(*xs: Array) -> Array:
+        parts = [
+            _reshape(_transpose(_reshape(x, (inputs, groups * size))), (groups, size, inputs))
+            for x, size in zip(xs, sizes, strict=True)
+        ]
+        return _reshape(backend_of(xs[0]).xp.concat(parts, axis=1), (rows,) if biases else (rows, inputs))
+
+    return Rule(theirs, (rows,) if biases else (rows, inputs), tuple(ours), load, dump)
+
+
+def above_one(rule: Rule) -> Rule:
+    """Theirs is what a scale is above 1, as Gemma keeps it."""
+    return rule._replace(
+        load=lambda x: tuple(1.0 + y for y in rule.load(x)), dump=lambda *xs: rule.dump(*xs) - 1.0
+    )
+
+
+def picked(own: Shapes, names: str) -> dict[str, tuple[int, ...]]:
+    """Some of the shapes, in that order."""
+    return {name: own[name] for name in names.split()}
+
+
 def shapes(layer: Layer) -> dict[str, tuple[int, ...]]:
     """The shapes of the arrays of a layer itself, without those of its parts."""
     return {name: p.shape for name, p in layer.parameters().items() if isinstance(p, Parameter)}
-
-
-def separate(
-    names: str, weight: str, bias: str, transposed: bool
-) -> Callable[[MultiHeadAttention], list[Rule]]:
-    """Four linear maps, named in the order q, k, v, o; flat (H D) where transposed, else with explicit heads."""
-    name_of = dict(zip("qkvo", names.split(), strict=True))
-
-    def rules(layer: MultiHeadAttention) -> list[Rule]:
-        found = []
-        for ours, shape in shapes(layer).items():
-            if not ours.startswith(("w_", "b_")):
-                continue
-            theirs = name_of[ours[2:]] + (weight if ours[0] == "w" else bias)
-            if not transposed:
-                found.append(same(theirs, ours, shape))
-            elif ours[0] == "w":
-                found.append(turned(theirs, ours, shape, inputs=2 if ours == "w_o" else 1))
-            else:
-                found.append(same(theirs, ours, shape, (math.prod(shape),)))
-        return found
-
-    return rules
-
-
-def torch_attention(layer: MultiHeadAttention) -> list[Rule]:
-    """torch.nn.MultiheadAttention: one matrix for q, k and v unless their inputs differ in width."""
-    if not _plain_heads(layer) or layer.qkv_bias != layer.out_bias:
-        raise LookupError(
-            f"{layer}, where torch.nn.MultiheadAttention has as many kv heads as heads, of width embed_dim / num_heads, "
-            "an output projection, and a bias everywhere or nowhere"
-        )
-    e, own = layer.embed_dim, shapes(layer)
-    if layer.source_dim == e:
-        rules = [packed("in_proj_weight", [turned("", f"w_{n}", own[f"w_{n}"]) for n in "qkv"], 0)]
-    else:
-        rules = [turned(f"{n}_proj_weight", f"w_{n}", own[f"w_{n}"]) for n in "qkv"]
-    if layer.qkv_bias:
-        rules.append(packed("in_proj_bias", [same("", f"b_{n}", own[f"b_{n}"], (e,)) for n in "qkv"], 0))
-    rules.append(turned("out_proj.weight", "w_o", own["w_o"], inputs=2))
-    return [*rules, same("out_proj.bias", "b_o", (e,))] if layer.out_bias else rules
-
-
-def gpt2_attention(layer: MultiHeadAttention) -> list[Rule]:
-    """transformers' GPT2Attention: q, k and v side by side in a matrix that is not transposed (Conv1D)."""
-    e, own = layer.embed_dim, shapes(layer)
-    if not _plain_heads(layer) or layer.source_dim != e or not (layer.qkv_bias and layer.out_bias):
-        raise LookupError(
-            f"{layer}, where GPT-2 has as many kv heads as heads, of width embed_dim / num_heads, an output projection, "
-            "and a bias everywhere"
-        )
-    return [
-        packed("c_attn.weight", [same("", f"w_{n}", own[f"w_{n}"], (e, e)) for n in "qkv"], 1),
-        packed("c_attn.bias", [same("", f"b_{n}", own[f"b_{n}"], (e,)) for n in "qkv"], 0),
-        same("c_proj.weight", "w_o", own["w_o"], (e, e)),
-        same("c_proj.bias", "b_o", (e,)),
-    ]
-
-
-def _plain_heads(layer: MultiHeadAttention) -> bool:
-    """As many kv heads as heads, which together are as wide as x, and an output projection."""
-    return (
-        layer.num_heads * layer.width == layer.embed_dim
-        and layer.kv_heads == layer.num_heads
-        and layer.output_projection
-    )
 
 
 def _reshape(x: Array, shape: tuple[int, ...]) -> Array:
