@@ -97,6 +97,9 @@ class Format:
     linear: Mapping[str, str] = field(default_factory=dict)
     mlp: Mapping[str, str] = field(default_factory=dict)
     encoder: Mapping[str, str] = field(default_factory=dict)  # part -> prefix
+    parts: Mapping[type[Layer], str] = field(
+        default_factory=dict
+    )  # kind of a part -> prefix, if it has one of its own
     decoder: Mapping[str, str] = field(default_factory=dict)
     others: Mapping[type[Layer], Callable[[Layer], list[Rule]]] = field(default_factory=dict)  # by kind
     experts: Mapping[str, str] = field(default_factory=dict)  # part -> prefix
@@ -170,7 +173,11 @@ def _of(f: Format, layer: Layer) -> list[Rule]:
     parts = layer.parameters()
     if not prefixes or not parts.keys() <= prefixes.keys():
         raise LookupError(str(layer))
-    return [rule for name, part in parts.items() for rule in _part(f, part, name, prefixes[name])]  # type: ignore[arg-type]
+    every: list[Rule] = []
+    for name, part in parts.items():
+        special = [prefix for kind, prefix in f.parts.items() if isinstance(part, kind)]
+        every += _part(f, part, name, *special or [prefixes[name]])  # type: ignore[arg-type]
+    return every
 
 
 def _part(f: Format, layer: Layer, ours: str, theirs: str) -> list[Rule]:
@@ -280,6 +287,7 @@ FORMATS: Mapping[str, Format] = {
         attention=gated,
         others={RecurrentLayer: qwen3_next, MixtureOfExperts: qwen3_next_experts},
         experts={"shared": "shared_expert."},
+        parts={RecurrentLayer: "linear_attn."},
         above_one=True,
     ),
     "kimi_linear": replace(

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 from shared.libraries import torch
 
 from polyattn import weights
+from polyattn.generation import generate
 from polyattn.models.families import FAMILIES, language_model
+from polyattn.testing import load_bench
+
+Floats = np.ndarray[Any, Any]
 
 SMALL = {
     "vocab_size": 61,
     "hidden_size": 16,
     "intermediate_size": 24,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
@@ -46,27 +54,29 @@ OWN: dict[str, dict[str, Any]] = {
     "phi3": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
     "olmo2": {"head_dim": None},
     "gemma2": WINDOW | {"query_pre_attn_scalar": 6},
-    "gemma3_text": WINDOW | {"query_pre_attn_scalar": 6, "layer_types": ["sliding_attention"] * 3 + ["full_attention"]},
+    "gemma3_text": WINDOW | {"query_pre_attn_scalar": 6, "layer_types": ["sliding_attention", "full_attention"]},
     "gpt_oss": WINDOW | {"num_local_experts": 5, "num_experts_per_tok": 2, "rope_parameters": YARN | {"truncate": False}},
     "deepseek_v3": LATENT | EXPERTS | {
-        "n_routed_experts": 6, "n_group": 3, "topk_group": 2, "first_k_dense_replace": 1, "num_key_value_heads": 4,
+        "n_routed_experts": 6, "n_group": 3, "topk_group": 2, "first_k_dense_replace": 1, "num_key_value_heads": 4, "head_dim": None,
         "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.7},
     },
     "qwen3_next": EXPERTS | {
         "num_experts": 5, "shared_expert_intermediate_size": 10, "mlp_only_layers": [1], "linear_num_key_heads": 2,
         "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 6,
+        "layer_types": ["linear_attention", "full_attention"],
     },
     "kimi_linear": {key: x for key, x in LATENT.items() if key != "q_lora_rank"} | {
         "num_experts": 6, "num_experts_per_token": 2, "moe_intermediate_size": 12, "num_expert_group": 2,
-        "num_key_value_heads": 4, "linear_head_dim": 8, "linear_num_heads": 2,
-        "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
-        "mlp_layer_types": ["dense", "sparse", "dense", "sparse"],
+        "num_key_value_heads": 4, "head_dim": None, "linear_head_dim": 8, "linear_num_heads": 2,
+        "layer_types": ["linear_attention", "full_attention"], "mlp_layer_types": ["dense", "sparse"],
     },
 }  # fmt: skip
 
 
 #: A result in float64 may be off by so many roundings of its largest entry.
 ROUNDINGS = 2.0**12 * 2.0**-53
+TOKENS = np.random.default_rng(1).integers(0, 61, (2, 13))
+ALONG = np.random.default_rng(2).normal(size=(2, 13, 61))
 
 
 class Wide:
@@ -76,24 +86,20 @@ class Wide:
         return torch.float64 if name in ("float32", "float") else getattr(torch, name)
 
 
-@pytest.fixture
-def float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers computes in float64 throughout."""
+@contextmanager
+def wide() -> Iterator[None]:
+    """Inside, transformers computes in float64 throughout."""
     from transformers import AutoModelForCausalLM
 
-    for family in OWN:
+    for family in OWN:  # whose modules are there then
         AutoModelForCausalLM._model_mapping[type(config_of(family))]
-    for name, module in list(sys.modules.items()):
-        if name.startswith(
-            (
-                "transformers.models.",
-                "transformers.modeling_",
-                "transformers.masking_",
-                "transformers.integrations.",
-            )
-        ) and hasattr(module, "torch"):
-            monkeypatch.setattr(module, "torch", Wide())
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    rooms = ("models.", "modeling_", "masking_", "integrations.")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in list(sys.modules.items()):
+            if name.startswith(tuple(f"transformers.{room}" for room in rooms)) and hasattr(module, "torch"):
+                patch.setattr(module, "torch", Wide())
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        yield
 
 
 def config_of(family: str) -> Any:
@@ -102,9 +108,7 @@ def config_of(family: str) -> Any:
     changes = {
         name: x for name, x in (SMALL | OWN[family]).items() if x is not None or name == "eos_token_id"
     }
-    config = AutoConfig.for_model(family, **changes)
-    config._experts_implementation = "eager"
-    return config
+    return AutoConfig.for_model(family, **changes)
 
 
 def theirs(family: str) -> Any:
@@ -116,11 +120,13 @@ def theirs(family: str) -> Any:
     }
     config = AutoConfig.for_model(family, **changes)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float64, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float64, attn_implementation="eager", experts_implementation="eager"
+    ).eval()
     with torch.no_grad():
-        for name, x in (*model.named_parameters(), *model.named_buffers()):
-            if "rotary" not in name and "inv_freq" not in name and x.is_floating_point():
-                x.copy_(torch.randn_like(x) * 0.3)
+        corrections = (x for x in model.named_buffers() if "correction" in x[0])
+        for _, x in (*model.named_parameters(), *corrections):
+            x.copy_(torch.randn_like(x) * 0.3)
     return model
 
 
@@ -131,27 +137,58 @@ def tensors(model: Any) -> dict[str, Any]:
     return found
 
 
+@cache
+def told(family: str) -> tuple[dict[str, Floats], Floats, dict[str, Floats], list[int]]:
+    """By transformers in float64: weights, logits, gradients of sum(logits * ALONG), and a text that goes on greedily."""
+    with wide():
+        model = theirs(family)
+        logits = model(torch.from_numpy(TOKENS)).logits
+        (logits * torch.from_numpy(ALONG)).sum().backward()
+        named = tensors(model)
+        gradients = {name: x.grad.numpy() for name, x in named.items() if x.grad is not None}
+        text = TOKENS[:1].tolist()
+        with torch.no_grad():
+            for _ in range(9):
+                text[0].append(int(model(torch.tensor(text)).logits[0, -1].argmax()))
+    return (
+        {name: x.detach().numpy() for name, x in named.items()},
+        logits.detach().numpy(),
+        gradients,
+        text[0],
+    )
+
+
 def test_every_family_is_tried() -> None:
     assert OWN.keys() == FAMILIES.keys()
 
 
-@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("library", ["autograd", "jax", "torch"])
 @pytest.mark.parametrize("family", OWN)
-def test_logits_and_gradients_are_those_of_transformers(family: str) -> None:
-    model = theirs(family)
-    own, format = language_model(model.config)
-    tokens = torch.randint(0, 61, (2, 13), generator=torch.Generator().manual_seed(1))
-    logits = model(tokens).logits
-    along = torch.randn(logits.shape, dtype=logits.dtype, generator=torch.Generator().manual_seed(2))
-    (logits * along).sum().backward()
-    named = tensors(model)
-    expected = {name: x.grad for name, x in named.items() if x.grad is not None}
-    leaves = {name: x.detach().clone().requires_grad_(x.requires_grad) for name, x in named.items()}
-    params = weights.from_format(own, leaves, format)
-    found = own(params, tokens)
-    print((found - logits).abs().max().item(), logits.abs().max().item())
-    assert (found - logits).abs().max() <= ROUNDINGS * logits.abs().max()
-    (found * along).sum().backward()
-    for name, gradient in expected.items():
-        got = leaves[name].grad
-        assert (got - gradient).abs().max() <= ROUNDINGS * gradient.abs().max(), name
+def test_logits_and_gradients_are_those_of_transformers(family: str, library: str) -> None:
+    bench = load_bench(library)
+    named, logits, gradients, _ = told(family)
+    model, format = language_model(config_of(family))
+
+    def run(given: dict[str, Any]) -> tuple[Any, Any]:
+        out = model(weights.from_format(model, {n: given[n] for n in named}, format), tokens)
+        return out, out
+
+    arrays = {name: bench.array(x, "float64") for name, x in named.items()}
+    tokens = bench.array(TOKENS)
+    out, _, found = bench.run(run, arrays, bench.array(ALONG, "float64"))
+    assert np.abs(bench.numpy(out) - logits).max() <= ROUNDINGS * np.abs(logits).max()
+    for name, gradient in gradients.items():
+        assert np.abs(bench.numpy(found[name]) - gradient).max() <= ROUNDINGS * np.abs(gradient).max(), name
+
+
+@pytest.mark.parametrize("library", ["numpy", "jax", "torch"])
+@pytest.mark.parametrize("family", OWN)
+def test_the_text_that_a_model_goes_on_with_is_that_of_transformers(family: str, library: str) -> None:
+    bench = load_bench(library)
+    named, *_, text = told(family)
+    model, format = language_model(config_of(family))
+    params = weights.from_format(model, {n: bench.array(x, "float32") for n, x in named.items()}, format)
+    n = TOKENS.shape[1]
+    found = list(generate(model, params, text[:n], length=len(text) - n, piece=1))
+    assert [token.number for token in found] == text[n:]
+    assert min(token.margin for token in found) > 1e-4  # far from any other text
