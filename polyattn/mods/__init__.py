@@ -19,7 +19,7 @@ from polyattn.mods.mod import (
     parts,
 )
 from polyattn.mods.relative import RelativePositionBias, relative_bucket, relative_position_bias
-from polyattn.mods.temperature import Sharpened, temperature
+from polyattn.mods.sharpen import Temperature, temperature
 
 __all__ = [
     "Alibi",
@@ -28,8 +28,8 @@ __all__ = [
     "Mod",
     "RelativePositionBias",
     "ScoreMod",
-    "Sharpened",
     "Softcap",
+    "Temperature",
     "alibi",
     "alibi_slopes",
     "compares_positions",

@@ -11,7 +11,7 @@ from polyattn.places import INT32, Positions
 
 
 @dataclass(frozen=True, eq=False)
-class Sharpened(Mod):
+class Temperature(Mod):
     strength: float | Array
     every: int
     first: int
@@ -55,11 +55,11 @@ def temperature(strength: float | Array, every: int, *, first: int = 1) -> Mod:
     who = "polyattn.mods.temperature"
     every, first = integer(who, "every", every, 1, most=INT32 - 1), integer(who, "first", first, 0, most=1)
     if not is_array(strength):
-        return Sharpened(float(number(who, "strength", strength)), every, first)
+        return Temperature(float(number(who, "strength", strength)), every, first)
     real(who, "strength", strength)
     if strength.ndim:
         raise ValueError(
             f"{who}: expected strength to be a number or a 0-d array, got shape {tuple(strength.shape)}; take one "
             "number"
         )
-    return Sharpened(strength, every, first)
+    return Temperature(strength, every, first)
