@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from polyattn.calls import shown
+from polyattn.calls import number, shown, size
 from polyattn.rotary.lengths import DynamicNTK, LongRoPE
 from polyattn.rotary.scalings import Linear, Llama3, Proportional, Scaling, YaRN
 
@@ -48,8 +48,10 @@ class _Said:
     @property
     def factor(self) -> float:
         """The factor, or how much longer the longest text is than those of training."""
-        found = self.own.get("factor")
-        return self.needed("max_position_embeddings") / self.original if found is None else found
+        if (found := self.own.get("factor")) is not None:
+            return found
+        longest, original = self.needed("max_position_embeddings"), size(_WHO, _LENGTH, self.original, 1)
+        return size(_WHO, "max_position_embeddings", longest, 1) / original
 
 
 def _yarn(said: _Said) -> Scaling:
@@ -104,7 +106,7 @@ def read(
     own, around = _parameters(config, layer_type)
     said = _Said(own, around)
     kind = own.get("rope_type", own.get("type")) or "default"
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(
             f"{_WHO}: expected a rope_type among {', '.join(_KINDS)}, got {shown(kind)}; write its frequencies as a "
             "polyattn.rotary.Scaling"
@@ -118,9 +120,9 @@ def read(
     found: dict[str, Any] = {"base": said.needed("rope_theta"), "scaling": make(said)}
     share = said("partial_rotary_factor")
     if share not in (None, 1.0) and kind != "proportional":
-        found["width"] = int(_head_dim(said, head_dim) * share)
+        found["width"] = int(_head_dim(said, head_dim) * number(_WHO, "partial_rotary_factor", share))
     if own.get("mrope_section") is not None:
-        found["sections"] = tuple(own["mrope_section"])
+        found["sections"] = own["mrope_section"]
         found["section_order"] = "interleaved" if own.get("mrope_interleaved") else "chunked"
     found["interleaved"] = (
         bool(_get(around, "rope_interleave") or False) if interleaved is None else interleaved
@@ -152,10 +154,11 @@ def _parameters(config: Any, layer_type: str | None) -> tuple[Mapping[str, Any],
 
 
 def _head_dim(said: _Said, given: int | None) -> int:
-    if given is not None:
-        return given
-    found = said("head_dim")
-    return said.needed("hidden_size") // said.needed("num_attention_heads") if found is None else found
+    found = said("head_dim") if given is None else given
+    if found is not None:
+        return size(_WHO, "head_dim", found, 1)
+    hidden, heads = (size(_WHO, n, said.needed(n), 1) for n in ("hidden_size", "num_attention_heads"))
+    return hidden // heads
 
 
 def _get(config: Any, name: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from polyattn.arrays import Array, backend_of, readable
 from polyattn.arrays.numbers import SameArray
-from polyattn.calls import answers, array, check_layout, flag, integer, is_traced, real, shown
+from polyattn.calls import answers, array, check_layout, flag, integer, is_traced, real, shown, size
 from polyattn.rotary import sections as several
 from polyattn.rotary.angle import angles
 from polyattn.rotary.config import read
@@ -62,6 +62,7 @@ class Rotary:
         object.__setattr__(self, "sections", several.checked(_WHO, self.sections, self.section_order))
 
     @classmethod
+    @answers(f"{_WHO}.from_config", "settings", line="Rotary.from_config")
     def from_config(
         cls,
         config: Mapping[str, Any] | Any,
@@ -82,13 +83,14 @@ class Rotary:
         """
         return cls(**read(config, layer_type, head_dim, interleaved))
 
+    @answers(f"{_WHO}.frequencies", line="rotary.frequencies")
     def frequencies(self, width: int, *, length: int | None = None) -> Frequencies:
         """Radians per position of each of the width/2 pairs.
 
         >>> Rotary().frequencies(4)
         (1.0, 0.01)
         """
-        if width % 2 or width < 2:
+        if (width := size(_WHO, "width", width, 1)) % 2:
             raise ValueError(f"{_WHO}: expected an even width, got {width}; entries are turned in pairs")
         parts = [width]
         if self.sections is not None:

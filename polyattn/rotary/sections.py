@@ -13,7 +13,7 @@ Order = Literal["chunked", "interleaved", "axial"]
 
 def checked(who: str, sections: Any, order: Any) -> tuple[int, ...] | None:
     """The numbers of pairs of every axis, as a tuple."""
-    if order not in get_args(Order):
+    if not isinstance(order, str) or order not in get_args(Order):
         raise ValueError(
             f"{who}: expected section_order 'chunked' (Qwen2-VL), 'interleaved' (Qwen3-VL) or 'axial' (vision encoders), "
             f"got {shown(order)}; pass one of these"

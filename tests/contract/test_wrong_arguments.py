@@ -13,7 +13,7 @@ import pytest
 from shared.libraries import torch
 
 import polyattn
-from polyattn import AuxRequest, attention, attention_vjp, layers, masks, mods, trace
+from polyattn import AuxRequest, attention, attention_vjp, layers, masks, mods, rotary, trace
 from polyattn.additive import additive_attention, additive_scores
 from polyattn.caches import KVCache
 from polyattn.dropout import drop
@@ -114,8 +114,16 @@ CALLS: Mapping[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "additive_attention": (additive_attention, SQUARE | {"weight": Q[0, 0, 0], "bias": None, "mask": None} | HOW),
     "additive_scores": (additive_scores, {"query": Q, "key": Q, "weight": Q[0, 0, 0]}),
     "linear_attention": (linear_attention, SQUARE | {"decay": None, "beta": None, "state": None, "scale": None, "chunk_size": 2}),
-    "Rotary": (Rotary, {"base": 1e4, "width": 4, "interleaved": True}),
-    "Rotary()": (Rotary(), {"x": Q, "positions": np.arange(3), "layout": "BHLD"}),
+    "Rotary": (Rotary, {"base": 1e4, "width": 4, "interleaved": True, "scaling": rotary.Linear(2.0), "sections": (1, 1), "section_order": "chunked"}),
+    "Rotary()": (Rotary(), {"x": Q, "positions": np.arange(3), "length": 3, "layout": "BHLD"}),
+    "Rotary.frequencies": (Rotary().frequencies, {"width": 8, "length": 3}),
+    "Rotary.from_config": (Rotary.from_config, {"config": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}, "layer_type": None, "head_dim": 8, "interleaved": True}),
+    "rotary.Linear": (rotary.Linear, {"factor": 2.0}),
+    "rotary.DynamicNTK": (rotary.DynamicNTK, {"factor": 2.0, "original_length": 8}),
+    "rotary.YaRN": (rotary.YaRN, {"factor": 2.0, "original_length": 8, "beta_fast": 32.0, "beta_slow": 1.0, "attention_factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "truncate": True}),
+    "rotary.Llama3": (rotary.Llama3, {"factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_length": 8}),
+    "rotary.LongRoPE": (rotary.LongRoPE, {"short_factor": (1.0,), "long_factor": (2.0,), "original_length": 8, "factor": 2.0, "attention_factor": 1.0}),
+    "rotary.Proportional": (rotary.Proportional, {"proportion": 0.5, "factor": 2.0}),
     "rotate": (rotate, {"x": Q, "cos": Q[0, 0, :, :4], "sin": Q[0, 0, :, :4], "interleaved": False}),
     "sinusoidal": (sinusoidal, {"length": 3, "dim": 4, "like": X, "base": 1e4}),
     "drop": (drop, {"x": X, "rate": 0.5, "seed": 0}),
@@ -141,6 +149,8 @@ CALLS: Mapping[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "mask.show": (masks.causal().show, {"queries": 3, "keys": 3, "query_offset": 0, "b": 0, "h": 0}),
     "softcap": (mods.softcap, {"cap": 3.0}),
     "alibi": (mods.alibi, {"slopes": 4}),
+    "forgetting": (mods.forgetting, {"log_forget": np.zeros((4, 3))}),
+    "temperature": (mods.temperature, {"strength": 0.1, "every": 8, "first": 1}),
     "alibi_slopes": (mods.alibi_slopes, {"heads": 4}),
     "relative_position_bias": (mods.relative_position_bias, {"table": np.ones((32, 4)), "bidirectional": True, "max_distance": 128}),
     "relative_bucket": (mods.relative_bucket, {"distance": np.arange(3), "buckets": 32, "bidirectional": True, "max_distance": 128}),

@@ -1,0 +1,226 @@
+"""Modifications by position: forgetting gates and temperatures, with their gradients, on every way to run."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from shared.libraries import jax, jnp, torch
+
+from polyattn import AuxRequest, Blockwise, Fused, attention, attention_vjp, mods
+from polyattn.parity import ACCEPTANCE, Spec, eta
+from polyattn.testing import Bench
+from polyattn.truth import truth
+
+RNG = np.random.default_rng(0)
+B, H, N, D = 2, 4, 7, 5
+Q, K, V = (RNG.normal(size=(B, H, N, D)).astype(np.float32).astype(float) for _ in range(3))
+GATES = (-np.abs(RNG.normal(size=(B, H, N)))).astype(np.float32).astype(float)
+CAUSAL = np.tri(N, dtype=bool)[None, None]
+STRENGTH, EVERY = 0.5, 3
+WAYS = ["reference", Blockwise(3, 2)]
+#: JAX compiled alone: eagerly it takes minutes
+everywhere = pytest.mark.parametrize(
+    "bench",
+    ["numpy", "autograd", "strict-device1", "strict-no-float64", "strict-flags", "jax-jit", "torch"],
+    indirect=True,
+)
+
+
+def between(gates: Any) -> Any:
+    """sum of gates[j + 1 .. i], one score at a time."""
+    found = np.zeros((*gates.shape, gates.shape[-1]))
+    for i in range(gates.shape[-1]):
+        for j in range(i):
+            found[..., i, j] = gates[..., j + 1 : i + 1].sum(-1)
+    return found
+
+
+def sharper(positions: Any, strength: float = STRENGTH) -> Any:
+    return np.array([1 + strength * np.log(1 + (p + 1) // EVERY) for p in positions])[:, None]
+
+
+@everywhere
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("each", [True, False], ids=["per item", "for all"])
+def test_a_key_is_weighed_by_all_gates_after_it(bench: Bench, way: Any, each: bool) -> None:
+    gates = GATES if each else GATES[0]
+    shift = between(gates) if each else between(gates)[None]
+    judged = truth(Spec(Q, K, V, shift=shift, allowed=CAUSAL))["out"]
+    q, k, v, given = (bench.array(x, "float32") for x in (Q, K, V, gates))
+    out = attention(q, k, v, score_mod=mods.forgetting(given), is_causal=True, implementation=way)
+    assert eta(bench.numpy(out), judged, "float32") <= ACCEPTANCE
+    without = attention(q, k, v, is_causal=True, implementation=way)
+    assert eta(bench.numpy(without), judged, "float32") > 100
+
+
+@everywhere
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_late_queries_are_sharper(bench: Bench, way: Any) -> None:
+    judged = truth(Spec(Q * sharper(range(N)), K, V, allowed=CAUSAL))["out"]
+    q, k, v = (bench.array(x, "float32") for x in (Q, K, V))
+    for strength in (STRENGTH, bench.array(np.array(STRENGTH), "float32")):
+        mod = mods.temperature(strength, EVERY)
+        out = attention(q, k, v, score_mod=mod, is_causal=True, implementation=way)
+        assert eta(bench.numpy(out), judged, "float32") <= ACCEPTANCE
+
+
+@everywhere
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("each", [True, False], ids=["per item", "for all"])
+def test_gates_and_strengths_have_gradients(bench: Bench, way: Any, each: bool) -> None:
+    """Against autograd of the formula as PyTorch writes it with whole matrices, in float64."""
+    gates, cotangent = (GATES if each else GATES[0]), np.sign(RNG.normal(size=Q.shape))
+    arrays = {"query": Q, "key": K, "value": V, "gates": gates, "strength": np.array(STRENGTH)}
+    given = {name: bench.array(x, "float32") for name, x in arrays.items()}
+
+    def made(a: Any) -> mods.Mod:
+        return mods.compose(mods.temperature(a["strength"], EVERY), mods.forgetting(a["gates"]))
+
+    def f(a: Any) -> Any:
+        out, aux = attention(
+            a["query"], a["key"], a["value"], score_mod=made(a), is_causal=True, implementation=way,
+            return_aux=AuxRequest(lse=True),
+        )  # fmt: skip
+        return out, aux.lse
+
+    *_, gradients = bench.run(f, given, bench.array(cotangent, "float32"))
+    if gradients is None:
+        tiles = Blockwise(3, 2) if way == "reference" else way
+        options = {"score_mod": made(given), "is_causal": True, "implementation": tiles}
+        _, pullback = attention_vjp(*(given[n] for n in ("query", "key", "value")), **options)
+        gradients = pullback(bench.array(cotangent, "float32"))
+        d_strength, d_kept = gradients["score_mod"]
+        # of the sums that the mod holds: those from each position on
+        d_gates = np.flip(np.cumsum(np.flip(bench.numpy(d_kept), -1), -1), -1)
+        gradients |= {"gates": bench.array(d_gates, "float32"), "strength": d_strength}
+    true = formula_gradients(arrays, cotangent)
+    for name in ("query", "key", "value", "gates", "strength"):
+        found = bench.numpy(gradients[name])
+        # sums of at most B H N N numbers, each of some roundings
+        assert np.abs(found - true[name]).max() <= 256 * 2.0**-24 * np.abs(true[name]).max(), name
+
+
+def formula_gradients(arrays: Any, cotangent: Any) -> dict[str, Any]:
+    leaves = {name: torch.tensor(x, requires_grad=True) for name, x in arrays.items()}
+    q, k, v, gates, strength = leaves.values()
+    i, j, m = np.ogrid[:N, :N, :N]
+    after = torch.tensor((j < m) & (m <= i), dtype=torch.float64)  # (i, j, l): whether gate l lies between
+    steps = torch.tensor(np.log(1.0 + (np.arange(N) + 1) // EVERY))[:, None]
+    s = (q * (1 + strength * steps)) @ k.mT / D**0.5 + torch.einsum("...l,ijl->...ij", gates, after)
+    w = s.masked_fill(~torch.tensor(CAUSAL), -torch.inf).softmax(-1)
+    ((w @ v) * torch.tensor(cotangent)).sum().backward()
+    return {name: x.grad.numpy() for name, x in leaves.items()}
+
+
+@everywhere
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_decoding_needs_the_gates_of_all_tokens_and_gives_the_last_rows(bench: Bench, way: Any) -> None:
+    q, k, v, gates = (bench.array(x, "float32") for x in (Q, K, V, GATES))
+    mod = mods.compose(mods.temperature(STRENGTH, EVERY), mods.forgetting(gates))
+    whole = Spec(Q * sharper(range(N)), K, V, shift=between(GATES), allowed=CAUSAL)
+    late = Spec(whole.q[:, :, 5:], K, V, shift=between(GATES)[:, :, 5:], allowed=CAUSAL[:, :, 5:])
+    judged = truth(late)["out"]
+    places = {"query_positions": bench.array(np.array([5, 6])), "key_positions": bench.array(np.arange(N))}
+    for options in ({"query_offset": 5}, {"query_offset": "end"}, places):
+        out = attention(q[:, :, 5:, :], k, v, score_mod=mod, is_causal=True, implementation=way, **options)
+        assert eta(bench.numpy(out), judged, "float32") <= ACCEPTANCE
+    with pytest.raises(ValueError, match="query_offset=0 aligns"):
+        attention(q[:, :, 5:, :], k, v, score_mod=mods.temperature(STRENGTH, EVERY))
+
+
+@everywhere
+def test_a_score_that_no_gate_reaches_is_nan_unless_it_is_hidden(bench: Bench) -> None:
+    q, k, v = (bench.array(x, "float32") for x in (Q, K, V))
+    short = mods.forgetting(bench.array(GATES[..., :5], "float32"))
+    for way in WAYS:
+        out = bench.numpy(attention(q, k, v, score_mod=short, is_causal=True, implementation=way))
+        assert np.isnan(out[:, :, 5:]).all()
+        whole = mods.forgetting(bench.array(GATES, "float32"))
+        known = bench.numpy(attention(q, k, v, score_mod=whole, is_causal=True, implementation=way))
+        assert (out[:, :, :5] == known[:, :, :5]).all()  # keys 5 and 6 are hidden from them
+        slots = bench.array(np.array([0, 1, 2, -1, -(2**20), 3, 4]))
+        there = {"key_positions": slots, "query_positions": bench.array(np.arange(5))}
+        out = attention(q[:, :, :5, :], k, v, score_mod=short, is_causal=True, implementation=way, **there)
+        assert np.isfinite(bench.numpy(out)).all()  # an empty slot has no gate and needs none
+
+
+def test_the_factor_is_that_of_the_models_to_a_rounding() -> None:
+    from transformers.models.ministral3.modeling_ministral3 import get_llama_4_attn_scale
+
+    at = np.array([0, 1, 8190, 8191, 8192, 16383, 16384, 10**6])
+    theirs = get_llama_4_attn_scale(torch.tensor(at)[None], 0.1, 8192)[0, 0, :, 0].double().numpy()
+    ours = mods.temperature(0.1, 8192, first=0)(np.ones(8), None, None, at, None)  # type: ignore[arg-type]
+    assert np.abs(ours - theirs).max() <= 4 * 2.0**-24 * ours.max()
+    # Llama4TextAttention.forward, line by line
+    scale = torch.log1p(torch.floor((torch.tensor(at).float() + 1.0) / 8192)) * 0.1 + 1.0
+    ours = mods.temperature(0.1, 8192)(np.ones(8), None, None, at, None)  # type: ignore[arg-type]
+    assert np.abs(ours - scale.double().numpy()).max() <= 4 * 2.0**-24 * ours.max()
+    assert (ours[3], ours[2]) == (1 + 0.1 * np.log(2.0), 1.0)
+
+
+@pytest.mark.parametrize("platform", ["tpu", "gpu"])
+def test_they_are_part_of_the_fused_kernel(platform: str) -> None:
+    tile = {"tpu": (4, 5), "gpu": (16, 16)}[platform]
+    given = [jnp.asarray(x, jnp.float32) for x in (Q, K, V, GATES, STRENGTH)]
+    said: list[str] = []
+
+    def loss(way: Any, q: Any, k: Any, v: Any, gates: Any, strength: Any) -> Any:
+        mod = mods.compose(mods.temperature(strength, EVERY), mods.forgetting(gates))
+        out, aux = attention(
+            q, k, v, score_mod=mod, is_causal=True, implementation=way, return_aux=AuxRequest(lse=True)
+        )
+        said.append(aux.implementation)
+        return jnp.sum(out * out)
+
+    found, true = (
+        jax.jit(jax.value_and_grad(loss, argnums=(1, 2, 3, 4, 5)), static_argnums=0)(way, *given)
+        for way in (Fused(*tile, platform=platform, interpret=True), "reference")
+    )
+    assert said == ["fused", "reference"]
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(true), strict=True):
+        assert np.abs(x - y).max() <= 256 * 2.0**-24 * np.abs(y).max()
+
+
+def test_few_rows_of_grouped_heads_with_gates_are_left_to_others_by_name() -> None:
+    """There the heads of a group are rows of one tile, so a gate belongs to a row and a key together."""
+    q, k, v = (jnp.asarray(x, jnp.float32) for x in (Q, K[:, :2], V[:, :2]))
+    mod = mods.forgetting(jnp.asarray(GATES, jnp.float32))
+    fused = Fused(platform="tpu", interpret=True)
+    with pytest.raises(ValueError, match="do more with a row and a key together than kernels have"):
+        attention(q, k, v, score_mod=mod, is_causal=True, implementation=fused)
+
+
+@pytest.mark.parametrize("each", [True, False], ids=["per item", "for all"])
+def test_they_run_unchanged_in_flex_attention(each: bool) -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    gates = GATES if each else GATES[0]
+    mod = mods.compose(mods.temperature(STRENGTH, EVERY), mods.forgetting(torch.tensor(gates)))
+    signed = between(gates) - np.swapaxes(between(gates), -1, -2)  # nothing is hidden here
+    judged = truth(Spec(Q * sharper(range(N)), K, V, shift=signed if each else signed[None]))["out"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it would rather be compiled
+        out = flex_attention(*map(torch.tensor, (Q, K, V)), score_mod=mod)
+    assert eta(out.numpy(), judged, "float64") <= ACCEPTANCE
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "sentence"),
+    [
+        (lambda: mods.forgetting(-1.0), TypeError, "polyattn.mods.forgetting: expected log_forget to be an array of an array API library (NumPy, JAX, PyTorch, ...), of shape (Hq, N) or (B, Hq, N), got float; convert it, for example with numpy.asarray"),
+        (lambda: mods.forgetting(np.zeros(3)), ValueError, "polyattn.mods.forgetting: expected log_forget of shape (Hq, N) or (B, Hq, N), got (3,); give log f of every head and position"),
+        (lambda: mods.forgetting(np.zeros((2, 3), int)), TypeError, "polyattn.mods.forgetting: expected log_forget of a real floating dtype, got int64; cast it"),
+        (lambda: attention(Q, K, V, score_mod=mods.forgetting(GATES[:, :3])), ValueError, "polyattn.attention: expected score_mod to have parameters for 4 heads, got 3; give one slope or column per head, and per batch item only for all of them"),
+        (lambda: mods.temperature(0.1, 0), ValueError, "polyattn.mods.temperature: expected every >= 1, got 0; pass a larger number"),
+        (lambda: mods.temperature(0.1, 8, first=2), ValueError, "polyattn.mods.temperature: expected first <= 1, got 2; pass a smaller number"),
+        (lambda: mods.temperature("hot", 8), TypeError, "polyattn.mods.temperature: expected strength to be a Python number, got 'hot'; pass a Python float"),
+        (lambda: mods.temperature(np.ones(4), 8), ValueError, "polyattn.mods.temperature: expected strength to be a number or a 0-d array, got shape (4,); take one number"),
+    ],
+)  # fmt: skip
+def test_wrong_modifications_are_refused_with_a_sentence(make: Any, error: Any, sentence: str) -> None:
+    with pytest.raises(error) as caught:
+        make()
+    assert str(caught.value) == sentence
