@@ -60,9 +60,8 @@ def _check(who: str, x: Array, weight: Array, bias: Array | None, tail: Array | 
         raise ValueError(
             f"{who}: expected x of shape (..., tokens, channels), got {tuple(x.shape)}; add the axes that are missing"
         )
-    for name, given in (("weight", weight), ("bias", bias), ("tail", tail)):
-        if given is None and name != "weight":
-            continue
+    optional = {name: given for name, given in (("bias", bias), ("tail", tail)) if given is not None}
+    for name, given in {"weight": weight, **optional}.items():
         if array(who, name, given) is not backend:
             raise TypeError(
                 f"{who}: expected {name} to be an array of the library of x, {backend.name}, got one of "
