@@ -60,19 +60,8 @@ def _check(who: str, x: Array, weight: Array, bias: Array | None, tail: Array | 
         raise ValueError(
             f"{who}: expected x of shape (..., tokens, channels), got {tuple(x.shape)}; add the axes that are missing"
         )
-    channels = x.shape[-1]
-    if array(who, "weight", weight) is backend and (
-        weight.ndim != 2 or weight.shape[1] != channels or not weight.shape[0]
-    ):
-        raise ValueError(
-            f"{who}: expected weight of shape (k, {channels}), a row for each of k >= 1 tokens, got "
-            f"{tuple(weight.shape)}; the weight of torch.nn.Conv1d is weight[:, 0, :].T"
-        )
-    shapes = {"weight": tuple(weight.shape), "bias": (channels,)}
-    shapes["tail"] = (*x.shape[:-2], weight.shape[0] - 1, channels)
-    for name, given in (("weight", weight), ("bias", bias), ("tail", tail)):
-        if given is None:
-            continue
+    optional = {name: given for name, given in (("bias", bias), ("tail", tail)) if given is not None}
+    for name, given in {"weight": weight, **optional}.items():
         if array(who, name, given) is not backend:
             raise TypeError(
                 f"{who}: expected {name} to be an array of the library of x, {backend.name}, got one of "
@@ -82,12 +71,20 @@ def _check(who: str, x: Array, weight: Array, bias: Array | None, tail: Array | 
             raise TypeError(
                 f"{who}: expected {name} of the dtype of x, {x.dtype}, got {given.dtype}; cast one of the two"
             )
-        if tuple(given.shape) != shapes[name]:
-            raise ValueError(
-                f"{who}: expected {name} of shape {shapes[name]} beside x of shape {tuple(x.shape)} and weight of "
-                f"shape {tuple(weight.shape)}, got {tuple(given.shape)}; a tail is what the call before returned"
-                if name == "tail"
-                else f"{who}: expected bias of shape {shapes[name]}, a number for each channel, got "
-                f"{tuple(given.shape)}; reshape it"
-            )
+    *lead, _, channels = x.shape
+    if weight.ndim != 2 or weight.shape[1] != channels or not weight.shape[0]:
+        raise ValueError(
+            f"{who}: expected weight of shape (k, {channels}), a row for each of k >= 1 tokens, got "
+            f"{tuple(weight.shape)}; the weight of torch.nn.Conv1d is weight[:, 0, :].T"
+        )
+    if bias is not None and tuple(bias.shape) != (channels,):
+        raise ValueError(
+            f"{who}: expected bias of shape ({channels},), a number for each channel, got {tuple(bias.shape)}; reshape it"
+        )
+    before = (*lead, weight.shape[0] - 1, channels)
+    if tail is not None and tuple(tail.shape) != before:
+        raise ValueError(
+            f"{who}: expected tail of shape {before} beside x of shape {tuple(x.shape)} and weight of shape "
+            f"{tuple(weight.shape)}, got {tuple(tail.shape)}; a tail is what the call before returned"
+        )
     return backend

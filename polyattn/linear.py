@@ -164,7 +164,7 @@ def _chunk(
     since_t: what remains at t of the state before the chunk; fade_ti: what remains at t of what came at i.
     """
     xp, matmul = backend.xp, backend.matmul
-    since = xp.exp(xp.cumulative_sum(g, axis=-2))
+    since = xp.exp(backend.cumulative_sum(g, -2))
     fade = _fade(backend, g)
     u = v
     if b is not None:
@@ -191,7 +191,7 @@ def _fade(backend: Backend, g: Array) -> Array:
     xp = backend.xp
     at = backend.arange(0, g.shape[-2], g)
     t, i = at[:, None, None], at[None, :, None]
-    total = xp.cumulative_sum(xp.where(t > i, g[..., :, None, :], 0.0), axis=-3)
+    total = backend.cumulative_sum(xp.where(t > i, g[..., :, None, :], 0.0), -3)
     return xp.exp(xp.where(t >= i, total, -xp.inf))
 
 

@@ -59,6 +59,10 @@ class Numbers:
         """The cosine, to the full precision of x's dtype."""
         return self.xp.cos(x)
 
+    def cumulative_sum(self, x: Array, axis: int) -> Array:
+        """The sums of the first 1, 2, ... entries along an axis."""
+        return self.xp.cumulative_sum(x, axis=axis)
+
     def erf(self, x: Array) -> Array:
         """The error function, which the standard lacks."""
         return erf(x, self.xp)

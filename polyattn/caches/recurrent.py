@@ -19,13 +19,13 @@ class RecurrentCache(NamedTuple):
     A NamedTuple, hence a pytree; the old one stays when a new one comes.
 
     >>> import numpy as np
-    >>> cache = RecurrentCache.empty(1, 2, 4, tail=(3, 24), like=np.zeros((), np.float16))
+    >>> cache = RecurrentCache.empty(1, 2, 4, kernel_size=4, channels=24, like=np.zeros((), np.float16))
     >>> cache.state.shape, cache.state.dtype, cache.tail.shape, cache.length
     ((1, 2, 4, 4), dtype('float32'), (1, 3, 24), 0)
     """
 
     state: Array  # (..., H, D, E) in the compute dtype: that of `polyattn.linear.linear_attention`
-    tail: Array | None = None  # (..., k - 1, C): the last inputs of a convolution, None where there is none
+    tail: Array  # (..., kernel_size - 1, channels): the last inputs of a convolution, of size 0 where there is none
     length: int | Array = 0  # how many tokens came
 
     @classmethod
@@ -33,23 +33,19 @@ class RecurrentCache(NamedTuple):
     def empty(
         cls,
         batch: int,
-        heads: int,
+        kv_heads: int,
         head_dim: int,
         value_dim: int | None = None,
         *,
-        tail: tuple[int, int] | None = None,
+        kernel_size: int = 1,
+        channels: int = 0,
         like: Array,
     ) -> RecurrentCache:
-        """A cache before the first token, on the device of `like`; tail: so many tokens of so many channels."""
+        """A cache before the first token, for inputs of the library and dtype and on the device of `like`."""
         who = "polyattn.caches.RecurrentCache.empty"
         backend = real(who, "like", like, "which gives the library, the dtype and the device")
-        given = {"batch": batch, "heads": heads, "head_dim": head_dim, "value_dim": value_dim}
-        shape = tuple(size(who, name, head_dim if n is None else n) for name, n in given.items())
-
-        def zeros(shape: tuple[int, ...], dtype: object) -> Array:
-            return backend.xp.zeros(shape, dtype=dtype, device=backend.device(like))
-
-        state = zeros(shape, backend.compute_dtype(like.dtype))
-        if tail is None:
-            return cls(state)
-        return cls(state, zeros((shape[0], *(size(who, "tail", n) for n in tail)), like.dtype))
+        given = {"batch": batch, "kv_heads": kv_heads, "head_dim": head_dim, "value_dim": value_dim}
+        state = tuple(size(who, name, head_dim if n is None else n) for name, n in given.items())
+        tail = (state[0], size(who, "kernel_size", kernel_size, 1) - 1, size(who, "channels", channels))
+        shapes = ((state, backend.compute_dtype(like.dtype)), (tail, like.dtype))
+        return cls(*(backend.xp.zeros(s, dtype=dtype, device=backend.device(like)) for s, dtype in shapes))

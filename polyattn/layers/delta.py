@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 
 from polyattn.arrays import Array, backend_of
 from polyattn.convolution import convolve
@@ -12,7 +13,7 @@ from polyattn.layers.decays import LOG_RATE, TIME_STEP
 from polyattn.layers.initializers import Distribution, initializer
 from polyattn.layers.layer import Layer, Parameter, Params, linear
 from polyattn.layers.norm import RMSNorm
-from polyattn.layers.recurrent import RecurrentLayer, joined, operands
+from polyattn.layers.recurrent import Memory, RecurrentLayer, operands, side_by_side
 from polyattn.linear import attend, l2norm
 
 __all__ = ["GatedDeltaNet", "KimiDeltaAttention"]
@@ -32,7 +33,7 @@ class _DeltaRule(RecurrentLayer):
         """Heads of keys, heads of values, widths of both."""
         raise NotImplementedError
 
-    @property
+    @cached_property  # made with the layer, as compilers make none
     def _norm(self) -> RMSNorm:
         return RMSNorm(self._sizes[3], epsilon=self.epsilon)
 
@@ -53,7 +54,7 @@ class _DeltaRule(RecurrentLayer):
 
     def parameters(self) -> Mapping[str, Parameter | Layer]:
         e, (key_heads, heads, width, value_width) = self.embed_dim, self._sizes
-        channels = self.memory()[1][1]  # type: ignore[index]
+        channels = self.memory().channels
         taps = initializer(self.name, "torch_linear", self.kernel_size, self.kernel_size)
         return {
             "w_q": self._drawn(e, e, key_heads, width),
@@ -66,10 +67,10 @@ class _DeltaRule(RecurrentLayer):
             "w_o": self._drawn(heads * value_width, heads, value_width, e),
         }
 
-    def memory(self) -> tuple[tuple[int, int, int], tuple[int, int] | None]:
+    def memory(self) -> Memory:
         key_heads, heads, width, value_width = self._sizes
         channels = 2 * key_heads * width + heads * value_width
-        return (heads, width, value_width), (self.kernel_size - 1, channels)
+        return Memory(heads, width, value_width, self.kernel_size, channels)
 
     def read(
         self, params: Params, x: Array, state: Array | None, tail: Array | None
@@ -103,10 +104,10 @@ class _DeltaRule(RecurrentLayer):
         out, state = attend(
             self.name, operands(query, key, value, decay, beta, state=state), None, self.chunk_size
         )
-        out = xp.moveaxis(out, -3, -2)
         normed = self._norm(params["norm"], backend.astype(out, x.dtype))
-        gated = backend.astype(normed, compute) * self._gate(params, x)
-        return joined(xp.moveaxis(gated, -2, -3), params["w_o"], x), state, tail
+        gated = backend.astype(normed, compute) * xp.moveaxis(self._gate(params, x), -2, -3)
+        joined = side_by_side(gated, x)
+        return linear(joined, xp.reshape(params["w_o"], (joined.shape[-1], self.embed_dim))), state, tail
 
 
 @dataclass(frozen=True)

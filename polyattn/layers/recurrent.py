@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from polyattn.arrays import Array, backend_of
 from polyattn.caches import RecurrentCache
@@ -17,6 +18,16 @@ from polyattn.layers.norm import RMSNorm
 from polyattn.linear import attend
 
 __all__ = ["LightningAttention", "LinearAttention", "RecurrentLayer"]
+
+
+class Memory(NamedTuple):
+    """The sizes of a `RecurrentCache`, but for the batch."""
+
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    kernel_size: int = 1
+    channels: int = 0
 
 
 class RecurrentLayer(AttentionLayer):
@@ -32,21 +43,20 @@ class RecurrentLayer(AttentionLayer):
 
     embed_dim: int
 
-    def memory(self) -> tuple[tuple[int, int, int], tuple[int, int] | None]:
-        """The sizes (H, D, E) of the state, and (k - 1, channels) of the tail of a convolution or None."""
+    def memory(self) -> Memory:
+        """The sizes of what is remembered of an item."""
         raise NotImplementedError
 
     def read(
         self, params: Params, x: Array, state: Array | None, tail: Array | None
     ) -> tuple[Array, Array, Array | None]:
-        """The output, and what is remembered then."""
+        """The output, and the state and the tail then; None before the first token, a tail also where there is none."""
         raise NotImplementedError
 
     def empty_cache(self, batch: int, capacity: int, *, like: Array) -> RecurrentCache:
         """A cache for this layer, without tokens. It has room for `capacity` of them as for any number: its size is constant."""
         size(f"{self.name}.empty_cache", "capacity", capacity)
-        (heads, width, value_width), tail = self.memory()
-        return RecurrentCache.empty(batch, heads, width, value_width, tail=tail, like=like)
+        return RecurrentCache.empty(batch, **self.memory()._asdict(), like=like)
 
     def run(
         self,
@@ -76,13 +86,19 @@ class RecurrentLayer(AttentionLayer):
         return LayerResult(out, RecurrentCache(state, tail, cache.length + x.shape[-2]))
 
     def check_cache(self, cache: Any) -> None:
-        """A TypeError unless this is a cache of a recurrent layer with, or without, a convolution like this one."""
-        _, tail = self.memory()
-        if not isinstance(cache, RecurrentCache) or (cache.tail is None) != (tail is None):
-            kind = "without" if tail is None else "with"
-            raise TypeError(
-                f"{self.name}: expected a RecurrentCache {kind} the tail of a convolution, got {shown(cache)}; write "
-                "cache=layer.empty_cache(batch, capacity, like=x)"
+        """An error unless this is a cache of such a layer, and of these sizes."""
+        memory, advice = self.memory(), "write cache=layer.empty_cache(batch, capacity, like=x)"
+        if not isinstance(cache, RecurrentCache):
+            raise TypeError(f"{self.name}: expected a RecurrentCache, got {shown(cache)}; {advice}")
+        expected = (
+            (memory.kv_heads, memory.head_dim, memory.value_dim),
+            (memory.kernel_size - 1, memory.channels),
+        )
+        found = tuple(cache.state.shape[-3:]), tuple(cache.tail.shape[-2:])
+        if found != expected:
+            raise ValueError(
+                f"{self.name}: expected a cache whose state ends in {expected[0]} and tail in {expected[1]}, got "
+                f"{found[0]} and {found[1]}; {advice}"
             )
 
 
@@ -145,8 +161,8 @@ class LinearAttention(_Heads):
     chunk_size: int = 64
     initializer: str | Distribution = "glorot_uniform"
 
-    def memory(self) -> tuple[tuple[int, int, int], tuple[int, int] | None]:
-        return (self.num_heads, self.width, self.width + 1), None
+    def memory(self) -> Memory:
+        return Memory(self.num_heads, self.width, self.width + 1)
 
     def read(
         self, params: Params, x: Array, state: Array | None, tail: Array | None
@@ -156,7 +172,9 @@ class LinearAttention(_Heads):
         with_ones = xp.concat((v, xp.ones_like(v[..., :1])), axis=-1)
         arrays = operands(_positive(q), _positive(k), with_ones, state=state)
         sums, state = attend(self.name, arrays, 1.0, self.chunk_size)
-        return joined(sums[..., :-1] / sums[..., -1:], params["w_o"], x), state, None
+        heads = side_by_side(sums[..., :-1] / sums[..., -1:], x)
+        w_o = xp.reshape(params["w_o"], (heads.shape[-1], self.embed_dim))
+        return linear(heads, w_o), state, tail
 
 
 @dataclass(frozen=True)
@@ -201,12 +219,12 @@ class LightningAttention(_Heads):
         found = dict(super().parameters())
         return found | {"w_gate": found["w_q"], "norm": self._norm}
 
-    @property
+    @cached_property  # made with the layer, as compilers make none
     def _norm(self) -> RMSNorm:
         return RMSNorm(self.num_heads * self.width, epsilon=self.epsilon)
 
-    def memory(self) -> tuple[tuple[int, int, int], tuple[int, int] | None]:
-        return (self.num_heads, self.width, self.width), None
+    def memory(self) -> Memory:
+        return Memory(self.num_heads, self.width, self.width)
 
     def read(
         self, params: Params, x: Array, state: Array | None, tail: Array | None
@@ -217,12 +235,11 @@ class LightningAttention(_Heads):
         decay = backend.asarray([[[-slope]] for slope in self.slopes], q.dtype, x)
         decay = xp.broadcast_to(decay, (*q.shape[:-1], 1))
         heads, state = attend(self.name, operands(q, k, v, decay, state=state), 1.0, self.chunk_size)
-        side_by_side = xp.reshape(xp.moveaxis(heads, -3, -2), (*x.shape[:-1], self._norm.dim))
-        normed = self._norm(params["norm"], backend.astype(side_by_side, x.dtype))
-        gate = sigmoid(backend.astype(linear(x, _flat(params["w_gate"])), q.dtype))
-        gated = backend.astype(gate * backend.astype(normed, q.dtype), x.dtype)
-        w_o = params["w_o"]
-        return linear(gated, xp.reshape(w_o, (-1, self.embed_dim))), state, None
+        normed = self._norm(params["norm"], side_by_side(heads, x))
+        w = params["w_gate"]
+        gate = sigmoid(linear(x, xp.reshape(w, (self.embed_dim, self._norm.dim))))
+        w_o = xp.reshape(params["w_o"], (self._norm.dim, self.embed_dim))
+        return linear(gate * normed, w_o), state, tail
 
 
 def heads_of(x: Array, w: Array) -> Array:
@@ -231,12 +248,13 @@ def heads_of(x: Array, w: Array) -> Array:
     return backend.astype(backend.xp.moveaxis(linear(x, w), -2, -3), backend.compute_dtype(x.dtype))
 
 
-def joined(heads: Array, w_o: Array, x: Array) -> Array:
-    """The heads (..., H, L, E) side by side in x's dtype, through w_o (H, E, embed_dim)."""
+def side_by_side(heads: Array, x: Array) -> Array:
+    """Heads (..., H, L, E) as (..., L, H E), in x's dtype."""
     backend = backend_of(heads)
-    xp, width = backend.xp, w_o.shape[0] * w_o.shape[1]
-    flat = xp.reshape(xp.moveaxis(heads, -3, -2), (*x.shape[:-1], width))
-    return linear(backend.astype(flat, x.dtype), xp.reshape(w_o, (width, w_o.shape[-1])))
+    width = heads.shape[-3] * heads.shape[-1]
+    return backend.astype(
+        backend.xp.reshape(backend.xp.moveaxis(heads, -3, -2), (*x.shape[:-1], width)), x.dtype
+    )
 
 
 def operands(
@@ -257,8 +275,3 @@ def _positive(x: Array) -> Array:
     xp = backend_of(x).xp
     positive = x > 0
     return xp.where(positive, x + 1.0, xp.exp(xp.where(positive, xp.zeros_like(x), x)))
-
-
-def _flat(w: Array) -> Array:
-    """(embed_dim, H, D) -> (embed_dim, H D)."""
-    return backend_of(w).xp.reshape(w, (w.shape[0], -1))

@@ -187,7 +187,7 @@ def test_an_unknown_format_is_refused() -> None:
     with pytest.raises(ValueError) as refusal:
         weights.from_format(ATTEND, {}, "pytorch")
     assert str(refusal.value) == (
-        "polyattn.weights.from_format: expected a format among torch, flax, keras, equinox, gpt2, llama, bert, got "
+        "polyattn.weights.from_format: expected a format among torch, flax, keras, equinox, gpt2, llama, bert, qwen3_next, kimi_linear, minimax, got "
         "'pytorch'; take one of these, or give the arrays the names and shapes of layer.shapes()"
     )
 
