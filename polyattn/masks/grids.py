@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from polyattn.arrays import Array
 from polyattn.calls import answers
 from polyattn.masks.algebra import Mask
-from polyattn.masks.fitting import clipped, positive, sizes
-from polyattn.masks.tiles import EMPTY, FULL, PARTIAL, UNSURE, Box, Tile, decide, join
+from polyattn.masks.fitting import clipped, sizes
+from polyattn.masks.tiles import FULL, PARTIAL, UNSURE, Box, Tile, decide, join
 from polyattn.masks.words import word
 from polyattn.places import FAR, Positions
 

@@ -71,13 +71,13 @@ LITERAL: dict[str, tuple[Callable[[], Mask], Callable[[Any], Any]]] = {
         lambda: masks.sliding_tiles([2, 4], [2, 1], [1, 3]),
         lambda q: on(q, 8) & on(KV, 8) & (abs(np.clip(q // 2, 1, 2) - KV // 2) <= 1),
     ),
-    "block causal": (lambda: masks.block_causal(3), lambda q: KV // 3 <= q // 3),
+    "block causal": (lambda: masks.block_causal(3), lambda q: q // 3 >= KV // 3),
     "block diffusion": (
         lambda: masks.block_diffusion(4, 2),
         lambda q: (
             (on(q, 4) & on(KV, 4) & (q // 2 == KV // 2))
-            | (on(q, 4) & on(KV - 4, 4) & ((KV - 4) // 2 < q // 2))
-            | (on(q - 4, 4) & on(KV - 4, 4) & ((KV - 4) // 2 <= (q - 4) // 2))
+            | (on(q, 4) & on(KV - 4, 4) & (q // 2 > (KV - 4) // 2))
+            | (on(q - 4, 4) & on(KV - 4, 4) & ((q - 4) // 2 >= (KV - 4) // 2))
         ),
     ),
     "shared prefix": (

@@ -100,7 +100,7 @@ def test_each_continuation_of_a_shared_prefix_gets_what_it_gets_alone() -> None:
     for where in ({}, {"query_positions": stands, "key_positions": stands}):
         out = attention(q, k, v, mask=mask, **where)
         for i in range(3):
-            alone = np.flatnonzero((IDS == 9) | (IDS == i))
+            alone = np.flatnonzero(np.isin(IDS, [9, i]))
             spec = Spec(
                 *(x[None, :, alone] for x in (q, k, v)), allowed=np.tri(len(alone), dtype=bool)[None, None]
             )
