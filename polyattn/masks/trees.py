@@ -10,7 +10,7 @@ from polyattn.calls import answers, integral
 from polyattn.masks.algebra import Mask
 from polyattn.masks.fitting import clipped, positive, reshape
 from polyattn.masks.tiles import UNSURE, Box, Tile, decide
-from polyattn.places import Frame, Positions
+from polyattn.places import FAR, Frame, Positions
 
 WHO = "polyattn.masks.tree"
 
@@ -109,6 +109,8 @@ def tree(parents: Array, prefix: int | Array = 0, keys: int | None = None) -> Ma
                 f"{WHO}: expected keys beside a traced prefix, got None; say how many slots the cache has"
             )
         keys = (most or 0) + nodes if keys is None else positive(keys, "tree", "keys", (most or 0) + nodes)
+        if keys >= FAR:
+            raise ValueError(f"{WHO}: expected fewer than 2**30 keys, got {keys}; cut them into parts")
         return _laid(reshape(parents, (-1, nodes)), prefix, keys)
 
 
