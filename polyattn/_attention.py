@@ -97,7 +97,9 @@ def attention(
     None = 1/sqrt(D). sinks: scalar or (Hq,) extra logits. dropout_rate, dropout_seed: the same seed
     drops the same weights on every library. query_offset, key_offset: position of row 0 and key 0, an integer,
     one per batch item, or "end" (= S - L) for the queries; query_positions, key_positions: those of every row
-    (L,) or (B, L) and key (S,) or (B, S), negative for a key slot that is empty. return_aux: an `AuxRequest`;
+    (L,) or (B, L) and key (S,) or (B, S), negative for a key slot that is empty. cu_seqlens_q, cu_seqlens_k: where
+    packed documents end, (n + 1,) as FlashAttention's varlen calls have it, (T, H, D) being layout "BLHD"; they do
+    not see each other, and in each of them positions begin anew and its last row stands at its last key. return_aux: an `AuxRequest`;
     an `AttentionAux` comes too. implementation: "reference" is the definition; "blockwise" needs memory O(L + S);
     "fused" is that engine compiled to a kernel; "native" is the library's own kernel where that is exact; "auto"
     chooses, and aux.implementation tells.

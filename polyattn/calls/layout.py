@@ -10,7 +10,7 @@ __all__ = ["check_layout"]
 
 #: The words of other libraries, S, T or Q for the length and N for the heads.
 _WORDS = {
-    "BLHD": ("BSHD", "BTHD", "BTNH", "BSNH", "BSND", "BLNH", "BQHD"),
+    "BLHD": ("BSHD", "BTHD", "BTNH", "BSNH", "BSND", "BLNH", "BQHD", "THD", "TND", "SHD"),
     "BHLD": ("BHSD", "BHTD", "BNTH", "BNSH", "BNSD", "BNLH", "BHQD", "HND"),
 }
 

@@ -119,6 +119,8 @@ def dropout_at(p: Problem, at: Positions) -> Array | None:
     """The factors on the weights of a tile, None without dropout."""
     if p.dropout_rate == 0.0:
         return None
+    if p.packed:
+        at = at._replace(q=at.row, kv=at.column)
     return keep_factors(p.dropout_rate, p.dropout_seed, at, p.compute_dtype)
 
 

@@ -1,7 +1,8 @@
-"""Documents packed into one sequence."""
+"""Documents packed into one sequence, alone or over a prefix that they share."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from polyattn.arrays import Array, backend_of, readable
 from polyattn.calls import answers, array
 from polyattn.masks.algebra import Mask
 from polyattn.masks.fitting import reshape
+from polyattn.masks.lengths import prefix
 from polyattn.masks.tiles import EMPTY, PARTIAL, UNSURE, Box, Tile, decide
 from polyattn.places import Frame, Positions
 
@@ -124,3 +126,24 @@ def segments(q_ids: Array, kv_ids: Array | None = None) -> Mask:
                 "give one id per token"
             )
     return Segments(q_ids, kv_ids)
+
+
+@answers("polyattn.masks.shared_prefix")
+def shared_prefix(n: int | Sequence[int] | Array, q_ids: Array, kv_ids: Array | None = None) -> Mask:
+    """kv < n or q_ids[q] == kv_ids[kv]: several continuations of one prefix, which is computed and kept once.
+
+    prefix(n) | segments(q_ids, kv_ids), most often `& causal()`. The prefix has n positions (an integer, or one for each item)
+    and an id of its own; with `query_positions` and `key_positions` that go on from n in every continuation, each of them
+    gets what it gets alone.
+
+    >>> import numpy as np
+    >>> from polyattn.masks import causal
+    >>> print((shared_prefix(2, np.array([0, 0, 1, 1, 2, 2])) & causal()).show(6))
+    # . . . . .
+    # # . . . .
+    # # # . . .
+    # # # # . .
+    # # . . # .
+    # # . . # #
+    """
+    return prefix(n) | segments(q_ids, kv_ids)

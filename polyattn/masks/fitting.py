@@ -70,6 +70,18 @@ def positive(value: Any, function: str, name: str, least: int = 1) -> int:
     return integer(who, name, value, least)
 
 
+def sizes(value: Any, function: str, name: str, axes: int | None = None) -> tuple[int, ...]:
+    """An integer of at least 1 for each axis; where their number is known, one integer is that of all of them."""
+    if not isinstance(value, (list, tuple)):
+        return (positive(value, function, name),) * (axes or 1)
+    if not value or axes not in (None, len(value)):
+        raise ValueError(
+            f"polyattn.masks.{function}: expected {name} with one integer for each axis{f', {axes}' if axes else ''}, got "
+            f"{shown(value)}; name every axis of the grid"
+        )
+    return tuple(positive(n, function, f"every number of {name}") for n in value)
+
+
 def check_bools(who: str, given: Array, as_mask: str, as_bias: str) -> None:
     """A TypeError unless a mask is of bools, which says what to write for the numbers that others have in its place.
 
@@ -89,3 +101,10 @@ def check_bools(who: str, given: Array, as_mask: str, as_bias: str) -> None:
 def fill_rank(array: Array, rank: int) -> Array:
     """The array with axes of size 1 in front, up to a rank."""
     return array if array.ndim >= rank else reshape(array, (*(1,) * (rank - array.ndim), *array.shape))
+
+
+def clipped(x: Array, least: int, most: int) -> Array:
+    """xp.clip(x, least, most) in comparisons, which FlexAttention's compiler takes too."""
+    xp = backend_of(x).xp
+    x = xp.where(x < least, least, x)
+    return xp.where(x > most, most, x)

@@ -14,7 +14,7 @@ from functools import wraps
 from typing import Any
 
 from polyattn.arrays import numpy_backend
-from polyattn.masks import documents, ranges
+from polyattn.masks import documents, ranges, trees
 from polyattn.masks.algebra import Mask
 from polyattn.masks.words import WORDS
 
@@ -27,7 +27,7 @@ _TOKEN = re.compile(r"(?P<name>[A-Za-z_]\w*)\s*(?:\((?P<args>[^()]*)\))?|&&|\|\|
 
 
 def _of_arrays(make: Callable[..., Mask]) -> Callable[..., Mask]:
-    """A function on arrays, given lists."""
+    """A function on arrays, given lists or numbers."""
 
     @wraps(make)
     def made(*values: Any) -> Mask:
@@ -42,6 +42,8 @@ NAMES = {
     "segments": _of_arrays(documents.segments),
     "documents": _of_arrays(documents.segments),
     "key_ranges": _of_arrays(ranges.key_ranges),
+    "shared_prefix": _of_arrays(documents.shared_prefix),
+    "tree": _of_arrays(trees.tree),
 }
 
 

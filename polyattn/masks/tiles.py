@@ -92,7 +92,7 @@ def classify(mask: Divisible, box: Box) -> Tile:
     if not box.rows or not box.keys:
         return EMPTY
     if box.b is None and box.sides.items > 1:
-        return _join(classify(mask, box._replace(b=b)) for b in range(box.sides.items))
+        return join(classify(mask, box._replace(b=b)) for b in range(box.sides.items))
     tile = mask.box(box)
     if tile is not UNSURE:
         return tile
@@ -104,8 +104,8 @@ def classify(mask: Divisible, box: Box) -> Tile:
     if box.places.listed:
         return PARTIAL
     if box.b is None and mask.batch_size() > 1:
-        return _join(classify(mask, box._replace(b=b)) for b in range(mask.batch_size()))
-    return _join(classify(mask, quarter) for quarter in _quarters(box))
+        return join(classify(mask, box._replace(b=b)) for b in range(mask.batch_size()))
+    return join(classify(mask, quarter) for quarter in _quarters(box))
 
 
 def grid(mask: Divisible, rows: int, keys: int, size: tuple[int, int], **where: Any) -> Grid:
@@ -221,7 +221,7 @@ def _quarters(box: Box) -> list[Box]:
     return [box._replace(rows=rows, keys=keys) for rows in halves(box.rows) for keys in halves(box.keys)]
 
 
-def _join(parts: Iterable[Tile]) -> Tile:
+def join(parts: Iterable[Tile]) -> Tile:
     """The tile made of disjoint parts, looking at no more of them than needed."""
     first: Tile | None = None
     for part in parts:

@@ -23,7 +23,7 @@ _FILLED = Filled()
 def mask(call: Call) -> Mask | None:
     """mask, is_causal, and the empty slots among key_positions, as one mask."""
     given = call.get("mask")
-    parts = [] if given is None else [_as_mask(call, given)]
+    parts = [] if given is None else [as_mask(call, given)]
     if call.is_causal:
         parts.append(CAUSAL)
     offset = call.get("key_offset")
@@ -42,7 +42,8 @@ def mask(call: Call) -> Mask | None:
     return None if _hides_nothing(call, joined) else joined
 
 
-def _as_mask(call: Call, given: Any) -> Mask:
+def as_mask(call: Call, given: Any) -> Mask:
+    """A mask, an array or a function as a mask."""
     if isinstance(given, Mask):
         call.here("the arrays of mask", given.arrays())
         return given

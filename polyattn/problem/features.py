@@ -91,5 +91,6 @@ _NAMED: Mapping[str, Namer] = {
     "scale": lambda p, scale: {"scale"} if is_array(scale) else set(),
     "dropout_rate": lambda p, rate: {"dropout"},
     "dropout_seed": lambda p, seed: set(),  # which says nothing without a rate
+    "packed": lambda p, packed: set(),  # likewise: dropout_at reads it
     "wanted": lambda p, wanted: set(wanted),
 }

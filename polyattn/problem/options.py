@@ -47,6 +47,8 @@ class Options(TypedDict, total=False):
     key_offset: int | Array | None
     query_positions: Array | None
     key_positions: Array | None
+    cu_seqlens_q: Array | None
+    cu_seqlens_k: Array | None
     scale: float | Array | None
     sinks: float | Array | None
     dropout_rate: float

@@ -18,6 +18,8 @@ READS = (
     "key_offset",
     "query_positions",
     "key_positions",
+    "cu_seqlens_q",
+    "cu_seqlens_k",
     "mask",
     "is_causal",
     "score_mod",

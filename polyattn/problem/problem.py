@@ -22,6 +22,8 @@ from polyattn.problem.axes import Axes, shapes
 from polyattn.problem.call import Call, same_place
 from polyattn.problem.features import describe, features_of
 from polyattn.problem.options import NAMES
+from polyattn.problem.packed import NAMES as PACKED
+from polyattn.problem.packed import is_packed, unpacked
 
 
 def by(check: Callable[[Call], Any], *reads: str) -> dict[str, Any]:
@@ -47,11 +49,14 @@ class Problem:
     )  # (1, Hq|1, 1, 1) in the compute dtype
     score_mod: mods.ScoreMod | None = field(default=None, metadata=by(arguments.score_mod))
     mask: Mask | None = field(
-        default=None, metadata=by(arguments.mask, "mask", "is_causal", "key_positions", "key_offset")
+        default=None, metadata=by(arguments.mask, "mask", "is_causal", "key_positions", "key_offset", *PACKED)
     )
     places: Places = field(default=ORIGIN, metadata=by(position_arguments.places, *position_arguments.READS))
     dropout_rate: float = field(default=0.0, metadata=by(arguments.dropout_rate))
     dropout_seed: int | Array = field(default=0, metadata=by(arguments.dropout_seed))
+    packed: bool = field(
+        default=False, metadata=by(is_packed, "cu_seqlens_q")
+    )  # so dropout counts rows and keys
     wanted: tuple[str, ...] = ()  # which intermediate values
 
     @property
@@ -130,7 +135,7 @@ def pose(
     axes, ((heads, rows, width), (_, keys, _), _) = shapes(who, layout, query, key, value)
     frame = Frame(math.prod(axes.lead), heads, rows, keys, axes.lead, who)
     _not_too_long(frame, backend)
-    call = Call(frame, backend, query, compute_dtype, options, origin)
+    call = unpacked(Call(frame, backend, query, compute_dtype, options, origin))
     checked: dict[str, Any] = {"places": ORIGIN} | {name: check(call) for name, check in readers.items()}
     return Problem(
         q=axes.enter(query),

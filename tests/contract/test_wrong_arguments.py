@@ -18,6 +18,7 @@ from polyattn.additive import additive_attention, additive_scores
 from polyattn.caches import KVCache
 from polyattn.dropout import drop
 from polyattn.linear import linear_attention
+from polyattn.places import packed_positions
 from polyattn.rotary import Rotary, rotate, sinusoidal
 
 pytestmark = pytest.mark.rule("rule-13")
@@ -83,6 +84,8 @@ ALL = {
     "key_offset": 0,
     "query_positions": None,
     "key_positions": None,
+    "cu_seqlens_q": None,
+    "cu_seqlens_k": None,
     "scale": 1.0,
     "sinks": None,
     "dropout_rate": 0.5,
@@ -135,6 +138,16 @@ CALLS: Mapping[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "chunked": (masks.chunked, {"n": 2}),
     "dilated": (masks.dilated, {"step": 2}),
     "prefix": (masks.prefix, {"n": 2}),
+    "neighborhood": (masks.neighborhood, {"shape": [4, 4], "window": 3, "causal": [0]}),
+    "sliding_tiles": (masks.sliding_tiles, {"shape": [4, 4], "tile": 2, "window": 1}),
+    "block_causal": (masks.block_causal, {"size": 2}),
+    "block_diffusion": (masks.block_diffusion, {"n": 4, "size": 2}),
+    "shared_prefix": (masks.shared_prefix, {"n": 2, "q_ids": np.arange(3), "kv_ids": None}),
+    "tree": (masks.tree, {"parents": np.array([-1, 0]), "prefix": 1, "keys": None}),
+    "global_tokens": (masks.global_tokens, {"at": 2}),
+    "strided": (masks.strided, {"stride": 2}),
+    "random_blocks": (masks.random_blocks, {"n": 8, "size": 2, "count": 1, "seed": 0}),
+    "packed_positions": (packed_positions, {"cu_seqlens": np.array([0, 2]), "tokens": 2}),
     "key_lengths": (masks.key_lengths, {"n": 2}),
     "query_lengths": (masks.query_lengths, {"n": 2}),
     "segments": (masks.segments, {"q_ids": np.array([0, 0, 1]), "kv_ids": np.array([0, 0, 1])}),

@@ -27,6 +27,7 @@ CODE = sorted([*DOCS.glob("**/*.md"), *DOCS.parent.glob("examples/*/README.md")]
         "layers.md",
         "onnx.md",
         "masks.md",
+        "masks-gallery.md",
         "positions.md",
         "linear.md",
         "flex.md",

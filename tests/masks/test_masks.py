@@ -21,7 +21,19 @@ from polyattn.truth import truth
 Q, KV = np.arange(7)[:, None], np.arange(9)
 IDS, OTHER = np.array([0, 0, 1, 1, 1, 2, 0]), np.array([0, 0, 1, 1, 2, 2, 2, 0, 5])
 ARRAY = np.random.default_rng(0).random((7, 9)) < 0.5
+PARENTS = np.array([-1, 0, 0, 1, -1, 1, 5])
+ANCESTORS = np.array([[1, 0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0, 0], [1, 1, 0, 1, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0], [1, 1, 0, 0, 0, 1, 0], [1, 1, 0, 0, 0, 1, 1]], bool)  # fmt: skip
 STARTS, STOPS = np.array([0, 2, 5, 0, 3, 9, 1]), np.array([9, 3, 5, 0, 8, 12, 2])
+
+#: What the queries 0 to 8 of random_blocks(8, 2, 2, 5) see, as it was drawn on 2026-11-30; query 8 is beyond.
+BLOCKS = np.array([[0, 1, 1, 0], [0, 1, 1, 0], [1, 0, 1, 0], [0, 1, 0, 1]], bool)
+RANDOM = np.pad(BLOCKS.repeat(2, 0).repeat(2, 1), ((0, 1), (0, 1)))
+
+
+def on(position: Any, n: int) -> Any:
+    """Whether there is such a position among n."""
+    return (position >= 0) & (position < n)
+
 
 # offset o -> what the dense form must be, in NumPy's words
 LITERAL: dict[str, tuple[Callable[[], Mask], Callable[[Any], Any]]] = {
@@ -43,6 +55,49 @@ LITERAL: dict[str, tuple[Callable[[], Mask], Callable[[Any], Any]]] = {
         lambda q: (STARTS[:, None] <= KV) & (STOPS[:, None] > KV),
     ),
     "from array": (lambda: masks.from_array(ARRAY), lambda q: ARRAY),
+    "neighborhood": (
+        lambda: masks.neighborhood(8, 3),
+        lambda q: on(q, 8) & on(KV, 8) & (abs(np.clip(q, 1, 6) - KV) <= 1),
+    ),
+    "neighborhood 2 x 4": (
+        lambda: masks.neighborhood([2, 4], [2, 3]),
+        lambda q: on(q, 8) & on(KV, 8) & (abs(np.clip(q % 4, 1, 2) - KV % 4) <= 1),
+    ),
+    "neighborhood in time": (
+        lambda: masks.neighborhood([3, 1, 3], [2, 1, 1], [0]),
+        lambda q: on(q, 9) & on(KV, 9) & (q % 3 == KV % 3) & ((q - KV == 0) | (q - KV == 3)),
+    ),
+    "sliding tiles": (
+        lambda: masks.sliding_tiles([2, 4], [2, 1], [1, 3]),
+        lambda q: on(q, 8) & on(KV, 8) & (abs(np.clip(q // 2, 1, 2) - KV // 2) <= 1),
+    ),
+    "block causal": (lambda: masks.block_causal(3), lambda q: q // 3 >= KV // 3),
+    "block diffusion": (
+        lambda: masks.block_diffusion(4, 2),
+        lambda q: (
+            (on(q, 4) & on(KV, 4) & (q // 2 == KV // 2))
+            | (on(q, 4) & on(KV - 4, 4) & (q // 2 > (KV - 4) // 2))
+            | (on(q - 4, 4) & on(KV - 4, 4) & ((q - 4) // 2 >= (KV - 4) // 2))
+        ),
+    ),
+    "shared prefix": (
+        lambda: masks.shared_prefix(2, IDS, OTHER),
+        lambda q: (KV < 2) | (IDS[:, None] == OTHER),
+    ),
+    "tree": (lambda: masks.tree(PARENTS, 2), lambda q: np.concatenate([np.ones((7, 2), bool), ANCESTORS], 1)),
+    "global tokens": (
+        lambda: masks.global_tokens([1, 2, 5]),
+        lambda q: np.isin(q, [1, 2, 5]) | np.isin(KV, [1, 2, 5]),
+    ),
+    "first tokens": (lambda: masks.global_tokens(2), lambda q: on(q, 2) | on(KV, 2)),
+    "strided": (
+        lambda: masks.strided(3),
+        lambda q: (q >= KV) & ((q - KV <= 3) | ((q - KV) % 3 == 0)),
+    ),
+    "random blocks": (
+        lambda: masks.random_blocks(8, 2, 2, 5),
+        lambda q: RANDOM[np.where(on(q, 8), q, 8), KV],
+    ),
     "function": (lambda: masks.mask_mod(lambda b, h, q, kv: (q + kv) % 2 == 0), lambda q: (q + KV) % 2 == 0),
     "and": (lambda: masks.causal() & masks.prefix(3), lambda q: (q >= KV) & (KV < 3)),
     "or": (lambda: masks.causal() | masks.prefix(3), lambda q: (q >= KV) | (KV < 3)),
@@ -137,6 +192,48 @@ LEAVES = st.one_of(
             *(np.sort(np.random.default_rng([s, n]).integers(0, 3, n)) for n in (12, 14))
         )
     ),
+    st.builds(masks.block_causal, st.integers(1, 6)),
+    st.builds(masks.block_diffusion, st.integers(1, 8), st.integers(1, 4)),
+    st.builds(masks.strided, st.integers(1, 6)),
+    st.builds(masks.global_tokens, st.integers(0, 14) | st.lists(st.integers(0, 14), max_size=4)),
+    st.lists(st.integers(1, 4), min_size=1, max_size=3).flatmap(
+        lambda shape: st.builds(
+            masks.neighborhood,
+            st.just(shape),
+            st.tuples(*(st.integers(1, n) for n in shape)),
+            st.lists(st.integers(0, len(shape) - 1)),
+        )
+    ),
+    st.lists(st.integers(1, 3), min_size=1, max_size=2).flatmap(
+        lambda tiles: st.builds(
+            masks.sliding_tiles,
+            st.just([2 * n for n in tiles]),
+            st.just(2),
+            st.tuples(*(st.integers(1, n) for n in tiles)),
+        )
+    ),
+    st.integers(1, 14).flatmap(
+        lambda n: st.integers(1, 4).flatmap(
+            lambda size: st.builds(
+                masks.random_blocks,
+                st.just(n),
+                st.just(size),
+                st.integers(0, -(-n // size)),
+                st.integers(0, 99),
+            )
+        )
+    ),
+    st.builds(
+        lambda s, n: masks.tree(
+            np.array(
+                [[np.random.default_rng([s, b, i]).integers(-1, i) for i in range(12)] for b in range(2)]
+            ),
+            n,
+            14,
+        ),
+        st.integers(0, 2**16),
+        st.integers(0, 2) | st.just(np.array([2, 0])),
+    ),
     st.integers(0, 2**32).map(
         lambda s: masks.key_ranges(*np.sort(np.random.default_rng(s).integers(0, 15, (2, 2, 12)), axis=0))
     ),
@@ -198,6 +295,8 @@ def _with_arrays(name: str, array: Callable[[Any], Any]) -> Mask | None:
         "segments": lambda: masks.segments(array(IDS), array(OTHER)),
         "key ranges": lambda: masks.key_ranges(array(STARTS), array(STOPS)),
         "from array": lambda: masks.from_array(array(ARRAY)),
+        "shared prefix": lambda: masks.shared_prefix(2, array(IDS), array(OTHER)),
+        "tree": lambda: masks.tree(array(PARENTS), 2),
     }
     return made[name]() if name in made else None
 
