@@ -82,12 +82,16 @@ def attend_stored(
     # What is checked of keys are their number, heads, dtype and place, and a column of zeros has all of them.
     column = backend.xp.zeros((1, kv_heads, keys, 1), dtype=like.dtype, device=backend.device(like))
     wanted = () if return_aux is None else return_aux.names(who)
-    posed = pose(who, query[..., :1] if width else column[:, :, :1, :], column, column, wanted=wanted, **options)
+    posed = pose(
+        who, query[..., :1] if width else column[:, :, :1, :], column, column, wanted=wanted, **options
+    )
     problem = replace(posed, q=query, k=key, v=value)
     arrays: list[Array] = []
     static = take_out((problem, plan(problem, Blockwise(keys=tile)), _Reading), arrays)
     out, lse = backend.compiled(_forward, static, arrays)
     out = backend.astype(out, query.dtype)
     return (
-        out if return_aux is None else (out, AttentionAux(lse=lse if wanted else None, implementation="blockwise"))
+        out
+        if return_aux is None
+        else (out, AttentionAux(lse=lse if wanted else None, implementation="blockwise"))
     )

@@ -125,13 +125,17 @@ class PagedCache(NamedTuple):
     def positions(self) -> Array:
         """The index of a slot where a token is, -1 where none is yet: (B, capacity)."""
         backend = backend_of(self.table)
-        return standing(backend, backend.arange(0, self.capacity, self.table), lengths(self.length, self.table))
+        return standing(
+            backend, backend.arange(0, self.capacity, self.table), lengths(self.length, self.table)
+        )
 
     @answers(f"{_WHO}.append", line="cache.append")
     def append(self, key: Array, value: Array) -> PagedCache:
         """The cache with these tokens behind its own: key (B, Hkv, n, D), value (B, Hkv, n, E), in pages that were free."""
         who, backend = f"{_WHO}.append", backend_of(self.table)
-        n = check_tokens(who, key, value, _like(self.key_pages, self.table), _like(self.value_pages, self.table))
+        n = check_tokens(
+            who, key, value, _like(self.key_pages, self.table), _like(self.value_pages, self.table)
+        )
         room_for(who, n, held(who, self.length, tuple(self.table.shape[:1])), self.capacity)
         first = backend.arange(0, self.table.shape[1], self.table) * self.page_size  # token of every page
         length = self.length[:, None]
@@ -156,7 +160,9 @@ class PagedCache(NamedTuple):
             batch = self.table.shape[0]
             numbers = [size(who, "every item", i) for i in items]
             if numbers and max(numbers) >= batch:
-                raise ValueError(f"{who}: expected items below {batch}, got {max(numbers)}; they are batch items")
+                raise ValueError(
+                    f"{who}: expected items below {batch}, got {max(numbers)}; they are batch items"
+                )
             items = backend.asarray(numbers, xp.int32, self.table)
         integral(who, "items", items)
         length = backend.take(self.length, items, 0)
@@ -170,11 +176,11 @@ class PagedCache(NamedTuple):
         ids = xp.reshape(xp.where(begun, taken, -1), (-1,))
         source = xp.reshape(xp.clip(table, 0, self.pages - 1), (-1,))
         whole = xp.ones((ids.shape[0], self.page_size), dtype=xp.bool, device=backend.device(self.table))
-        pools = (
+        key_pages, value_pages = (
             put_pages(pool, ids, backend.take(pool, source, 0), whole)
             for pool in (self.key_pages, self.value_pages)
         )
-        return PagedCache(*pools, taken, length)
+        return PagedCache(key_pages, value_pages, taken, length)
 
     @answers(f"{_WHO}.release", line="cache.release")
     def release(self, done: Array) -> PagedCache:
@@ -191,7 +197,12 @@ class PagedCache(NamedTuple):
 
     @answers(f"{_WHO}.attend", line="cache.attend")
     def attend(
-        self, query: Array, *, return_aux: AuxRequest | None = None, implementation: Any = "auto", **options: Any
+        self,
+        query: Array,
+        *,
+        return_aux: AuxRequest | None = None,
+        implementation: Any = "auto",
+        **options: Any,
     ) -> Any:
         """`attention` of query (B, Hq, L, D) to what is there: a fold over tiles of pages, merged as softmax averages.
 
