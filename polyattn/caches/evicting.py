@@ -8,7 +8,7 @@ from polyattn import masks
 from polyattn.arrays import Array, backend_of, is_array
 from polyattn.caches.scatter import gather
 from polyattn.caches.tokens import check_tokens, held, lengths, room_for, zeros
-from polyattn.calls import answers, real
+from polyattn.calls import answers, real, shown
 from polyattn.masks.algebra import Mask
 
 __all__ = ["EvictingCache"]
@@ -115,6 +115,6 @@ class EvictingCache(NamedTuple):
         if not is_array(keep) or tuple(keep.shape) not in (shape, shape[1:]) or keep.dtype != xp.bool:
             raise ValueError(
                 f"{_WHO}.evict: expected keep to be an array of bools of shape {shape}, True for the slots that stay, "
-                f"got {keep!r}; heaviest(mass, n) makes one"
+                f"got {shown(keep)}; heaviest(mass, n) makes one"
             )
         return self._replace(positions=xp.where(keep, self.positions, -1))

@@ -8,7 +8,7 @@ from polyattn import masks
 from polyattn.arrays import Array, backend_of
 from polyattn.caches.scatter import behind
 from polyattn.caches.tokens import check_tokens, held, lengths, room_for, standing, zeros
-from polyattn.calls import answers, array, size
+from polyattn.calls import answers, size
 from polyattn.masks.algebra import Mask
 
 __all__ = ["LatentCache"]
@@ -84,10 +84,9 @@ class LatentCache(NamedTuple):
 
         ValueError if they do not fit; NaN where a compiler traces length, as in `KVCache`.
         """
-        for name, given in (("latent", latent), ("rotated", rotated)):
-            array(_WHO, name, given)
         rank, own = self.rank.shape[0], self.key[..., 0, :, :]
-        n = check_tokens(_WHO, latent, rotated, own[..., :rank], own[..., rank:])
+        names = ("latent", "rotated")
+        n = check_tokens(_WHO, latent, rotated, own[..., :rank], own[..., rank:], names)
         room_for(_WHO, n, held(_WHO, self.length, tuple(self.key.shape[:-3])), self.capacity)
         token = backend_of(self.key).xp.concat([latent, rotated], axis=-1)[..., None, :, :]
         return LatentCache(behind(self.key, token, self.length), self.rank, self.length + n)

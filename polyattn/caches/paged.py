@@ -12,7 +12,7 @@ from polyattn.caches.folding import attend_stored, folds
 from polyattn.caches.pages import Pages, claim, free_pages, put_pages, put_tokens
 from polyattn.caches.reading import own_options
 from polyattn.caches.tokens import check_tokens, held, lengths, room_for, standing, zeros
-from polyattn.calls import answers, integral, real, size
+from polyattn.calls import answers, integral, real, shown, size
 from polyattn.masks.algebra import Mask
 
 __all__ = ["PagedCache"]
@@ -189,7 +189,7 @@ class PagedCache(NamedTuple):
         if not is_array(done) or tuple(done.shape) != tuple(self.length.shape) or done.dtype != xp.bool:
             raise ValueError(
                 f"{who}: expected done to be an array of {self.length.shape[0]} bools, one for each item, got "
-                f"{done!r}; write finished == True"
+                f"{shown(done)}; compare, as in last_token == end"
             )
         return self._replace(
             table=xp.where(done[:, None], -1, self.table), length=xp.where(done, 0, self.length)
@@ -211,7 +211,7 @@ class PagedCache(NamedTuple):
         """
         who = f"{_WHO}.attend"
         options = own_options(who, self, options)
-        if not folds(implementation, return_aux) or 0 in query.shape:
+        if not folds(who, query, implementation, return_aux):
             given = {"return_aux": return_aux, "implementation": implementation}
             return attention(query, self.key, self.value, **given, **options)
         table, sound = self._readable(who)
@@ -233,9 +233,13 @@ class PagedCache(NamedTuple):
         wrong = used & ((self.table < 0) | (self.table >= self.pages) | (length > self.capacity))
         sound = backend.is_concrete(wrong)
         if sound and bool(xp.any(wrong)):
+            named = xp.where(used, self.table, 0)
+            least, most, longest = (
+                int(f(x)) for f, x in ((xp.min, named), (xp.max, named), (xp.max, length))
+            )
             raise ValueError(
                 f"{who}: expected pages from 0 to {self.pages - 1} in the table below length, and lengths up to "
-                f"{self.capacity}, got another; let append fill the table"
+                f"{self.capacity}, got pages from {least} to {most} and lengths up to {longest}; let append fill the table"
             )
         return xp.where(wrong, -1, xp.where(used, self.table, 0)), sound
 

@@ -160,8 +160,8 @@ class QuantizedCache(NamedTuple):
         who = f"{_WHO}.attend"
         options = own_options(who, self, options)
         if (
-            not folds(implementation, return_aux)
-            or 0 in (*query.shape, self.capacity)
+            not folds(who, query, implementation, return_aux)
+            or self.capacity == 0
             or self.key_scale.ndim != 4
         ):
             given = {"return_aux": return_aux, "implementation": implementation}
