@@ -11,6 +11,7 @@ from polyattn.arrays import Array, backend_of, is_array
 from polyattn.caches.folding import attend_stored, folds
 from polyattn.caches.pages import Pages, claim, free_pages, put_pages, put_tokens
 from polyattn.caches.reading import own_options
+from polyattn.caches.scatter import along_axis
 from polyattn.caches.tokens import check_tokens, held, lengths, room_for, standing, zeros
 from polyattn.calls import answers, integral, real, shown, size
 from polyattn.masks.algebra import Mask
@@ -76,6 +77,7 @@ class PagedCache(NamedTuple):
         who = f"{_WHO}.empty"
         pool = {"pages": size(who, "pages", pages, 1), "kv_heads": kv_heads}
         pool |= {"page_size": size(who, "page_size", page_size, 1)}
+        head_dim = size(who, "head_dim", head_dim, 1)
         count = size(who, "pages_per_sequence", pages_per_sequence, 1)
         backend = real(who, "like", like)
         kind = backend.xp.int32
@@ -173,8 +175,10 @@ class PagedCache(NamedTuple):
         again = xp.any((items[:, None] == items[None, :]) & (number[None, :] < number[:, None]), axis=1)
         begun = (first < length[:, None]) & (length[:, None] < first + self.page_size) & again[:, None]
         taken = self._claim(who, xp.where(begun, -1, table), begun)
-        ids = xp.reshape(xp.where(begun, taken, -1), (-1,))
-        source = xp.reshape(xp.clip(table, 0, self.pages - 1), (-1,))
+        # The one page of each item that may be copied: no more than these are read.
+        last = xp.clip(length[:, None] // self.page_size, 0, self.table.shape[1] - 1)
+        source, ids, copied = (along_axis(x, last, 1)[:, 0] for x in (table, taken, begun))
+        ids, source = xp.where(copied, ids, -1), xp.clip(source, 0, self.pages - 1)
         whole = xp.ones((ids.shape[0], self.page_size), dtype=xp.bool, device=backend.device(self.table))
         key_pages, value_pages = (
             put_pages(pool, ids, backend.take(pool, source, 0), whole)
