@@ -42,9 +42,9 @@ class MultiHeadAttention(OneAttention):
         layer(params, x, context=None, mask=, bias=, is_causal=, query_offset=, dropout_seed=) -> out
         layer.run(params, x, ..., cache=, return_aux=) -> LayerResult(out, cache, aux)
 
-    mask: hides in addition; broadcasts to (..., H, L, S), as does bias, which is added to the scores. cache: a
-    cache of `polyattn.caches` with the earlier tokens of x; x continues them, and S is the number of its slots. dropout_seed: weights are
-    dropped only where there is one.
+    mask: hides in addition; broadcasts to (..., H, L, S), as does bias, which is added to the scores. cache: one
+    of `polyattn.caches` with the earlier tokens of x; x continues them, and S is the number of its slots.
+    dropout_seed: weights are dropped only where there is one.
 
     Source: Vaswani 2017, arXiv:1706.03762, section 3.2.2; sinks: Xiao 2023, arXiv:2309.17453, section 3.3.
 
