@@ -23,6 +23,9 @@ class Cache(Protocol):
     `positions` says where each key stands. A recurrent cache has `length` and `append` too, but a state
     (`polyattn.linear`) where these have keys.
 
+    One that is not to be read as a whole has `attend(query, **options)` besides, `attention` to what it holds, which
+    layers ask then (paged, quantised).
+
     A cache is a value, best a NamedTuple, so that compilers see its arrays: the old one stays when a new one comes.
     """
 
@@ -50,5 +53,5 @@ class Cache(Protocol):
     def in_order(self) -> bool:
         """Whether slot i holds token i wherever it holds one, so that positions say no more than mask does."""
 
-    def append(self, key: Array, value: Array) -> Self:
+    def append(self, key: Array, value: Array, /) -> Self:
         """The cache with these tokens behind its own: key (..., Hkv, n, D), value (..., Hkv, n, E), any n."""

@@ -111,11 +111,8 @@ class CircularCache(NamedTuple):
         """The cache with these tokens behind its own: key (..., Hkv, n, D), value (..., Hkv, n, E), any n."""
         n = check_tokens(_WHO, key, value, self.key, self.value)
         held(_WHO, self.length, tuple(self.key.shape[:-3]))
-        if n <= self.capacity - self.window + 1:
-            new = (self._put(self._ring(old), x) for old, x in ((self.key, key), (self.value, value)))
-        else:
-            new = (self._behind(old, x) for old, x in ((self.key, key), (self.value, value)))
-        return CircularCache(*new, self.length + n, self.sizes)
+        write = self._put if n <= self.capacity - self.window + 1 else self._behind
+        return CircularCache(write(self.key, key), write(self.value, value), self.length + n, self.sizes)
 
     def _latest(self) -> Array:
         """The last position of each slot of the ring; negative where none came: (capacity,), or (B, capacity)."""
@@ -134,9 +131,9 @@ class CircularCache(NamedTuple):
         """`capacity` slots, each in its place."""
         return old if old.shape[-2] == self.capacity else self._read(old, self._latest())
 
-    def _put(self, ring: Array, new: Array) -> Array:
+    def _put(self, old: Array, new: Array) -> Array:
         """The ring with `new` in place of the oldest."""
-        backend, length = backend_of(ring), self.length
+        backend, length, ring = backend_of(old), self.length, self._ring(old)
         if new.shape[-2] == 0:
             return ring
         if new.shape[-2] == 1 and not (is_array(length) and length.ndim):

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from polyattn._attention import AttentionAux, AuxRequest
-from polyattn.arrays import Array
+from polyattn.arrays import Array, backend_of
 from polyattn.arrays.leaves import put_in, take_out
 from polyattn.calls import array
 from polyattn.implementations import Blockwise
@@ -49,10 +49,14 @@ def _forward(static: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
     return forward(*put_in(static, arrays))
 
 
-def folds(implementation: Any, return_aux: AuxRequest | None) -> bool:
+def folds(who: str, query: Array, implementation: Any, return_aux: Any) -> bool:
     """Whether a call can be answered by the fold: it has no score matrix, and no other kernel reads what is stored."""
-    asked = () if return_aux is None else return_aux.names("polyattn.caches")
-    return implementation in ("auto", "blockwise") and set(asked) <= {"lse"}
+    array(who, "query", query)
+    if 0 in query.shape or implementation not in ("auto", "blockwise"):
+        return False
+    return return_aux is None or (
+        isinstance(return_aux, AuxRequest) and set(return_aux.names(who)) <= {"lse"}
+    )
 
 
 def attend_stored(
@@ -70,7 +74,7 @@ def attend_stored(
 
     A problem like any other, but that its keys lie elsewhere. For decoding: no derivative.
     """
-    backend = array(who, "query", query)
+    backend = backend_of(query)
     batch, kv_heads, keys, width = key.shape
     if query.ndim != 4 or (query.shape[0], query.shape[3]) != (batch, width):
         raise ValueError(
@@ -78,13 +82,11 @@ def attend_stored(
             "make the cache for this batch"
         )
     if options.get("scale") is None:
-        options["scale"] = 1.0 / math.sqrt(width) if width else 1.0
+        options["scale"] = 1.0 / math.sqrt(width)
     # What is checked of keys are their number, heads, dtype and place, and a column of zeros has all of them.
     column = backend.xp.zeros((1, kv_heads, keys, 1), dtype=like.dtype, device=backend.device(like))
     wanted = () if return_aux is None else return_aux.names(who)
-    posed = pose(
-        who, query[..., :1] if width else column[:, :, :1, :], column, column, wanted=wanted, **options
-    )
+    posed = pose(who, query[..., :1], column, column, wanted=wanted, **options)
     problem = replace(posed, q=query, k=key, v=value)
     arrays: list[Array] = []
     static = take_out((problem, plan(problem, Blockwise(keys=tile)), _Reading), arrays)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from polyattn import masks
-from polyattn.arrays import Array, backend_of, is_array
-from polyattn.caches.scatter import scatter
+from polyattn.arrays import Array, backend_of
+from polyattn.caches.scatter import behind
 from polyattn.caches.tokens import check_tokens, held, lengths, room_for, standing, zeros
 from polyattn.calls import answers
 from polyattn.masks.algebra import Mask
@@ -89,17 +89,6 @@ class KVCache(NamedTuple):
         """
         n = check_tokens(_WHO, key, value, self.key, self.value)
         room_for(_WHO, n, held(_WHO, self.length, tuple(self.key.shape[:-3])), self.capacity)
-        return KVCache(self._put(self.key, key), self._put(self.value, value), self.length + n)
-
-    def _put(self, old: Array, new: Array) -> Array:
-        """The array with `new` behind what is there; NaN at the end instead where that turns out not to fit."""
-        backend, length = backend_of(old), self.length
-        xp = backend.xp
-        if is_array(length) and not backend.is_concrete(length):
-            last = self.capacity - new.shape[-2]
-            fits = xp.reshape(length <= last, (*length.shape, *(1,) * (3 if length.ndim else 0)))
-            new = xp.where(fits, new, backend.asarray(float("nan"), new.dtype, new))
-            length = xp.clip(length, 0, last)
-        if is_array(length) and length.ndim:
-            return scatter(old, new, length, -2)
-        return backend.put(old, length, new, -2)
+        return KVCache(
+            behind(self.key, key, self.length), behind(self.value, value, self.length), self.length + n
+        )

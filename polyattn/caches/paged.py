@@ -11,8 +11,9 @@ from polyattn.arrays import Array, backend_of, is_array
 from polyattn.caches.folding import attend_stored, folds
 from polyattn.caches.pages import Pages, claim, free_pages, put_pages, put_tokens
 from polyattn.caches.reading import own_options
+from polyattn.caches.scatter import along_axis
 from polyattn.caches.tokens import check_tokens, held, lengths, room_for, standing, zeros
-from polyattn.calls import answers, integral, real, size
+from polyattn.calls import answers, integral, real, shown, size
 from polyattn.masks.algebra import Mask
 
 __all__ = ["PagedCache"]
@@ -76,6 +77,7 @@ class PagedCache(NamedTuple):
         who = f"{_WHO}.empty"
         pool = {"pages": size(who, "pages", pages, 1), "kv_heads": kv_heads}
         pool |= {"page_size": size(who, "page_size", page_size, 1)}
+        head_dim = size(who, "head_dim", head_dim, 1)
         count = size(who, "pages_per_sequence", pages_per_sequence, 1)
         backend = real(who, "like", like)
         kind = backend.xp.int32
@@ -173,14 +175,16 @@ class PagedCache(NamedTuple):
         again = xp.any((items[:, None] == items[None, :]) & (number[None, :] < number[:, None]), axis=1)
         begun = (first < length[:, None]) & (length[:, None] < first + self.page_size) & again[:, None]
         taken = self._claim(who, xp.where(begun, -1, table), begun)
-        ids = xp.reshape(xp.where(begun, taken, -1), (-1,))
-        source = xp.reshape(xp.clip(table, 0, self.pages - 1), (-1,))
+        # The one page of each item that may be copied: no more than these are read.
+        last = xp.clip(length[:, None] // self.page_size, 0, self.table.shape[1] - 1)
+        source, ids, copied = (along_axis(x, last, 1)[:, 0] for x in (table, taken, begun))
+        ids, source = xp.where(copied, ids, -1), xp.clip(source, 0, self.pages - 1)
         whole = xp.ones((ids.shape[0], self.page_size), dtype=xp.bool, device=backend.device(self.table))
-        pools = (
+        key_pages, value_pages = (
             put_pages(pool, ids, backend.take(pool, source, 0), whole)
             for pool in (self.key_pages, self.value_pages)
         )
-        return PagedCache(*pools, taken, length)
+        return PagedCache(key_pages, value_pages, taken, length)
 
     @answers(f"{_WHO}.release", line="cache.release")
     def release(self, done: Array) -> PagedCache:
@@ -189,7 +193,7 @@ class PagedCache(NamedTuple):
         if not is_array(done) or tuple(done.shape) != tuple(self.length.shape) or done.dtype != xp.bool:
             raise ValueError(
                 f"{who}: expected done to be an array of {self.length.shape[0]} bools, one for each item, got "
-                f"{done!r}; write finished == True"
+                f"{shown(done)}; compare, as in last_token == end"
             )
         return self._replace(
             table=xp.where(done[:, None], -1, self.table), length=xp.where(done, 0, self.length)
@@ -211,7 +215,7 @@ class PagedCache(NamedTuple):
         """
         who = f"{_WHO}.attend"
         options = own_options(who, self, options)
-        if not folds(implementation, return_aux) or 0 in query.shape:
+        if not folds(who, query, implementation, return_aux):
             given = {"return_aux": return_aux, "implementation": implementation}
             return attention(query, self.key, self.value, **given, **options)
         table, sound = self._readable(who)
@@ -233,9 +237,13 @@ class PagedCache(NamedTuple):
         wrong = used & ((self.table < 0) | (self.table >= self.pages) | (length > self.capacity))
         sound = backend.is_concrete(wrong)
         if sound and bool(xp.any(wrong)):
+            named = xp.where(used, self.table, 0)
+            least, most, longest = (
+                int(f(x)) for f, x in ((xp.min, named), (xp.max, named), (xp.max, length))
+            )
             raise ValueError(
                 f"{who}: expected pages from 0 to {self.pages - 1} in the table below length, and lengths up to "
-                f"{self.capacity}, got another; let append fill the table"
+                f"{self.capacity}, got pages from {least} to {most} and lengths up to {longest}; let append fill the table"
             )
         return xp.where(wrong, -1, xp.where(used, self.table, 0)), sound
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from polyattn.arrays import Array, backend_of
+from polyattn.arrays import Array, backend_of, is_array
 
-__all__ = ["along_axis", "gather", "scatter"]
+__all__ = ["along_axis", "behind", "gather", "scatter"]
 
 
 def scatter(cache: Array, new: Array, start: Array, axis: int, *, circular: bool = False) -> Array:
@@ -34,6 +34,24 @@ def scatter(cache: Array, new: Array, start: Array, axis: int, *, circular: bool
     arrives = (source >= 0) & (source < count)
     index = xp.broadcast_to(xp.reshape(xp.where(arrives, source, 0), along), shape)
     return xp.where(xp.reshape(arrives, along), along_axis(new, index, axis), cache)
+
+
+def behind(old: Array, new: Array, length: int | Array) -> Array:
+    """old (..., Hkv, N, W) with new (..., Hkv, n, W) from slot `length` on, a number or one for each batch item.
+
+    Where a compiler traces length and it turns out not to fit, NaN at the end instead; integers cannot say that.
+    """
+    backend = backend_of(old)
+    xp = backend.xp
+    if is_array(length) and not backend.is_concrete(length):
+        last = old.shape[-2] - new.shape[-2]
+        if backend.isdtype(new.dtype, "real floating"):
+            fits = xp.reshape(length <= last, (*length.shape, *(1,) * (3 if length.ndim else 0)))
+            new = xp.where(fits, new, backend.asarray(float("nan"), new.dtype, new))
+        length = xp.clip(length, 0, last)
+    if is_array(length) and length.ndim:
+        return scatter(old, new, length, -2)
+    return backend.put(old, length, new, -2)
 
 
 def gather(x: Array, index: Array) -> Array:

@@ -17,9 +17,16 @@ def zeros(who: str, like: Array, **sizes: int) -> Array:
     return backend.xp.zeros(shape, dtype=like.dtype, device=backend.device(like))
 
 
-def check_tokens(who: str, key: Array, value: Array, like_key: Any, like_value: Any) -> int:
-    """How many tokens come: keys and values that fit those of the cache but for their number."""
-    for name, new, old in (("key", key, like_key), ("value", value, like_value)):
+def check_tokens(
+    who: str,
+    key: Array,
+    value: Array,
+    like_key: Any,
+    like_value: Any,
+    names: tuple[str, str] = ("key", "value"),
+) -> int:
+    """How many tokens come: keys and values, or what has these names, that fit those of the cache but for their number."""
+    for name, new, old in zip(names, (key, value), (like_key, like_value), strict=True):
         if array(who, name, new) is not backend_of(old):
             raise TypeError(
                 f"{who}: expected {name} of the library of the cache, {backend_of(old).name}, got "
@@ -37,7 +44,8 @@ def check_tokens(who: str, key: Array, value: Array, like_key: Any, like_value: 
     n: int = key.shape[-2]
     if value.shape[-2] != n:
         raise ValueError(
-            f"{who}: expected as many values as keys, got {value.shape[-2]} and {n}; every key needs its value"
+            f"{who}: expected as many {names[1]}s as {names[0]}s, got {value.shape[-2]} and {n}; every {names[0]} "
+            f"needs its {names[1]}"
         )
     return n
 

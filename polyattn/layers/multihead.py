@@ -6,8 +6,9 @@ The way of a call: `__call__` -> `run` -> `project` (x to heads) -> `attend` (he
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Any, Literal
 
 from polyattn._attention import AttentionAux, AuxRequest, Wish
@@ -48,7 +49,8 @@ class MultiHeadAttention(OneAttention):
 
     mask: hides in addition; broadcasts to (..., H, L, S), as does bias, which is added to the scores. positions: where
     `rotary` takes the tokens of x to stand, (L,), (B, L), or as it has them; None = in a row. The mask goes by the order
-    of the tokens even so. cache: a `KVCache` with the earlier tokens of x; x continues them, and S is its capacity.
+    of the tokens even so. cache: one of `polyattn.caches` with the earlier tokens of x; x
+    continues them, and S is the number of its slots.
     dropout_seed: weights are dropped only where there is one.
 
     Source: Vaswani 2017, arXiv:1706.03762, section 3.2.2; sinks: Xiao 2023, arXiv:2309.17453, section 3.3; gate: Qiu
@@ -217,41 +219,42 @@ class MultiHeadAttention(OneAttention):
             q, k = self.rotary(q, positions), self.rotary(k, positions)
         elif self.rotary is not None:
             q, k = self._turn(self.rotary, q, k, query_offset, cached=cache is not None)
+        attend: Callable[..., Any] = self.attend
         if cache is not None:
             cache = cache.append(k, v)
-        self._check_length(k.shape[-2] if cache is None else cache.length)
-        options: dict[str, Any] = {
-            "bias": bias,
-            "score_mod": self.score_mod,
-            "is_causal": self.is_causal if is_causal is None else is_causal,
-            "query_offset": query_offset,
-            "scale": self.scale,
-            "sinks": params.get("sinks"),
-            "dropout_seed": dropout_seed,
-            "return_aux": return_aux,
-            "implementation": self.implementation,
-        }
-        if cache is not None and hasattr(cache, "attend"):  # never whole, as pages are
-            heads, aux = self._attend_by(cache, q, mask=all_of(self.mask, mask), **options)
-        else:
-            if cache is not None:
+            if hasattr(cache, "attend"):  # its keys are never there as one array
+                attend = partial(self._attend_by, cache)
+            else:
                 k, v = cache.key, cache.value
-            hidden = None if cache is None else cache.mask
-            stand = None if cache is None or cache.in_order else cache.positions
-            seen = all_of(self.mask, hidden, mask)
-            heads, aux = self.attend(q, k, v, mask=seen, key_positions=stand, **options)
+        self._check_length(k.shape[-2] if cache is None else cache.length)
+        heads, aux = attend(
+            q,
+            k,
+            v,
+            mask=all_of(self.mask, None if cache is None else cache.mask, mask),
+            bias=bias,
+            score_mod=self.score_mod,
+            is_causal=self.is_causal if is_causal is None else is_causal,
+            query_offset=query_offset,
+            key_positions=None if cache is None or cache.in_order else cache.positions,
+            scale=self.scale,
+            sinks=params.get("sinks"),
+            dropout_seed=dropout_seed,
+            return_aux=return_aux,
+            implementation=self.implementation,
+        )
         return LayerResult(self._join(params, x, heads), cache, aux)
 
     def _attend_by(
         self,
         cache: Any,
         query: Array,
-        *,
+        *_: Array,
         dropout_seed: int | Array | None,
         return_aux: AuxRequest | None,
         **options: Any,
     ) -> tuple[Array, AttentionAux | None]:
-        """`attend` where the cache reads what it holds in a way of its own."""
+        """`attend` to what a cache holds that reads it in a way of its own, the new keys and values among it."""
         rate = 0.0 if dropout_seed is None else self.dropout_rate
         given: dict[str, Any] = {"dropout_rate": rate, "dropout_seed": dropout_seed, "return_aux": return_aux}
         found = cache.attend(query, **given, **options)
