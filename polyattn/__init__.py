@@ -38,6 +38,7 @@ _ROOMS = (
     "places",
     "problem",
     "rotary",
+    "selection",
     "testing",
     "truth",
     "weights",
