@@ -31,6 +31,7 @@ _ROOMS = (
     "latent",
     "layers",
     "linear",
+    "mixing",
     "models",
     "normalizers",
     "onnx",

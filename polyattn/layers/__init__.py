@@ -16,6 +16,7 @@ from polyattn.layers.differential import DifferentialAttention
 from polyattn.layers.initializers import Constant, Distribution, Normal, Uniform
 from polyattn.layers.latent import LatentAttention
 from polyattn.layers.layer import Layer, LayerResult, Parameter, Params
+from polyattn.layers.mixing import MultiTokenAttention, TalkingHeadsAttention
 from polyattn.layers.multihead import MultiHeadAttention
 from polyattn.layers.named import (
     CausalSelfAttention,
@@ -57,11 +58,13 @@ __all__ = [
     "MultiHeadAttention",
     "MultiHeadCrossAttention",
     "MultiQueryAttention",
+    "MultiTokenAttention",
     "Normal",
     "Parameter",
     "Params",
     "RMSNorm",
     "ScaledDotProductAttention",
     "SelfAttention",
+    "TalkingHeadsAttention",
     "Uniform",
 ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from shared.formulas import Array, attend, of
+from shared.formulas import Array, attend, of, softmax
 from shared.libraries import torch
 
 Params = Mapping[str, Any]
@@ -80,3 +81,35 @@ def turned_halves(x: Array, base: float = 10000.0) -> Array:
     pairs = of(x).stack([x[..., :half], x[..., half:]], -1)
     mixed = turned(pairs.reshape(x.shape), base)
     return join([mixed[..., :half], mixed[..., half:]], -1)
+
+
+def mixed(p: Params, x: Array, *, allowed: Array = 1.0) -> Any:
+    """Talking heads, and multi-token attention where there is a kernel: every sum written out."""
+    heads, v = range(p["w_q"].shape[1]), [x @ p["w_v"][:, h] for h in range(p["w_q"].shape[1])]
+    s = [scores(x @ p["w_q"][:, h], x @ p["w_k"][:, h]) for h in heads]
+    ones = constant(np.ones(s[0].shape[-2:]) * allowed, x)
+    if "kernel" in p:
+        s = [convolved(s[h] * ones, p["kernel"][h]) for h in heads]
+        groups = p.get("w_heads")
+    else:
+        s = [sum(p["w_scores"][h, g] * s[h] for h in heads) for g in heads]
+        groups = p["w_weights"][None]
+    w = [softmax(t, allowed) for t in s]
+    if groups is not None:
+        n = groups.shape[1]
+        w = [sum(groups[f // n, g, f % n] * w[f // n * n + g] for g in range(n)) for f in heads]
+    return sum(w[h] @ v[h] @ p["w_o"][h] for h in heads), of(x).stack(w, -3)
+
+
+def scores(q: Array, k: Array) -> Array:
+    return (q @ k.swapaxes(-1, -2)) / math.sqrt(q.shape[-1])
+
+
+def convolved(s: Array, kernel: Array) -> Array:
+    """t_ij = sum kernel[a, b] s_(i - a)(j - b + wide // 2), by matrices that shift rows and columns."""
+    (deep, wide), (rows, keys) = kernel.shape, s.shape[-2:]
+    return sum(
+        kernel[a, b] * (constant(np.eye(rows, k=-a), s) @ s @ constant(np.eye(keys, k=b - wide // 2), s))
+        for a in range(deep)
+        for b in range(wide)
+    )
