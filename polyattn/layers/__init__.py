@@ -13,6 +13,7 @@ from polyattn.layers.attending import AttentionLayer
 from polyattn.layers.blocks import DecoderAux, DecoderBlock, EncoderBlock, EncoderDecoderAttention
 from polyattn.layers.dense import MLP, Embedding, Linear
 from polyattn.layers.differential import DifferentialAttention
+from polyattn.layers.forgetting import ForgettingAttention
 from polyattn.layers.initializers import Constant, Distribution, Normal, Uniform
 from polyattn.layers.latent import LatentAttention
 from polyattn.layers.layer import Layer, LayerResult, Parameter, Params
@@ -30,6 +31,7 @@ from polyattn.layers.named import (
 from polyattn.layers.norm import LayerNorm, RMSNorm
 from polyattn.layers.presets import PRESETS
 from polyattn.layers.stacks import Decoder, Encoder
+from polyattn.layers.tensor_product import TensorProductAttention
 
 __all__ = [
     "MLP",
@@ -48,6 +50,7 @@ __all__ = [
     "Encoder",
     "EncoderBlock",
     "EncoderDecoderAttention",
+    "ForgettingAttention",
     "GroupedQueryAttention",
     "LatentAttention",
     "Layer",
@@ -66,5 +69,6 @@ __all__ = [
     "ScaledDotProductAttention",
     "SelfAttention",
     "TalkingHeadsAttention",
+    "TensorProductAttention",
     "Uniform",
 ]

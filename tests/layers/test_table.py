@@ -212,6 +212,14 @@ ROWS = [
         causal=True,
     ),
     Row(
+        "TensorProductAttention",
+        layers.TensorProductAttention(8, 2, q_rank=3, k_rank=2, v_rank=1, is_causal=True),
+        (8,),
+        partial(mechanisms.tensor_product, allowed=TRIL),
+        causal=True,
+    ),
+    Row("ForgettingAttention", layers.ForgettingAttention(8, 2), (8,), mechanisms.forgetting, causal=True),
+    Row(
         "TalkingHeadsAttention",
         layers.TalkingHeadsAttention(8, 4, is_causal=True),
         (8,),

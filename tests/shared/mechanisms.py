@@ -113,3 +113,33 @@ def convolved(s: Array, kernel: Array) -> Array:
         for a in range(deep)
         for b in range(wide)
     )
+
+
+def tensor_product(p: Params, x: Array, *, allowed: Array = 1.0, rotary: bool = False) -> Any:
+    """Every head of every token as a sum of outer products, rank by rank."""
+
+    def heads(name: str) -> list[Array]:
+        a, b = p[f"w_a{name}"], p[f"w_b{name}"]
+        ranks = range(a.shape[1])
+        turn = turned_halves if rotary and name != "v" else lambda x: x
+        rows = [turn(x @ b[:, r]) for r in ranks]
+        return [
+            sum((x @ a[:, r, h : h + 1]) * rows[r] for r in ranks) / len(ranks) for h in range(a.shape[2])
+        ]
+
+    found = [attend(q, k, v, allowed=allowed) for q, k, v in zip(*map(heads, "qkv"), strict=True)]
+    return sum(out @ p["w_o"][h] for h, (out, _) in enumerate(found)), of(x).stack([w for _, w in found], -3)
+
+
+def forgetting(p: Params, x: Array) -> Any:
+    """The sums of log f from j + 1 to i as differences of cumulative ones, added to every score."""
+    rows, out, weights = x.shape[-2], 0.0, []
+    tri = np.tri(rows)
+    gates = -of(x).log(1 + of(x).exp(-(x @ p["w_f"] + p["b_f"])))
+    for h in range(p["w_q"].shape[1]):
+        c = constant(tri, x) @ gates[..., h : h + 1]
+        s = scores(x @ p["w_q"][:, h], x @ p["w_k"][:, h]) + (c - c.swapaxes(-1, -2))
+        w = softmax(s, tri)
+        weights.append(w)
+        out = out + w @ (x @ p["w_v"][:, h]) @ p["w_o"][h]
+    return out, of(x).stack(weights, -3)
