@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shared import formulas
+from shared import formulas, mechanisms
 from shared.libraries import jax, polyattn_autograd, torch
-from shared.running import LIBRARIES, Floats, bench_of, normal
+from shared.running import LIBRARIES, Floats, bench_of, mapped, normal
 
 from polyattn import attention
+from polyattn.layers import LatentAttention
 from polyattn.parity import UNIT_ROUNDOFF
+from polyattn.rotary import Rotary
 from polyattn.selection import (
     gathered,
     indexer_scores,
@@ -267,6 +269,59 @@ def test_the_indexer_selects_what_that_of_deepseek_in_transformers_selects() -> 
         for item in range(2):
             mine, there = (set(c[item, row].tolist()) for c in (ours, chosen))
             assert mine - {-1} == {i for i in there if i <= row}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_latents_an_indexer_and_gathered_keys_are_the_sparse_attention_of_deepseek_in_transformers() -> None:
+    """Theirs: keys and values of all heads, and a dense mask. Ours: one head of gathered latents, absorbed."""
+    pytest.importorskip("transformers")
+    from transformers import DeepseekV32Config
+    from transformers.models.deepseek_v32 import modeling_deepseek_v32 as theirs
+
+    sizes = {
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 6,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 5,
+        "q_lora_rank": 6,
+    }
+    indexer = {"index_n_heads": 3, "index_head_dim": 8, "index_topk": 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
+    config = DeepseekV32Config(hidden_size=16, **heads, **sizes, **indexer, attn_implementation="eager")
+    torch.manual_seed(0)
+    module, x = theirs.DeepseekV32Attention(config, 0), torch.randn(2, 9, 16)
+    turns = theirs.DeepseekV32RotaryEmbedding(config)(x, torch.arange(9)[None])
+    hidden = torch.full((2, 1, 9, 9), -torch.inf).triu(1)
+    true = module(x, turns, hidden)[0]
+    chosen = module.indexer(x, module.q_a_layernorm(module.q_a_proj(x)), turns, hidden[:, 0], None)
+
+    w = {name: p.T for name, p in module.named_parameters()}
+    q, both = (w[f"{name}_b_proj.weight"].reshape(-1, 4, n) for name, n in (("q", 10), ("kv", 11)))
+    down = w["kv_a_proj_with_mqa.weight"]
+    params = {
+        "w_dq": w["q_a_proj.weight"],
+        "w_uq": q[..., :6],
+        "w_qr": q[..., 6:],
+        "w_dkv": down[:, :8],
+        "w_kr": down[:, 8:],
+        "w_uk": both[..., :6],
+        "w_uv": both[..., 6:],
+        "w_o": w["o_proj.weight"].reshape(4, 5, 16),
+        "q_norm": {"scale": w["q_a_layernorm.weight"]},
+        "kv_norm": {"scale": w["kv_a_layernorm.weight"]},
+    }
+    layer = LatentAttention(16, 4, **sizes, epsilon=1e-6, rotary=Rotary(interleaved=True))
+    q, key, c = layer.project(params, x, torch.arange(9))
+    q = torch.cat([torch.einsum("bhln,rhn->bhlr", q[..., :6], params["w_uk"]), q[..., 6:]], -1)
+    found = selected_attention(q, key, c, chosen[:, None], is_causal=True, scale=10**-0.5)
+    found = torch.einsum("bhlr,rhe,heo->blo", found, params["w_uv"], params["w_o"])
+
+    def formula(number: Callable[[Any], Any]) -> Any:
+        p = mapped(lambda x: number(x.detach().numpy()), params)
+        allowed = (chosen.numpy()[..., None] == np.arange(9)).any(-2) * np.tri(9)
+        return mechanisms.latent(p, number(x.numpy()), epsilon=1e-6, allowed=allowed)[0]
+
+    assert float((found - true).abs().max()) <= 8 * noise(formula) < 1e-5  # both err
 
 
 def test_it_compiles_and_transforms() -> None:
