@@ -20,6 +20,7 @@ from polyattn.selection import (
     gathered,
     indexer_scores,
     moba_attention,
+    nsa_attention,
     pooled_keys,
     selected_attention,
     top_indices,
@@ -230,6 +231,67 @@ def test_moba_of_all_blocks_is_causal_attention() -> None:
     assert np.abs(found - true).max() <= 64 * UNIT_ROUNDOFF["float64"] * np.abs(V).max()
 
 
+def nsa(q: Any, k: Any, v: Any, ck: Any, cv: Any, gates: Any, allowed: Any = None) -> Any:
+    """Row by row: the own block of 4 and the best one before it, a window of 3; allowed: what is selected, if that is known."""
+    seen = np.zeros((2, 4, L, S)) if allowed is None else allowed
+    at, near = np.arange(L)[:, None] + OFFSET, np.arange(S)
+    whole = (np.arange(3) * 4 + 3 <= at).astype(float)
+    window = ((near <= at) & (near > at - 3)).astype(float)
+    found = [formulas.attend(q[:, h], ck[:, h // 2], cv[:, h // 2], allowed=whole) for h in range(4)]
+    if allowed is None:
+        for b, g, i in np.ndindex(2, 2, L):
+            own = (i + OFFSET) // 4
+            weight = found[2 * g][1][b, i] + found[2 * g + 1][1][b, i]
+            best = sorted(range(own), key=lambda n: -weight[n])
+            for n in [own, *best][:2]:
+                seen[b, 2 * g : 2 * g + 2, i, 4 * n : 4 * n + 4] = 1
+        seen = seen * (near <= at)
+    outs = []
+    for h in range(4):
+        selected, near_by = (
+            formulas.attend(q[:, h], k[:, h // 2], v[:, h // 2], allowed=m)[0] for m in (seen[:, h], window)
+        )
+        parts = (found[h][0], selected, near_by)
+        outs.append(sum(gates[:, h, :, i : i + 1] * part for i, part in enumerate(parts)))
+    return formulas.of(q).stack(outs, 1), seen
+
+
+NSA = (Q, K, V, normal(2, 2, 3, 5, seed=4), normal(2, 2, 3, 3, seed=5), normal(2, 4, L, 3, seed=6))
+
+
+@pytest.mark.parametrize("library", ["numpy", "autograd", "strict", "jax", "torch"])
+def test_nsa_is_three_attentions_weighed_by_gates(library: str) -> None:
+    bench = bench_of(library)
+
+    def f(*arrays: Any) -> Any:
+        return nsa_attention(*arrays, block_size=4, count=2, window=3, initial=0, local=1, query_offset="end")
+
+    true, seen = nsa(*NSA)
+    run = jax.jit(f) if library == "jax" else f
+    found = bench.numpy(run(*(bench.array(x, "float32") for x in NSA)))
+    room = 4 * noise(lambda number: nsa(*map(number, NSA), seen)[0])
+    assert np.abs(found - true).max() <= room < 1e-4
+
+
+def test_nsa_of_all_blocks_or_of_a_window_over_all_keys_is_causal_attention() -> None:
+    true = attention(Q, K, V, is_causal=True, query_offset="end")
+    for gate, count, window in ((1, 3, 1), (2, 1, S)):
+        gates = np.zeros((2, 4, L, 3))
+        gates[..., gate] = 1.0
+        found = nsa_attention(*NSA[:5], gates, block_size=4, count=count, window=window, query_offset="end")
+        assert np.abs(found - true).max() <= 64 * UNIT_ROUNDOFF["float64"] * np.abs(V).max()
+
+
+def test_the_first_block_and_the_last_two_are_always_selected() -> None:
+    k = np.zeros((1, 1, 20, 1))
+    v = np.arange(20.0).reshape(1, 1, 20, 1)
+    ck = np.zeros((1, 1, 5, 1))
+    gates = np.array([0.0, 1.0, 0.0]) * np.ones((1, 1, 20, 1))
+    found = nsa_attention(np.ones((1, 1, 20, 1)), k, v, ck, ck, gates, block_size=4, count=3, window=1)
+    mean = np.mean([*range(4), *range(12, 20)])  # blocks 0, 3 and 4 of the last row
+    assert abs(found[0, 0, -1, 0] - mean) <= 64 * UNIT_ROUNDOFF["float64"] * 20
+
+
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_the_indexer_is_its_formula(library: str) -> None:
     q, k, w = normal(2, 3, L, 5, seed=1), normal(2, S, 5, seed=2), normal(2, L, 3, seed=3)
@@ -371,6 +433,16 @@ ERRORS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: top_indices(Q, 2, allowed=Q),
         f"{WHO}.top_indices: expected allowed of bool and of numpy, got an array of shape (2, 4, 6, 5) and dtype float64; "
         "True = may be selected",
+    ),
+    "gates": (
+        lambda: nsa_attention(*NSA[:5], Q, block_size=4, count=1, window=1, query_offset="end"),
+        f"{WHO}.nsa_attention: expected gates of numpy and of shape (2, 4, 6, 3), got (2, 4, 6, 5); one for each row, and each "
+        "of compressed, selected and window",
+    ),
+    "compressed": (
+        lambda: nsa_attention(*NSA, block_size=2, count=1, window=1, query_offset="end"),
+        f"{WHO}.nsa_attention: expected compressed_key (..., 6, D) for 11 keys in blocks of 2, got (2, 2, 3, 5); the last block "
+        "counts even if it is not complete",
     ),
     "weights": (
         lambda: indexer_scores(Q, K[:, 0], Q[:, 0]),
