@@ -126,6 +126,9 @@ class JaxBackend(Backend):
     def derivative(self, f: Callable[[Array], Array], x: Array, cotangent: Array) -> Array:
         return jax.vjp(f, x)[1](cotangent)[0]
 
+    def recomputed(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.checkpoint(f)
+
     def kernels(self) -> Any:
         from polyattn_jax.fused.kernels import KERNELS  # for commands alone
 

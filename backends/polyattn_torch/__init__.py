@@ -15,6 +15,7 @@ except ImportError as error:
         f"polyattn_torch: expected the package torch, got: {error}; {advice}", name=error.name
     ) from error
 import array_api_compat.torch as xp
+from torch.utils.checkpoint import checkpoint
 
 from polyattn.arrays import Array, Backend, TileSizes
 from polyattn.arrays.interchange import copied
@@ -25,7 +26,7 @@ from polyattn_torch.fused import FUSED
 from polyattn_torch.native import FLASH, SDPA
 from polyattn_torch.once import seal
 from polyattn_torch.reasons import passed_over_blockwise, why_not_blockwise, why_not_definition
-from polyattn_torch.state import can_read, precisely
+from polyattn_torch.state import can_read, derives_again, precisely
 
 _OPAQUE: dict[Callable[..., Any], Callable[..., Any]] = {}
 
@@ -172,6 +173,17 @@ class TorchBackend(Backend):
             x = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(f(x), x, cotangent, materialize_grads=True)
         return gradient
+
+    def recomputed(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        def again(*arrays: Any) -> Any:
+            tensors = [x for x in arrays if isinstance(x, torch.Tensor)]
+            if torch.compiler.is_compiling() or any(map(derives_again, tensors)):
+                return f(
+                    *arrays
+                )  # a compiler decides by itself; torch.func and forward mode have no checkpoints
+            return checkpoint(f, *arrays, use_reentrant=False, preserve_rng_state=False)
+
+        return again
 
     def custom_vjp(self, forward: Any, backward: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
         rule = _CompiledRule if torch.compiler.is_compiling() else _Rule

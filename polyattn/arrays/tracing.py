@@ -67,6 +67,10 @@ class Tracing:
             "use the modifications of polyattn.mods"
         )
 
+    def recomputed(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """`f`, whose intermediate values autodiff computes again for the gradient instead of keeping them, if it can."""
+        return f
+
     def custom_vjp(
         self,
         forward: Callable[[Sequence[Array]], tuple[Array, ...]],

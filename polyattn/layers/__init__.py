@@ -15,10 +15,12 @@ from polyattn.layers.delta import GatedDeltaNet, KimiDeltaAttention
 from polyattn.layers.dense import MLP, Embedding, Linear
 from polyattn.layers.differential import DifferentialAttention
 from polyattn.layers.experts import MixtureOfExperts
+from polyattn.layers.forgetting import ForgettingAttention
 from polyattn.layers.initializers import Constant, Distribution, Normal, Uniform
 from polyattn.layers.language import LanguageModel
 from polyattn.layers.latent import LatentAttention
 from polyattn.layers.layer import Layer, LayerResult, Parameter, Params
+from polyattn.layers.mixing import MultiTokenAttention, TalkingHeadsAttention
 from polyattn.layers.multihead import MultiHeadAttention
 from polyattn.layers.named import (
     CausalSelfAttention,
@@ -33,6 +35,7 @@ from polyattn.layers.norm import LayerNorm, RMSNorm
 from polyattn.layers.presets import PRESETS
 from polyattn.layers.recurrent import LightningAttention, LinearAttention, RecurrentLayer
 from polyattn.layers.stacks import Decoder, Encoder
+from polyattn.layers.tensor_product import TensorProductAttention
 
 __all__ = [
     "MLP",
@@ -52,6 +55,7 @@ __all__ = [
     "EncoderBlock",
     "EncoderDecoderAttention",
     "GatedDeltaNet",
+    "ForgettingAttention",
     "GroupedQueryAttention",
     "KimiDeltaAttention",
     "LanguageModel",
@@ -67,6 +71,7 @@ __all__ = [
     "MultiHeadAttention",
     "MultiHeadCrossAttention",
     "MultiQueryAttention",
+    "MultiTokenAttention",
     "Normal",
     "Parameter",
     "Params",
@@ -74,5 +79,7 @@ __all__ = [
     "RecurrentLayer",
     "ScaledDotProductAttention",
     "SelfAttention",
+    "TalkingHeadsAttention",
+    "TensorProductAttention",
     "Uniform",
 ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from shared.formulas import Array, attend, of
+from shared.formulas import Array, attend, of, softmax
 from shared.libraries import torch
 
 Params = Mapping[str, Any]
@@ -80,3 +81,65 @@ def turned_halves(x: Array, base: float = 10000.0) -> Array:
     pairs = of(x).stack([x[..., :half], x[..., half:]], -1)
     mixed = turned(pairs.reshape(x.shape), base)
     return join([mixed[..., :half], mixed[..., half:]], -1)
+
+
+def mixed(p: Params, x: Array, *, allowed: Array = 1.0) -> Any:
+    """Talking heads, and multi-token attention where there is a kernel: every sum written out."""
+    heads, v = range(p["w_q"].shape[1]), [x @ p["w_v"][:, h] for h in range(p["w_q"].shape[1])]
+    s = [scores(x @ p["w_q"][:, h], x @ p["w_k"][:, h]) for h in heads]
+    ones = constant(np.ones(s[0].shape[-2:]) * allowed, x)
+    if "kernel" in p:
+        s = [convolved(s[h] * ones, p["kernel"][h]) for h in heads]
+        groups = p.get("w_heads")
+    else:
+        s = [sum(p["w_scores"][h, g] * s[h] for h in heads) for g in heads]
+        groups = p["w_weights"][None]
+    w = [softmax(t, allowed) for t in s]
+    if groups is not None:
+        n = groups.shape[1]
+        w = [sum(groups[f // n, g, f % n] * w[f // n * n + g] for g in range(n)) for f in heads]
+    return sum(w[h] @ v[h] @ p["w_o"][h] for h in heads), of(x).stack(w, -3)
+
+
+def scores(q: Array, k: Array) -> Array:
+    return (q @ k.swapaxes(-1, -2)) / math.sqrt(q.shape[-1])
+
+
+def convolved(s: Array, kernel: Array) -> Array:
+    """t_ij = sum kernel[a, b] s_(i - a)(j - b + wide // 2), by matrices that shift rows and columns."""
+    (deep, wide), (rows, keys) = kernel.shape, s.shape[-2:]
+    return sum(
+        kernel[a, b] * (constant(np.eye(rows, k=-a), s) @ s @ constant(np.eye(keys, k=b - wide // 2), s))
+        for a in range(deep)
+        for b in range(wide)
+    )
+
+
+def tensor_product(p: Params, x: Array, *, allowed: Array = 1.0, rotary: bool = False) -> Any:
+    """Every head of every token as a sum of outer products, rank by rank."""
+
+    def heads(name: str) -> list[Array]:
+        a, b = p[f"w_a{name}"], p[f"w_b{name}"]
+        ranks = range(a.shape[1])
+        turn = turned_halves if rotary and name != "v" else lambda x: x
+        rows = [turn(x @ b[:, r]) for r in ranks]
+        return [
+            sum((x @ a[:, r, h : h + 1]) * rows[r] for r in ranks) / len(ranks) for h in range(a.shape[2])
+        ]
+
+    found = [attend(q, k, v, allowed=allowed) for q, k, v in zip(*map(heads, "qkv"), strict=True)]
+    return sum(out @ p["w_o"][h] for h, (out, _) in enumerate(found)), of(x).stack([w for _, w in found], -3)
+
+
+def forgetting(p: Params, x: Array) -> Any:
+    """The sums of log f from j + 1 to i as differences of cumulative ones, added to every score."""
+    rows, out, weights = x.shape[-2], 0.0, []
+    tri = np.tri(rows)
+    gates = -of(x).log(1 + of(x).exp(-(x @ p["w_f"] + p["b_f"])))
+    for h in range(p["w_q"].shape[1]):
+        c = constant(tri, x) @ gates[..., h : h + 1]
+        s = scores(x @ p["w_q"][:, h], x @ p["w_k"][:, h]) + (c - c.swapaxes(-1, -2))
+        w = softmax(s, tri)
+        weights.append(w)
+        out = out + w @ (x @ p["w_v"][:, h]) @ p["w_o"][h]
+    return out, of(x).stack(weights, -3)
