@@ -13,7 +13,7 @@ from polyattn.draw import heat_maps, html_table, range_of
 from polyattn.implementations import Blockwise, Fused, Reference, choose
 from polyattn.implementations.blockwise import BLOCKWISE, with_derivative
 from polyattn.normalizers import SOFTMAX
-from polyattn.problem import AuxRequest, Options, Problem, pose
+from polyattn.problem import AuxRequest, Options, Problem, pose, say
 from polyattn.problem.call import same_place
 from polyattn.problem.options import spelled_out
 
@@ -187,8 +187,11 @@ def attention_vjp(
             f"{shown(implementation)}; the pullback is that of the blockwise engine"
         )
     p = pose(who, query, key, value, **options)
-    if reason := BLOCKWISE.refuses(p):
-        raise ValueError(f"{who}: expected a problem that the engine computes, got one where {reason}")
+    if unlisted := p.features - BLOCKWISE.accepts:
+        raise NotImplementedError(
+            f"{who}: expected a problem that the blockwise engine computes, got one with {say(unlisted)}; differentiate "
+            "attention itself, on NumPy with polyattn_autograd"
+        )
     xp, astype, axes = p.backend.xp, p.backend.astype, p.axes
     given: dict[str, Any] = {"query": query, "key": key, "value": value}
     given |= {name: options[name] for name in ("scale", "bias", "sinks") if is_array(options.get(name))}

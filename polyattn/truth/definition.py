@@ -97,7 +97,7 @@ def truth(
     own = expo / np.where(over_keys == 0, 1, over_keys)  # weights among the keys alone
 
     keep = np.ones(shape, real) if spec.keep is None else np.broadcast_to(spec.keep, shape).astype(real)
-    w, w_abs, pull = NORMALIZERS[spec.normalizer](s, sabs, sink, spec.parameter)
+    w, w_abs, pull, w_sink = NORMALIZERS[spec.normalizer](s, sabs, sink, spec.parameter)
     see("weights", Judged(w, w_abs, np.ones_like(w)))
     judged = {"out": Judged((w * keep) @ v, (w_abs * keep) @ np.abs(v), (allowed * keep) @ np.abs(v))}
     if spec.normalizer == "softmax":
@@ -147,9 +147,7 @@ def truth(
         shape_of_bias = spec.bias.shape
         judged["dbias"] = Judged(*(reduce(x, shape_of_bias) for x in (ds, ds_abs + np.abs(ds), ds_floor)))
     if spec.sinks is not None:
-        # What a sink takes is the weight that is missing in its row.
         magnitude = np.abs(np.where(np.isfinite(sink), sink, 0))
-        w_sink = np.where(w.any(-1, keepdims=True) | True, np.exp(sink - peak) / total, 0)
         mean = magnitude + 1 + (w * sabs).sum(-1, keepdims=True) + w_sink * magnitude
         d_sink = -(w_sink * delta).sum((0, 2, 3))
         judged["dsinks"] = Judged(d_sink, (w_sink * (mean * np.abs(delta) + delta_abs)).sum((0, 2, 3)))

@@ -26,11 +26,12 @@ class Pulled(NamedTuple):
 
 
 class Weighing(NamedTuple):
-    """Weights, their conditions, and (d_weights, its condition) -> the gradient for the scores."""
+    """Weights, their conditions, (d_weights, its condition) -> the gradient for the scores; and what a sink takes."""
 
     weights: Floats
     condition: Floats
     pull: Callable[[Floats, Floats], Pulled]
+    sink: Floats | float = 0.0
 
 
 def softmax(s: Floats, sabs: Floats, sink: Floats, parameter: float) -> Weighing:
@@ -46,7 +47,7 @@ def softmax(s: Floats, sabs: Floats, sink: Floats, parameter: float) -> Weighing
         condition = w * (spread * np.abs(dp - mean) + dp_abs + mean_abs)
         return Pulled(w * (dp - mean), condition, mean, mean_abs)
 
-    return Weighing(w, w * spread, pull)
+    return Weighing(w, w * spread, pull, w_sink)
 
 
 def sigmoid(s: Floats, sabs: Floats, sink: Floats, bias: float) -> Weighing:
