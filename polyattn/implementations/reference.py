@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from polyattn import mods
 from polyattn.arrays import Array, Namespace, backend_of, is_array
@@ -23,14 +23,6 @@ from polyattn.places import Positions
 from polyattn.problem import Problem
 
 See = Callable[[str, Any, Array], None]  # name of a stage, what made it, value
-
-
-class Averages(NamedTuple):
-    """What weights make of values, and what is known of them on the way."""
-
-    out: Array  # (B, Hq, L, E)
-    lse: Array | None
-    weights: Array | None
 
 
 NOWHERE: Any = None  # positions that nobody asks for
@@ -63,7 +55,7 @@ def define(p: Problem, see: See = unseen) -> Output:
     s = xp.broadcast_to(s, p.scores_shape)
     keep = dropout_at(p, at)
     wanted = p.wanted if see is unseen else ("lse", "weights")
-    out, lse, weights = averages(p, s, v, keep, wanted)
+    out, lse, weights = weigh(p, s, v, keep, wanted)  # (B, Hq, L, E), and what is wanted
     if allowed is not None and (p.sinks is not None or p.normalizer != SOFTMAX):
         out = xp.where(
             sees, out, 0.0
@@ -87,15 +79,17 @@ def define(p: Problem, see: See = unseen) -> Output:
     )
 
 
-def averages(p: Problem, s: Array, v: Array, keep: Array | None, wanted: tuple[str, ...]) -> Averages:
-    """The values, weighed as the normaliser says."""
+def weigh(
+    p: Problem, s: Array, v: Array, keep: Array | None, wanted: tuple[str, ...]
+) -> tuple[Array, Array | None, Array | None]:
+    """The values weighed as the normaliser says; lse and weights."""
     if p.normalizer == SOFTMAX:  # whose sums are divided at the end
         keys = lift(s, v, keep)
         seen = keys if p.sinks is None else merge(keys, beside(p.sinks, v.shape[-1]))
         lse = log_sum(keys) if "lse" in wanted else None
-        return Averages(finish(seen), lse, softmax.weights(s, seen) if "weights" in wanted else None)
+        return finish(seen), lse, softmax.weights(s, seen) if "weights" in wanted else None
     weights = p.normalizer.weights(s, p.sinks)
-    return Averages(grouped_matmul(weights if keep is None else weights * keep, v), None, weights)
+    return grouped_matmul(weights if keep is None else weights * keep, v), None, weights
 
 
 def _largest(s: Array) -> Array:
@@ -210,9 +204,8 @@ def _run(p: Problem, limit: Reference | None) -> Output:
 
 # Written out: what is new to the table is refused until the definition has it.
 ACCEPTS = (
-    "causal mask query_offset traced_offset positions bias score_mod scale sinks sigmoid softpick sparsemax "
-    "entmax15 top_k dropout origin "
-    "lse weights scores max_scores"
+    "causal mask query_offset traced_offset positions bias score_mod scale sinks "
+    "sigmoid softpick sparsemax entmax15 top_k dropout origin lse weights scores max_scores"
 )
 
 REFERENCE = Implementation(

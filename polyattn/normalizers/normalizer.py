@@ -42,8 +42,8 @@ class Foldable(Normalizer):
     The derivative comes tile by tile too: from the scores once more, and from one number a row, `log_sum`.
     """
 
-    def nothing(self, shape: tuple[int, ...], width: int, **where: Any) -> Any:
-        """The average over no keys, of rows of that shape (..., L) and values of that width; where: xp, dtype, device."""
+    def nothing(self, rows: Array, width: int) -> Any:
+        """The average over no keys: for rows (..., L, D) in the compute dtype, of values of that width."""
         raise NotImplementedError
 
     def lift(self, scores: Array, values: Array, keep: Array | None = None, *, consume: bool = False) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from polyattn.arrays import Array, backend_of
 from polyattn.calls import answers, number
@@ -52,8 +52,9 @@ class Sigmoid(Foldable):
     def weights(self, scores: Array, sinks: Array | None = None) -> Array:
         return self._both(scores)[0]
 
-    def nothing(self, shape: tuple[int, ...], width: int, **where: Any) -> Weighed:
-        xp = where.pop("xp")
+    def nothing(self, rows: Array, width: int) -> Weighed:
+        backend, shape = backend_of(rows), rows.shape[:-1]
+        xp, where = backend.xp, {"dtype": rows.dtype, "device": backend.device(rows)}
         return Weighed(xp.zeros((*shape, 1), **where), xp.zeros((*shape, width), **where))
 
     def lift(

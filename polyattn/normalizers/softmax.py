@@ -13,7 +13,7 @@ section 3.1; Rabe and Staats 2021, arXiv:2112.05682).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from polyattn.arrays import Array, backend_of
 from polyattn.normalizers.normalizer import Foldable, Pull
@@ -156,8 +156,9 @@ class Softmax(Foldable):
         total = xp.sum(w, axis=-1, keepdims=True)
         return w / _nonzero(total if sinks is None else total + xp.exp(sinks - _finite(top)))
 
-    def nothing(self, shape: tuple[int, ...], width: int, **where: Any) -> Partial:
-        xp = where.pop("xp")
+    def nothing(self, rows: Array, width: int) -> Partial:
+        backend, shape = backend_of(rows), rows.shape[:-1]
+        xp, where = backend.xp, {"dtype": rows.dtype, "device": backend.device(rows)}
         return Partial(
             xp.full((*shape, 1), -xp.inf, **where),
             xp.zeros((*shape, 1), **where),

@@ -14,7 +14,7 @@ from polyattn.masks.algebra import Mask
 from polyattn.masks.arbitrary import Filled
 from polyattn.masks.fitting import check_bools, fit_array
 from polyattn.masks.tiles import FULL, Box
-from polyattn.normalizers import BY_NAME, SOFTMAX, Normalizer
+from polyattn.normalizers import BY_NAME, SOFTMAX, Normalizer, TopK
 from polyattn.places import Places
 from polyattn.problem.call import Call
 
@@ -228,23 +228,7 @@ def _in_range(call: Call, value: float, name: str) -> float:
 
 def normalizer(call: Call) -> Normalizer:
     given = call.get("normalizer")
-    if isinstance(given, str) and given in BY_NAME:
-        made = BY_NAME[given]
-    elif isinstance(given, Normalizer):
-        made = given
-    else:
-        kind, advice = TypeError, "leave it out for the softmax"
-        if isinstance(given, str):
-            kind, near = ValueError, get_close_matches(given.lower(), BY_NAME, 1)
-            advice = f"did you mean {near[0]!r}?" if near else advice
-        if given in ("top_k", "topk"):
-            advice = "write normalizers.TopK(k)"
-        if isinstance(given, type) and issubclass(given, Normalizer):
-            advice = f"write {given.__name__}(k)" if given.name == "top_k" else f"write {given.__name__}()"
-        raise kind(
-            f"{call.who}: expected normalizer among {', '.join(map(repr, BY_NAME))}, a Sigmoid or a TopK of "
-            f"polyattn.normalizers, got {shown(given)}; {advice}"
-        )
+    made = given if isinstance(given, Normalizer) else _by_name(call.who, given)
     if call.get("sinks") is not None and not made.takes_sinks:
         raise ValueError(
             f"{call.who}: expected sinks beside a softmax, got them with the normaliser {made.name}, in which one more "
@@ -256,6 +240,23 @@ def normalizer(call: Call) -> Normalizer:
             "averages of a softmax alone are merged by it: leave it out"
         )
     return made
+
+
+def _by_name(who: str, given: Any) -> Normalizer:
+    named = isinstance(given, str)
+    if named and given in BY_NAME:
+        return BY_NAME[given]
+    advice = "leave it out for the softmax"
+    if named and given.lower().replace("_", "") == "topk":
+        advice = "write normalizers.TopK(k)"
+    elif named and (near := get_close_matches(given.lower(), BY_NAME, 1)):
+        advice = f"did you mean {near[0]!r}?"
+    elif isinstance(given, type) and issubclass(given, Normalizer):
+        advice = f"write {given.__name__}({'k' if given is TopK else ''})"
+    raise (ValueError if named else TypeError)(
+        f"{who}: expected normalizer among {', '.join(map(repr, BY_NAME))}, a Sigmoid or a TopK of "
+        f"polyattn.normalizers, got {shown(given)}; {advice}"
+    )
 
 
 def dropout_rate(call: Call) -> float:

@@ -59,9 +59,7 @@ def sigmoid(s: Floats, sabs: Floats, sink: Floats, bias: float) -> Weighing:
 
     def pull(dp: Floats, dp_abs: Floats) -> Pulled:
         none = np.zeros_like(w[..., :1])
-        return Pulled(
-            slope * dp, slope * ((1 + np.abs(left - w) * sabs) * np.abs(dp) + dp_abs), none, none
-        )
+        return Pulled(slope * dp, slope * ((1 + np.abs(left - w) * sabs) * np.abs(dp) + dp_abs), none, none)
 
     return Weighing(w, w * (1 + left * sabs), pull)
 
@@ -101,9 +99,7 @@ def sparsemax(s: Floats, sabs: Floats, sink: Floats, parameter: float) -> Weighi
 
     def pull(dp: Floats, dp_abs: Floats) -> Pulled:
         mean, mean_abs = _sum(on * dp) / count, _sum(on * (dp_abs + np.abs(dp))) / count
-        return Pulled(
-            on * (dp - mean), on * (np.abs(dp - mean) + dp_abs + mean_abs), mean, mean_abs
-        )
+        return Pulled(on * (dp - mean), on * (np.abs(dp - mean) + dp_abs + mean_abs), mean, mean_abs)
 
     return Weighing(w, on * (1 + sabs + _sum(on * sabs) / count), pull)
 
@@ -145,9 +141,7 @@ def top_k(s: Floats, sabs: Floats, sink: Floats, k: float) -> Weighing:
     return softmax(s, np.where(s == -np.inf, 0, sabs), sink, 0.0)
 
 
-NORMALIZERS = {
-    f.__name__: f for f in (softmax, sigmoid, softpick, sparsemax, entmax15, top_k)
-}
+NORMALIZERS = {f.__name__: f for f in (softmax, sigmoid, softpick, sparsemax, entmax15, top_k)}
 
 
 def _sum(x: Floats) -> Floats:

@@ -306,7 +306,11 @@ def test_an_argument_of_the_wrong_type_is_named(eager: Bench, what: str) -> None
     ("make", "error", "text"),
     [
         (lambda: TopK(0), ValueError, "TopK: expected k >= 1, got 0; it is how many keys a row reads"),
-        (lambda: TopK(2.0), TypeError, "TopK: expected k to be an integer, got 2.0; it is how many keys a row reads"),
+        (
+            lambda: TopK(2.0),
+            TypeError,
+            "TopK: expected k to be an integer, got 2.0; it is how many keys a row reads",
+        ),
         (lambda: TopK(), TypeError, "TopK: expected k too, got nothing; write TopK(k)"),
         (
             lambda: Sigmoid(float("nan")),

@@ -187,7 +187,9 @@ def test_a_sigmoid_of_zero_has_slope_one_quarter() -> None:
 def test_scores_as_large_as_the_kth_are_all_kept_whatever_their_order(eager: Bench) -> None:
     scores = np.array([[1.0, 0.0, 1.0, 0.0, -1.0, 0.0]])
     order = np.array([3, 1, 5, 0, 4, 2])
-    w, permuted = (eager.numpy(TopK(3).weights(eager.array(x, "float32"))) for x in (scores, scores[:, order]))
+    w, permuted = (
+        eager.numpy(TopK(3).weights(eager.array(x, "float32"))) for x in (scores, scores[:, order])
+    )
     assert ((w > 0) == [[True, True, True, True, False, True]]).all()
     assert ((permuted > 0) == (w > 0)[:, order]).all()
 
@@ -199,9 +201,9 @@ def test_the_best_of_few_keys_are_all_of_them(eager: Bench) -> None:
         full, aux = attention(
             **arrays, is_causal=True, implementation="reference", return_aux=AuxRequest(weights=True)
         )
-        w = attention(
-            **arrays, is_causal=True, normalizer=TopK(k), return_aux=AuxRequest(weights=True)
-        )[1].weights
+        w = attention(**arrays, is_causal=True, normalizer=TopK(k), return_aux=AuxRequest(weights=True))[
+            1
+        ].weights
         assert np.abs(eager.numpy(w) - eager.numpy(aux.weights)).max() <= 4 * 2.0**-24
         assert np.abs(eager.numpy(out) - eager.numpy(full)).max() <= 64 * 2.0**-24
 
@@ -253,7 +255,9 @@ def test_the_engine_needs_a_fraction_of_the_scores(name: str) -> None:
         out, pullback = attention_vjp(x, x, x, is_causal=True, normalizer=ALL[name])
         pullback(out)
 
-    attention_vjp(x[:, :, :600], x[:, :, :600], x[:, :, :600], normalizer=ALL[name])  # what is kept from call to call
+    attention_vjp(
+        x[:, :, :600], x[:, :, :600], x[:, :, :600], normalizer=ALL[name]
+    )  # what is kept from call to call
     tracemalloc.start()
     both()
     _, peak = tracemalloc.get_traced_memory()
@@ -280,7 +284,9 @@ def test_what_has_no_derivative_of_its_own_says_who_has_one() -> None:
 
 def test_a_kernel_asked_for_by_name_refuses_by_name() -> None:
     x = torch.zeros((1, 1, 4, 4))
-    with pytest.raises(ValueError, match="got one with the normaliser softpick, which none of them takes; use 'auto'"):
+    with pytest.raises(
+        ValueError, match="got one with the normaliser softpick, which none of them takes; use 'auto'"
+    ):
         attention(x, x, x, normalizer="softpick", implementation="native")
     with pytest.raises(ValueError, match="with the normaliser entmax15, which it does not take; use 'auto'"):
         attention(x, x, x, normalizer="entmax15", implementation="blockwise")

@@ -17,7 +17,9 @@ CODE = sorted([*DOCS.glob("**/*.md"), *DOCS.parent.glob("examples/*/README.md")]
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
-@pytest.mark.parametrize("page", ["first.md", "layers.md", "onnx.md", "masks.md", "normalizers.md", "flex.md", "ports.md"])
+@pytest.mark.parametrize(
+    "page", ["first.md", "layers.md", "onnx.md", "masks.md", "normalizers.md", "flex.md", "ports.md"]
+)
 def test_the_programs_of_a_page_run(
     page: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

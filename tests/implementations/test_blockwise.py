@@ -20,7 +20,11 @@ from polyattn.testing import NumpyBench, StrictBench, check_backend
 from polyattn.truth import truth
 
 BENCHES = {"numpy": NumpyBench, "strict": StrictBench, "jax": JaxBench, "torch": TorchBench}
-UNFOLDED = ("sparsemax", "entmax15", "top k and sinks")  # normalisers that need whole rows, refused by the engine
+UNFOLDED = (
+    "sparsemax",
+    "entmax15",
+    "top k and sinks",
+)  # normalisers that need whole rows, refused by the engine
 FOLDED = tuple(case for case in cases() if case.name not in UNFOLDED)
 SMALL = tuple(case for case in FOLDED if case.name != "many keys")
 LARGE = tuple(case for case in FOLDED if case.name == "many keys")

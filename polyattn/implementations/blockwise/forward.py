@@ -41,7 +41,6 @@ def forward(p: Problem, plan: Plan, kind: type[Blocks] = Blocks) -> Averages:
     """Attention tile by tile."""
     blocks, backend, xp = kind(p, plan), p.backend, p.backend.xp
     by, length, rows = blocks.normalizer, p.frame.rows, blocks.rows
-    where = {"xp": xp, "dtype": p.compute_dtype, "device": backend.device(p.q)}
 
     def query_tile(g: Any, i: Any, size: int) -> Averages:
         q = blocks.query(g, i * rows, size)  # (b, h, size, D)
@@ -51,7 +50,7 @@ def forward(p: Problem, plan: Plan, kind: type[Blocks] = Blocks) -> Averages:
             k, v = (blocks.part(x, g, key, keys, kv=True) for x in (p.k, p.v))  # (b, hkv, keys, D)
             return blocks.run(meet, Spot(g, i * rows, key, masked), q, k, v, seen)
 
-        nothing = by.nothing((blocks.items, blocks.heads, size), p.v.shape[-1], **where)
+        nothing = by.nothing(q, p.v.shape[-1])
         seen = blocks.fold(plan.by_query, g, i, p.frame.keys, blocks.keys, step, nothing)
         lse = by.log_sum(seen)  # (b, h, size)
         if p.sinks is not None:
@@ -72,4 +71,3 @@ def forward(p: Problem, plan: Plan, kind: type[Blocks] = Blocks) -> Averages:
         if len(parts) == 1
         else Averages(xp.concat(out, axis=2), xp.concat(lse, axis=2))
     )
-
