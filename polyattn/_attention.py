@@ -11,8 +11,9 @@ from polyattn.arrays import Array, is_array
 from polyattn.calls import answers, real, shown
 from polyattn.draw import heat_maps, html_table, range_of
 from polyattn.implementations import Blockwise, Fused, Reference, choose
-from polyattn.implementations.blockwise import with_derivative
-from polyattn.problem import AuxRequest, Options, Problem, pose
+from polyattn.implementations.blockwise import BLOCKWISE, with_derivative
+from polyattn.normalizers import SOFTMAX
+from polyattn.problem import AuxRequest, Options, Problem, pose, say
 from polyattn.problem.call import same_place
 from polyattn.problem.options import spelled_out
 
@@ -28,8 +29,8 @@ class AttentionAux:
     """Intermediate values of one call, in the compute dtype (at least float32); None where not requested."""
 
     lse: Array | None = None  # (..., Hq, L) natural log of the sum of exp(score) over the keys, sink excluded
-    weights: Array | None = None  # (..., Hq, L, S) after softmax, before dropout
-    scores: Array | None = None  # (..., Hq, L, S) before softmax, -inf where hidden
+    weights: Array | None = None  # (..., Hq, L, S) after the normaliser, before dropout
+    scores: Array | None = None  # (..., Hq, L, S) before the normaliser, -inf where hidden
     max_scores: Array | None = None  # (..., Hq, L) largest score, -inf where a row sees nothing
     implementation: str = "reference"  # what ran
 
@@ -89,12 +90,13 @@ def attention(
     head h reads kv head h // (Hq // Hkv). Leading axes broadcast; rank 2 is one head. Order of work:
 
         s = scale (q . k);  s = score_mod(s);  s = s + bias;  s = -inf where hidden
-        w = softmax([s, sink]);  out = dropout(w) @ v
+        w = normalizer([s, sink]);  out = dropout(w) @ v
 
     mask: bool array broadcasting to (..., Hq, L, S), a mask of `polyattn.masks`, or a function
     mask_mod(b, h, q, kv); True = may attend. is_causal adds `masks.causal()`. bias: real array,
     broadcasting likewise; -inf also hides. score_mod: see `polyattn.mods`. scale: number or (Hq,) array;
-    None = 1/sqrt(D). sinks: scalar or (Hq,) extra logits. dropout_rate, dropout_seed: the same seed
+    None = 1/sqrt(D). sinks: scalar or (Hq,) extra logits. normalizer: "softmax", "sigmoid", "softpick", "sparsemax",
+    "entmax15", or a value of `polyattn.normalizers`. dropout_rate, dropout_seed: the same seed
     drops the same weights on every library. query_offset, key_offset: position of row 0 and key 0, an integer,
     one per batch item, or "end" (= S - L) for the queries; query_positions, key_positions: those of every row
     (L,) or (B, L) and key (S,) or (B, S), negative for a key slot that is empty. cu_seqlens_q, cu_seqlens_k: where
@@ -187,6 +189,11 @@ def attention_vjp(
             f"{shown(implementation)}; the pullback is that of the blockwise engine"
         )
     p = pose(who, query, key, value, **options)
+    if unlisted := p.features - BLOCKWISE.accepts:
+        raise NotImplementedError(
+            f"{who}: expected a problem that the blockwise engine computes, got one with {say(unlisted)}; differentiate "
+            "attention itself, on NumPy with polyattn_autograd"
+        )
     xp, astype, axes = p.backend.xp, p.backend.astype, p.axes
     given: dict[str, Any] = {"query": query, "key": key, "value": value}
     given |= {name: options[name] for name in ("scale", "bias", "sinks") if is_array(options.get(name))}
@@ -201,6 +208,11 @@ def attention_vjp(
 
     @answers(f"{who}: pullback")
     def pullback(d_out: A, d_lse: A | None = None) -> dict[str, Any]:
+        if d_lse is not None and p.normalizer != SOFTMAX:
+            raise ValueError(
+                f"{who}: pullback: expected no d_lse beside the normaliser {p.normalizer.name}, got one; "
+                "lse is that of the softmax: leave it out"
+            )
         of_lse = xp.zeros_like(lse) if d_lse is None else cotangent("d_lse", d_lse, None)
         found = derivative(cotangent("d_out", d_out, p.v.shape[-1]), of_lse)
         gradients = dict(zip(("query", "key", "value", "scale", "bias", "sinks"), found[:-1], strict=True))

@@ -166,6 +166,7 @@ def trace(query: SameArray, key: Array, value: Array, **options: Any) -> Trace[S
 
     def see(name: str, by: Any, value: Array) -> None:
         axes, equation = _STAGES[name]
+        equation = p.normalizer.formula if name == "weights" else equation
         if name == "scores":
             equation += "per head" if is_array(by) else f"{by:.6g}"
         elif name == "modified":
@@ -189,7 +190,7 @@ _STAGES = {
     "biased": ("BHLS", "s = s + bias"),
     "masked": ("BHLS", "s = -inf where hidden"),
     "row maximum": ("BHL", "m_i = max_j s_ij"),
-    "weights": ("BHLS", "w = exp(s - m) / sum"),
+    "weights": ("BHLS", ""),
     "dropped weights": ("BHLS", ""),
     "output": ("BHLE", "out = w v"),
     "lse": ("BHL", "log sum_j exp(s_ij)"),

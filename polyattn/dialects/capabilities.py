@@ -41,6 +41,10 @@ CARRIED: Mapping[str, Carried] = {
     "sinks": Carried(
         (("sinks", "given"), _BIAS), "sinks", "nothing else there can express them: leave them out"
     ),
+    **{
+        name: Carried((), "", "nothing there can express it: call polyattn.attention")
+        for name in ("sigmoid", "softpick", "sparsemax", "entmax15", "top_k")
+    },
     "dropout": Carried((), "", "it draws other weights to drop from any seed: ask it for its own dropout"),
     "dense mask": Carried(_MASK, "bool mask", "only causality and windows can be said there: leave it out"),
     "softcap": Carried(_CAP, "softcap", "nothing else there can express it: leave it out"),

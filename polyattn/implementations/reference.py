@@ -1,7 +1,7 @@
 """The definition of attention: reads like the formula, O(L S) memory.
 
     s = scale (q . k);  s = score_mod(s);  s = s + bias;  s = -inf where hidden
-    w = softmax([s, sink]);  out = dropout(w) @ v
+    w = normalizer([s, sink]);  out = dropout(w) @ v
 
 Every other implementation is a theorem about this one.
 """
@@ -17,8 +17,8 @@ from polyattn.arrays import Array, Namespace, backend_of, is_array
 from polyattn.calls import ambiguous, answers, shown
 from polyattn.dropout import keep_factors
 from polyattn.implementations.implementation import TRANSFORMS, Implementation, Output
-from polyattn.normalizers import softmax
-from polyattn.normalizers.softmax import Partial, beside, finish, grouped_matmul, lift, log_sum, merge
+from polyattn.normalizers import SOFTMAX, softmax
+from polyattn.normalizers.softmax import beside, finish, grouped_matmul, lift, log_sum, merge
 from polyattn.places import Positions
 from polyattn.problem import Problem
 
@@ -54,36 +54,47 @@ def define(p: Problem, see: See = unseen) -> Output:
     s = scores_at(p, at, s, bias, allowed, see)
     s = xp.broadcast_to(s, p.scores_shape)
     keep = dropout_at(p, at)
-    keys = lift(s, v, keep)
-    seen = keys if p.sinks is None else merge(keys, beside(p.sinks, v.shape[-1]))
-    out = finish(seen)  # (B, Hq, L, E)
-    if allowed is not None and p.sinks is not None:
+    wanted = p.wanted if see is unseen else ("lse", "weights")
+    out, lse, weights = weigh(p, s, v, keep, wanted)  # (B, Hq, L, E), and what is wanted
+    if allowed is not None and (p.sinks is not None or p.normalizer != SOFTMAX):
         out = xp.where(
             sees, out, 0.0
         )  # a sink alone is a sum too, and what is sent back to it is not for the keys
 
-    wanted = p.wanted if see is unseen else ("lse", "weights")
-    lse = log_sum(keys) if "lse" in wanted else None
-    weights = softmax.weights(s, seen) if "weights" in wanted else None
     if see is not unseen:
-        see("row maximum", None, seen.top[..., 0])
+        top = softmax.largest(s)
+        see("row maximum", None, (top if p.sinks is None else xp.maximum(top, p.sinks))[..., 0])
         see("weights", None, weights)
         if keep is not None:
             see("dropped weights", None, weights * keep)
         see("output", None, out)
-        see("lse", None, lse)
+        if lse is not None:
+            see("lse", None, lse)
     return Output(
         out,
         lse,
         weights,
         s if "scores" in wanted else None,
-        _largest(s, keys) if "max_scores" in wanted else None,
+        _largest(s) if "max_scores" in wanted else None,
     )
 
 
-def _largest(s: Array, keys: Partial) -> Array:
-    """The largest score of every row, with its gradient, which `top` has not."""
-    return backend_of(s).xp.max(s, axis=-1) if s.shape[-1] else keys.top[..., 0]
+def weigh(
+    p: Problem, s: Array, v: Array, keep: Array | None, wanted: tuple[str, ...]
+) -> tuple[Array, Array | None, Array | None]:
+    """The values weighed as the normaliser says; lse and weights."""
+    if p.normalizer == SOFTMAX:  # whose sums are divided at the end
+        keys = lift(s, v, keep)
+        seen = keys if p.sinks is None else merge(keys, beside(p.sinks, v.shape[-1]))
+        lse = log_sum(keys) if "lse" in wanted else None
+        return finish(seen), lse, softmax.weights(s, seen) if "weights" in wanted else None
+    weights = p.normalizer.weights(s, p.sinks)
+    return grouped_matmul(weights if keep is None else weights * keep, v), None, weights
+
+
+def _largest(s: Array) -> Array:
+    """The largest score of every row, with its gradient, which a `top` has not."""
+    return backend_of(s).xp.max(s, axis=-1) if s.shape[-1] else softmax.largest(s)[..., 0]
 
 
 def allowed_at(mask: Any, at: Positions, bias: Array | None) -> Array | None:
@@ -195,8 +206,8 @@ def _run(p: Problem, limit: Reference | None) -> Output:
 
 # Written out: what is new to the table is refused until the definition has it.
 ACCEPTS = (
-    "causal mask query_offset traced_offset positions bias score_mod scale sinks dropout origin "
-    "lse weights scores max_scores"
+    "causal mask query_offset traced_offset positions bias score_mod scale sinks "
+    "sigmoid softpick sparsemax entmax15 top_k dropout origin lse weights scores max_scores"
 )
 
 REFERENCE = Implementation(

@@ -12,9 +12,11 @@ section 3.1; Rabe and Staats 2021, arXiv:2112.05682).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from polyattn.arrays import Array, backend_of
+from polyattn.normalizers.normalizer import Foldable, Pull
 
 
 class Partial(NamedTuple):
@@ -45,11 +47,7 @@ def lift(scores: Array, values: Array, keep: Array | None = None, *, consume: bo
     """
     backend = backend_of(scores)
     xp = backend.xp
-    if scores.shape[-1] == 0:
-        top = xp.full((*scores.shape[:-1], 1), -xp.inf, dtype=scores.dtype, device=backend.device(scores))
-    else:
-        # The average does not depend on top, so taking it as a constant leaves every derivative exact.
-        top = xp.max(backend.stop_gradient(scores), axis=-1, keepdims=True)
+    top = largest(scores)  # of which the average does not depend
     base = _finite(top)
     w = backend.exp_of_difference(scores, base) if consume else xp.exp(scores - base)
     total = xp.sum(w, axis=-1, keepdims=True)
@@ -98,6 +96,18 @@ def weights(scores: Array, seen: Partial) -> Array:
     return xp.exp(scores - _finite(seen.top)) / _nonzero(seen.sum)
 
 
+def largest(scores: Array) -> Array:
+    """The largest score of a row, (..., L, 1), -inf if it sees none: what is subtracted before exp.
+
+    What does not depend on it may take it as a constant, and so it is one for autodiff.
+    """
+    backend = backend_of(scores)
+    xp = backend.xp
+    if scores.shape[-1] == 0:
+        return xp.full((*scores.shape[:-1], 1), -xp.inf, dtype=scores.dtype, device=backend.device(scores))
+    return xp.max(backend.stop_gradient(scores), axis=-1, keepdims=True)
+
+
 def grouped_matmul(a: Array, b: Array) -> Array:
     """a (..., H, L, N) @ b (..., Hkv, N, M), H // Hkv consecutive heads sharing one matrix of b.
 
@@ -122,3 +132,53 @@ def _finite(top: Array) -> Array:
 def _nonzero(total: Array) -> Array:
     xp = backend_of(total).xp
     return xp.where(total == 0, 1.0, total)
+
+
+@dataclass(frozen=True)
+class Softmax(Foldable):
+    """w = exp(s) / sum exp(s), or with a sink exp(s) / (exp(sink) + sum exp(s)): the default.
+
+    >>> import numpy as np
+    >>> Softmax().weights(np.array([0.0, np.log(3.0), -np.inf]))
+    array([0.25, 0.75, 0.  ])
+    """
+
+    name = "softmax"
+    formula = "w = exp(s - m) / sum"
+    takes_sinks = True
+
+    def weights(self, scores: Array, sinks: Array | None = None) -> Array:
+        xp = backend_of(scores).xp
+        top = largest(scores)
+        if sinks is not None:
+            top = xp.maximum(top, backend_of(sinks).stop_gradient(sinks))
+        w = xp.exp(scores - _finite(top))
+        total = xp.sum(w, axis=-1, keepdims=True)
+        return w / _nonzero(total if sinks is None else total + xp.exp(sinks - _finite(top)))
+
+    def nothing(self, rows: Array, width: int) -> Partial:
+        backend, shape = backend_of(rows), rows.shape[:-1]
+        xp, where = backend.xp, {"dtype": rows.dtype, "device": backend.device(rows)}
+        return Partial(
+            xp.full((*shape, 1), -xp.inf, **where),
+            xp.zeros((*shape, 1), **where),
+            xp.zeros((*shape, width), **where),
+        )
+
+    lift = staticmethod(lift)
+    merge = staticmethod(merge)
+    finish = staticmethod(finish)
+    log_sum = staticmethod(log_sum)
+
+    def again(self, scores: Array, log_sum: Array, *, consume: bool = False) -> Pull:
+        backend = backend_of(scores)
+        w = backend.exp_of_difference(scores, log_sum) if consume else backend.xp.exp(scores - log_sum)
+        return Pull(w, w)
+
+    def pull(self, slope: Array, d_weights: Array, mean: Array) -> Array:
+        d_weights -= mean
+        d_weights *= slope
+        return d_weights
+
+
+SOFTMAX = Softmax()

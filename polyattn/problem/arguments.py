@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +14,7 @@ from polyattn.masks.algebra import Mask
 from polyattn.masks.arbitrary import Filled
 from polyattn.masks.fitting import check_bools, fit_array
 from polyattn.masks.tiles import FULL, Box
+from polyattn.normalizers import BY_NAME, SOFTMAX, Normalizer, TopK
 from polyattn.places import Places
 from polyattn.problem.call import Call
 
@@ -222,6 +224,39 @@ def _in_range(call: Call, value: float, name: str) -> float:
     raise ValueError(
         f"{call.who}: expected {name} to be a number that {call.compute_dtype} has, got {got}; "
         + ("None is 1 / sqrt(D)" if name == "scale" else "None is without sinks")
+    )
+
+
+def normalizer(call: Call) -> Normalizer:
+    given = call.get("normalizer")
+    made = given if isinstance(given, Normalizer) else _by_name(call.who, given)
+    if call.get("sinks") is not None and not made.takes_sinks:
+        raise ValueError(
+            f"{call.who}: expected sinks beside a softmax, got them with the normaliser {made.name}, in which one more "
+            "logit has no meaning; leave them out"
+        )
+    if "lse" in call.wanted and made != SOFTMAX:
+        raise ValueError(
+            f"{call.who}: expected no wish for lse beside the normaliser {made.name}, got AuxRequest(lse=True); "
+            "averages of a softmax alone are merged by it: leave it out"
+        )
+    return made
+
+
+def _by_name(who: str, given: Any) -> Normalizer:
+    named = isinstance(given, str)
+    if named and given in BY_NAME:
+        return BY_NAME[given]
+    advice = "leave it out for the softmax"
+    if named and given.lower().replace("_", "") == "topk":
+        advice = "write normalizers.TopK(k)"
+    elif named and (near := get_close_matches(given.lower(), BY_NAME, 1)):
+        advice = f"did you mean {near[0]!r}?"
+    elif isinstance(given, type) and issubclass(given, Normalizer):
+        advice = f"write {given.__name__}({'k' if given is TopK else ''})"
+    raise (ValueError if named else TypeError)(
+        f"{who}: expected normalizer among {', '.join(map(repr, BY_NAME))}, a Sigmoid or a TopK of "
+        f"polyattn.normalizers, got {shown(given)}; {advice}"
     )
 
 

@@ -19,6 +19,7 @@ class Call(NamedTuple):
     compute_dtype: Any
     options: Mapping[str, Any]
     origin: Places  # numbers of the first item and head
+    wanted: tuple[str, ...] = ()  # which intermediate values
 
     @property
     def who(self) -> str:

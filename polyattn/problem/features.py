@@ -19,6 +19,11 @@ FEATURES: Mapping[str, str] = {
     "score_mod": "a score_mod",
     "scale": "a scale that is an array",
     "sinks": "a sink",
+    "sigmoid": "the normaliser sigmoid",
+    "softpick": "the normaliser softpick",
+    "sparsemax": "the normaliser sparsemax",
+    "entmax15": "the normaliser entmax15",
+    "top_k": "the normaliser top_k",
     "dropout": "dropout",
     "origin": "an origin of heads or items",
     "lse": "a wish for lse",
@@ -89,6 +94,7 @@ _NAMED: Mapping[str, Namer] = {
     "mask": _mask,
     "places": _places,
     "scale": lambda p, scale: {"scale"} if is_array(scale) else set(),
+    "normalizer": lambda p, normalizer: {normalizer.name} - {"softmax"},
     "dropout_rate": lambda p, rate: {"dropout"},
     "dropout_seed": lambda p, seed: set(),  # which says nothing without a rate
     "packed": lambda p, packed: set(),  # likewise: dropout_at reads it

@@ -11,6 +11,7 @@ from polyattn.arrays import Array
 from polyattn.calls import answers, flag
 from polyattn.masks.algebra import Mask
 from polyattn.mods import ScoreMod
+from polyattn.normalizers import Normalizer
 
 F = TypeVar("F", bound=Callable[..., Any])
 MaskMod = Callable[[Array, Array, Array, Array], Array]
@@ -51,12 +52,15 @@ class Options(TypedDict, total=False):
     cu_seqlens_k: Array | None
     scale: float | Array | None
     sinks: float | Array | None
+    normalizer: Literal["softmax", "sigmoid", "softpick", "sparsemax", "entmax15"] | Normalizer
     dropout_rate: float
     dropout_seed: int | Array | None
     layout: Literal["BHLD", "BLHD"]
 
 
-DEFAULTS: Mapping[str, Any] = MappingProxyType({"is_causal": False, "dropout_rate": 0.0, "layout": "BHLD"})
+DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {"is_causal": False, "normalizer": "softmax", "dropout_rate": 0.0, "layout": "BHLD"}
+)
 NAMES = tuple(Options.__annotations__)
 
 

@@ -15,6 +15,7 @@ from polyattn import mods
 from polyattn.arrays import Array, Backend, backend_of
 from polyattn.calls import array, check_layout, unknown
 from polyattn.masks.algebra import Mask
+from polyattn.normalizers import SOFTMAX, Normalizer
 from polyattn.places import FAR, ORIGIN, Frame, Places, Positions, positions
 from polyattn.problem import arguments, position_arguments
 from polyattn.problem.arguments import CAUSAL
@@ -52,6 +53,7 @@ class Problem:
         default=None, metadata=by(arguments.mask, "mask", "is_causal", "key_positions", "key_offset", *PACKED)
     )
     places: Places = field(default=ORIGIN, metadata=by(position_arguments.places, *position_arguments.READS))
+    normalizer: Normalizer = field(default=SOFTMAX, metadata=by(arguments.normalizer))
     dropout_rate: float = field(default=0.0, metadata=by(arguments.dropout_rate))
     dropout_seed: int | Array = field(default=0, metadata=by(arguments.dropout_seed))
     packed: bool = field(
@@ -135,7 +137,7 @@ def pose(
     axes, ((heads, rows, width), (_, keys, _), _) = shapes(who, layout, query, key, value)
     frame = Frame(math.prod(axes.lead), heads, rows, keys, axes.lead, who)
     _not_too_long(frame, backend)
-    call = unpacked(Call(frame, backend, query, compute_dtype, options, origin))
+    call = unpacked(Call(frame, backend, query, compute_dtype, options, origin, wanted))
     checked: dict[str, Any] = {"places": ORIGIN} | {name: check(call) for name, check in readers.items()}
     return Problem(
         q=axes.enter(query),
@@ -153,7 +155,7 @@ def pose(
 def _says_something(option: tuple[str, Any]) -> bool:
     name, value = option
     nothing = value is None or (isinstance(value, (int, float)) and value == 0)
-    return not nothing and name not in ("layout", "scale")
+    return not nothing and name not in ("layout", "scale") and option != ("normalizer", "softmax")
 
 
 def _not_too_long(frame: Frame, backend: Backend) -> None:

@@ -1,7 +1,7 @@
 """The definition and its gradients in extended precision, with the condition number of every element.
 
 A score carries an error of a few u * sabs, sabs = scale * sum_d |q_d| |k_d|; first-order analysis
-takes it through the softmax. The error of a correct computation is then at most a small number `eta`
+takes it through the normaliser. The error of a correct computation is then at most a small number `eta`
 times u times the condition `c` given here, whatever the dtype and the amplitude of the input.
 """
 
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from polyattn.truth.normalizers import NORMALIZERS
 from polyattn.truth.spec import Floats, Spec
 
 __all__ = ["Judged", "truth"]
@@ -36,7 +37,7 @@ See = Callable[[str, Judged], object]
 def truth(
     spec: Spec, cotangent: Floats | None = None, see: See = lambda name, judged: None
 ) -> dict[str, Judged]:
-    """out and lse; with a cotangent of out also the gradients dq, dk, dv, dbias, dsinks, dscale.
+    """out, and lse beside the softmax; with a cotangent of out also the gradients dq, dk, dv, dbias, dsinks, dscale.
 
     Condition of the output: c = sum_j w_j |v_j| (1 + sabs_j + sum_k w_k sabs_k). `see` is shown every stage on the
     way there, by its name in `polyattn.trace`; what hidden scores hold before the mask is free: an infinite condition.
@@ -92,30 +93,23 @@ def truth(
     peak = np.where(peak == -np.inf, 0, peak)
     expo = np.exp(s - peak)
     over_keys = expo.sum(axis=-1, keepdims=True)
-    total = over_keys + np.exp(sink - peak)
-    total = np.where(total == 0, 1, total)
-    w, w_sink = expo / total, np.exp(sink - peak) / total
     lse = np.where(over_keys == 0, -np.inf, peak + np.log(np.where(over_keys == 0, 1, over_keys)))[..., 0]
-    own = w / np.where(over_keys == 0, 1, over_keys / total)  # weights among the keys alone
+    own = expo / np.where(over_keys == 0, 1, over_keys)  # weights among the keys alone
 
     keep = np.ones(shape, real) if spec.keep is None else np.broadcast_to(spec.keep, shape).astype(real)
-    mean_sabs = (w * sabs).sum(-1, keepdims=True) + w_sink * np.abs(np.where(np.isfinite(sink), sink, 0))
-    spread = 1 + sabs + mean_sabs
-    see("weights", Judged(w, w * spread, np.ones_like(w)))
-    judged = {
-        "out": Judged((w * keep) @ v, (w * keep * spread) @ np.abs(v), (allowed * keep) @ np.abs(v)),
-        "lse": Judged(lse, 1 + np.abs(np.where(np.isfinite(lse), lse, 0)) + (own * sabs).sum(-1)),
-    }
+    w, w_abs, pull, w_sink = NORMALIZERS[spec.normalizer](s, sabs, sink, spec.parameter)
+    see("weights", Judged(w, w_abs, np.ones_like(w)))
+    judged = {"out": Judged((w * keep) @ v, (w_abs * keep) @ np.abs(v), (allowed * keep) @ np.abs(v))}
+    if spec.normalizer == "softmax":
+        magnitude = 1 + np.abs(np.where(np.isfinite(lse), lse, 0))
+        judged["lse"] = Judged(lse, magnitude + (own * sabs).sum(-1))
     see("output", judged["out"])
     if cotangent is None:
         return judged
 
     do = np.asarray(cotangent, real)
     dp, dp_abs = keep * (do @ v.mT), keep * (np.abs(do) @ np.abs(v).mT)
-    delta = (w * dp).sum(-1, keepdims=True)
-    delta_abs = (w * (dp_abs + spread * np.abs(dp))).sum(-1, keepdims=True)
-    ds = w * (dp - delta)
-    ds_abs = w * (spread * np.abs(dp - delta) + dp_abs + delta_abs)
+    ds, ds_abs, delta, delta_abs = pull(dp, dp_abs)
     d_raw, d_raw_abs = slope * ds, slope * ds_abs
     if spec.softcap is not None:
         # slope = 1 - bent^2: the roundings of bent, its square and the difference, then the error of raw.
@@ -146,14 +140,15 @@ def truth(
     judged["dv"] = Judged(
         *(
             ungroup((x * keep).mT @ y, spec.v)
-            for x, y in ((w, do), (w * (spread + 1), np.abs(do)), (allowed, np.abs(do)))
+            for x, y in ((w, do), (w_abs + w, np.abs(do)), (allowed, np.abs(do)))
         )
     )
     if spec.bias is not None:
         shape_of_bias = spec.bias.shape
         judged["dbias"] = Judged(*(reduce(x, shape_of_bias) for x in (ds, ds_abs + np.abs(ds), ds_floor)))
     if spec.sinks is not None:
-        mean = np.abs(np.where(np.isfinite(sink), sink, 0)) + 1 + mean_sabs
+        magnitude = np.abs(np.where(np.isfinite(sink), sink, 0))
+        mean = magnitude + 1 + (w * sabs).sum(-1, keepdims=True) + w_sink * magnitude
         d_sink = -(w_sink * delta).sum((0, 2, 3))
         judged["dsinks"] = Judged(d_sink, (w_sink * (mean * np.abs(delta) + delta_abs)).sum((0, 2, 3)))
     per_head = (d_raw * (q @ k.mT)).sum((0, 2, 3))

@@ -6,6 +6,7 @@ Shares no code with what it judges. It vouches for `polyattn.truth.definition`, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ __all__ = ["OracleResult", "oracle"]
 
 class OracleResult(NamedTuple):
     out: Floats  # (B, Hq, L, E) float64
-    lse: Floats  # (B, Hq, L) over the keys alone
+    lse: Floats  # (B, Hq, L) over the keys alone; of the softmax
     weights: Floats  # (B, Hq, L, S)
 
 
@@ -60,16 +61,10 @@ def oracle(spec: Spec) -> OracleResult:
                 if not scores:
                     continue
                 top = max(scores.values())
-                total = math.fsum(math.exp(s - top) for s in scores.values())
-                lse[b, h, i] = top + math.log(total)
-                if spec.sinks is not None:
-                    # With the sink, relative to whichever is larger.
-                    sink = float(spec.sinks[h])
-                    peak = max(top, sink)
-                    total = total * math.exp(top - peak) + math.exp(sink - peak)
-                    top = peak
-                for j, s in scores.items():
-                    weights[b, h, i, j] = math.exp(s - top) / total
+                lse[b, h, i] = top + math.log(math.fsum(math.exp(s - top) for s in scores.values()))
+                sink = -math.inf if spec.sinks is None else float(spec.sinks[h])
+                for j, w in _WEIGHTS[spec.normalizer](scores, sink, spec.parameter).items():
+                    weights[b, h, i, j] = w
                 for e in range(out_width):
                     out[b, h, i, e] = math.fsum(
                         weights[b, h, i, j]
@@ -78,3 +73,57 @@ def oracle(spec: Spec) -> OracleResult:
                         for j in scores
                     )
     return OracleResult(out, lse, weights)
+
+
+Row = dict[int, float]  # a number for each key that is seen
+
+
+def _softmax(scores: Row, sink: float, parameter: float) -> Row:
+    peak = max(*scores.values(), sink)  # relative to whichever is larger
+    total = math.fsum([*(math.exp(s - peak) for s in scores.values()), math.exp(sink - peak)])
+    return {j: math.exp(s - peak) / total for j, s in scores.items()}
+
+
+def _sigmoid(scores: Row, sink: float, bias: float) -> Row:
+    return {j: 1 / (1 + math.exp(-s - bias)) for j, s in scores.items()}
+
+
+def _softpick(scores: Row, sink: float, parameter: float) -> Row:
+    """Relative to exp(top) where that is large: exp(s) - 1 over exp(top) is exp(s - top) - exp(-top)."""
+    top = max(0.0, *scores.values())
+
+    def rise(s: float) -> float:
+        return math.expm1(s) if top < 1 else math.exp(s - top) - math.exp(-top)
+
+    total = math.fsum(abs(rise(s)) for s in scores.values())
+    return {j: max(0.0, rise(s)) / total if total else 0.0 for j, s in scores.items()}
+
+
+def _entmax(scores: Row, alpha: float) -> Row:
+    """max(0, (alpha - 1) s - t)^(1 / (alpha - 1)), with the t for which they sum to 1 found by halving an interval."""
+    top = max(scores.values())
+    x = {j: (alpha - 1) * (s - top) for j, s in scores.items()}
+
+    def raised(t: float) -> Row:
+        return {j: max(0.0, one - t) ** (1 / (alpha - 1)) for j, one in x.items()}
+
+    low, high = -1.0, 0.0
+    for _ in range(100):
+        t = (low + high) / 2
+        low, high = (t, high) if math.fsum(raised(t).values()) >= 1 else (low, t)
+    return raised(low)
+
+
+def _top_k(scores: Row, sink: float, k: float) -> Row:
+    least = sorted(scores.values(), reverse=True)[: int(k)][-1]
+    return _softmax({j: s for j, s in scores.items() if s >= least}, sink, 0.0)
+
+
+_WEIGHTS: dict[str, Callable[[Row, float, float], Row]] = {
+    "softmax": _softmax,
+    "sigmoid": _sigmoid,
+    "softpick": _softpick,
+    "sparsemax": lambda scores, sink, parameter: _entmax(scores, 2.0),
+    "entmax15": lambda scores, sink, parameter: _entmax(scores, 1.5),
+    "top_k": _top_k,
+}

@@ -14,7 +14,7 @@ Floats = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Spec:
-    """softmax(where(allowed, cap(scale q k) + shift + bias, -inf), sink) * keep @ v, as arrays."""
+    """normalizer(where(allowed, cap(scale q k) + shift + bias, -inf), sink) * keep @ v, as arrays."""
 
     q: Floats  # (B, Hq, L, D) float64, exactly representable in the dtype under test
     k: Floats  # (B, Hkv, S, D)
@@ -25,6 +25,8 @@ class Spec:
     shift: Floats | None = None  # what mods add, broadcasting to the scores
     bias: Floats | None = None
     sinks: Floats | None = None  # (Hq,)
+    normalizer: str = "softmax"
+    parameter: float = 0.0  # of the normaliser: the bias of "sigmoid", the k of "top_k"
     keep: Floats | None = None  # factors on the weights, broadcasting to the scores
 
     @property

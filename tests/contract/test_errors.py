@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polyattn import attention, masks, mods
+from polyattn import AuxRequest, attention, masks, mods
+from polyattn.normalizers import Sigmoid, TopK
 from polyattn.testing import Bench
 
 pytestmark = pytest.mark.rule("rule-13")
@@ -72,6 +73,10 @@ NOT_BROADCAST = (
 PER_HEAD = "to be a scalar or of shape (4,), one per query head, got shape (3,); pass one value per head"
 RATE = "; it is the share of weights dropped"
 OFFSET = "; it is the position of query row 0"
+NORMALIZER = (
+    "expected normalizer among 'softmax', 'sigmoid', 'softpick', 'sparsemax', 'entmax15', a Sigmoid or a TopK of "
+    "polyattn.normalizers, got "
+)
 ONE_SEED = "expected dropout_seed to be an integer or a 0-d integer array, got "
 
 VALUES: dict[str, tuple[Callable[[Bench], dict[str, Any]], str]] = {
@@ -135,6 +140,29 @@ VALUES: dict[str, tuple[Callable[[Bench], dict[str, Any]], str]] = {
         "expected the lengths of masks.key_lengths as one integer or as one per batch item, shape (2,), got "
         "shape (3,); the batch is every axis before the head axis (give a rank-3 query a head axis: "
         "query[:, None])",
+    ),
+    "a normaliser that nobody knows": (
+        lambda b: {"normalizer": "sofmax"},
+        NORMALIZER + "'sofmax'; did you mean 'softmax'?",
+    ),
+    "a normaliser that has a parameter": (
+        lambda b: {"normalizer": "top_k"},
+        NORMALIZER + "'top_k'; write normalizers.TopK(k)",
+    ),
+    "sinks beside a sigmoid": (
+        lambda b: {"normalizer": "sigmoid", "sinks": 0.0},
+        "expected sinks beside a softmax, got them with the normaliser sigmoid, in which one more logit has no meaning; "
+        "leave them out",
+    ),
+    "lse of a normaliser": (
+        lambda b: {"normalizer": TopK(2), "return_aux": AuxRequest(lse=True)},
+        "expected no wish for lse beside the normaliser top_k, got AuxRequest(lse=True); averages of a softmax alone are "
+        "merged by it: leave it out",
+    ),
+    "a normaliser that the engine has not": (
+        lambda b: {"normalizer": "sparsemax", "implementation": "blockwise"},
+        "expected a problem that the blockwise engine computes exactly for implementation='blockwise', got one with the "
+        "normaliser sparsemax, which it does not take; use 'auto'",
     ),
     "segments": (
         lambda b: {"mask": masks.segments(b.array(np.zeros(3, np.int32)))},
@@ -212,6 +240,12 @@ TYPES: dict[str, tuple[Callable[[Bench], dict[str, Any]], str]] = {
         lambda b: {"return_aux": True},
         "expected return_aux to be an AuxRequest or None, got True; write return_aux=AuxRequest(lse=True)",
     ),
+    "a normaliser": (lambda b: {"normalizer": 2}, NORMALIZER + "2; leave it out for the softmax"),
+    "no normaliser": (lambda b: {"normalizer": None}, NORMALIZER + "None; leave it out for the softmax"),
+    "a class of normalisers": (
+        lambda b: {"normalizer": Sigmoid},
+        NORMALIZER + "the class Sigmoid; write Sigmoid()",
+    ),
     "score_mod": (
         lambda b: {"score_mod": 3.0, "query_offset": 0},
         "expected score_mod to be a function (score, b, h, q_idx, kv_idx) -> score, got float; an array of "
@@ -266,3 +300,38 @@ def test_an_argument_of_the_wrong_type_is_named(eager: Bench, what: str) -> None
     with pytest.raises(TypeError) as error:
         attention(*qkv(eager), **options(eager))
     assert str(error.value) == says(eager, text)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "text"),
+    [
+        (lambda: TopK(0), ValueError, "TopK: expected k >= 1, got 0; it is how many keys a row reads"),
+        (
+            lambda: TopK(2.0),
+            TypeError,
+            "TopK: expected k to be an integer, got 2.0; it is how many keys a row reads",
+        ),
+        (lambda: TopK(), TypeError, "TopK: expected k too, got nothing; write TopK(k)"),
+        (
+            lambda: Sigmoid(float("nan")),
+            ValueError,
+            "Sigmoid: expected a bias between -2**60 and 2**60, got nan; models begin with -log(S)",
+        ),
+        (
+            lambda: Sigmoid(bias=float("inf")),
+            ValueError,
+            "Sigmoid: expected a bias between -2**60 and 2**60, got inf; models begin with -log(S)",
+        ),
+        (
+            lambda: Sigmoid("learned"),
+            TypeError,
+            "Sigmoid: expected bias to be a Python number, got 'learned'; one for each head goes to bias= of attention",
+        ),
+    ],
+)
+def test_a_parameter_of_a_normaliser_that_is_none_is_named(
+    make: Callable[[], Any], error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error) as caught:
+        make()
+    assert str(caught.value) == f"polyattn.normalizers.{text}"

@@ -23,7 +23,8 @@ def test_truth_equals_the_oracle(case: Case) -> None:
     spec = case.sample(1, "float32").spec
     loops, judged = oracle(spec), truth(spec)
     assert eta(loops.out, judged["out"], "float64") <= 4
-    assert eta(loops.lse, judged["lse"], "float64") <= 4
+    if spec.normalizer == "softmax":
+        assert eta(loops.lse, judged["lse"], "float64") <= 4
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda c: c.name)

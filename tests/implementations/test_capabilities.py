@@ -19,6 +19,7 @@ from polyattn.arrays import backend_named
 from polyattn.implementations import TRANSFORMS, Blockwise, Implementation, implementations_of
 from polyattn.implementations.blockwise import with_derivative
 from polyattn.implementations.table import columns, markdown
+from polyattn.normalizers import TopK
 from polyattn.places import Places
 from polyattn.problem import FEATURES, Problem, pose
 
@@ -43,6 +44,11 @@ ASKED: dict[str, dict[str, Any]] = {
     "score_mod": {"score_mod": mods.softcap(2.0)},
     "scale": {"scale": np.array([0.3, 0.2, 0.4, 0.1])},
     "sinks": {"sinks": RNG.normal(size=H)},
+    "sigmoid": {"normalizer": "sigmoid"},
+    "softpick": {"normalizer": "softpick"},
+    "sparsemax": {"normalizer": "sparsemax"},
+    "entmax15": {"normalizer": "entmax15"},
+    "top_k": {"normalizer": TopK(3)},
     "dropout": {"dropout_rate": 0.25, "dropout_seed": 7},
     "origin": {"origin": Places(batch=3, head=4), "dropout_rate": 0.0},
     "lse": {"wanted": ("lse",)},

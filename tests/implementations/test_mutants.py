@@ -10,6 +10,7 @@ import pytest
 
 from polyattn import AttentionAux, attention
 from polyattn.implementations.reference import allowed_at, dropout_at
+from polyattn.normalizers import SOFTMAX
 from polyattn.problem import pose
 from polyattn.testing import Disagreement, NumpyBench, check_backend
 
@@ -22,7 +23,7 @@ def naive(**bug: Any) -> Callable[..., Any]:
         p = pose("polyattn.attention", query, key, value, **options)
         at = p.positions()
         q, k, v = (np.broadcast_to(x, (p.frame.batch, *x.shape[1:])).astype(float) for x in (p.q, p.k, p.v))
-        if not k.shape[1]:
+        if not k.shape[1] or p.normalizer != SOFTMAX:  # which is what the textbook has
             return attention(query, key, value, return_aux=return_aux, **options)
         spread = bug.get("spread", lambda x, group: np.repeat(x, group, axis=1))
         group = q.shape[1] // k.shape[1]

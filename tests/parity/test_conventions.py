@@ -15,7 +15,10 @@ from polyattn.parity.cases import cases
 from polyattn.truth import Judged, eta, oracle, truth
 
 #: What a call without conventions of its own cannot say.
-UNSAID = ("causal offset per item", "dropout", "functions on positions", "scale per head")
+UNSAID = (
+    "causal offset per item", "dropout", "functions on positions", "scale per head",
+    "sigmoid", "softpick", "sparsemax", "entmax15", "top k and sinks", "sigmoid and dropout",
+)  # fmt: skip
 
 
 def options(case: Case, seed: int) -> tuple[Any, dict[str, Any]]:

@@ -197,13 +197,12 @@ def derive(
     p, backend, xp = blocks.p, blocks.backend, blocks.backend.xp
     tile = blocks.tile(spot, q, k, v)
     plain = p.score_mod is None  # then the scores are ours to overwrite
-    w = backend.exp_of_difference(tile.scores, lse) if plain else xp.exp(tile.scores - lse)
+    w, slope = blocks.normalizer.again(tile.scores, lse, consume=plain)
     dv = _grouped_outer(blocks, w if tile.keep is None else w * tile.keep, d_out)
     ds = grouped_product(backend, d_out, xp.matrix_transpose(tile.v), slot=1)  # (b, h, rows, keys)
     if tile.keep is not None:
         ds = ds * tile.keep
-    ds -= delta
-    ds *= w
+    ds = blocks.normalizer.pull(slope, ds, delta)
     d_bias, d_mod = None if p.bias is None else _like_bias(blocks, p.bias, ds), ()
     if p.score_mod is not None and tile.at is not None:
         ds, d_mod = mods.derivative(p.score_mod, tile.raw, tile.at, ds, tile.allowed)

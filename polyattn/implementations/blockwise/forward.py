@@ -3,6 +3,7 @@
     def query_tile(i):
         return finish(fold(key_tiles(i), lambda j, seen: merge(seen, lift(scores(i, j), v(j))), nothing))
 
+`lift`, `merge`, `finish` and `nothing` are those of the normaliser (`polyattn.normalizers.Foldable`).
 One source for every array library; loops and tiles come from its adapter. Tiles that the mask empties are skipped,
 tiles that it fills are computed without mask arithmetic.
 """
@@ -15,7 +16,7 @@ from polyattn import mods
 from polyattn.arrays import Array
 from polyattn.implementations.blockwise.plan import Plan
 from polyattn.implementations.blockwise.tile import Blocks, Spot
-from polyattn.normalizers.softmax import Partial, beside, finish, lift, log_sum, merge
+from polyattn.normalizers.softmax import beside
 from polyattn.problem import Problem
 
 
@@ -23,37 +24,38 @@ class Averages(NamedTuple):
     """What the engine computes, in the compute dtype."""
 
     out: Array  # (B, Hq, L, E)
-    lse: Array  # (B, Hq, L) over the keys alone
+    lse: Array  # (B, Hq, L) over the keys alone; under another normaliser than the softmax its log_sum
 
 
-def meet(blocks: Blocks, spot: Spot, q: Array, k: Array, v: Array, seen: Partial) -> Partial:
+def meet(blocks: Blocks, spot: Spot, q: Array, k: Array, v: Array, seen: Any) -> Any:
     """What the queries of a tile have seen, and its keys."""
     tile = blocks.tile(spot, q, k, v)
     ours = not mods.functions(
         blocks.p.score_mod
     )  # a function may return an array of its own, not ours to spoil
-    return merge(seen, lift(tile.scores, tile.v, tile.keep, consume=ours))
+    by = blocks.normalizer
+    return by.merge(seen, by.lift(tile.scores, tile.v, tile.keep, consume=ours))
 
 
 def forward(p: Problem, plan: Plan, kind: type[Blocks] = Blocks) -> Averages:
     """Attention tile by tile."""
     blocks, backend, xp = kind(p, plan), p.backend, p.backend.xp
-    length, rows = p.frame.rows, blocks.rows
+    by, length, rows = blocks.normalizer, p.frame.rows, blocks.rows
 
     def query_tile(g: Any, i: Any, size: int) -> Averages:
         q = blocks.query(g, i * rows, size)  # (b, h, size, D)
 
-        def step(j: Any, keys: int, masked: bool, seen: Partial) -> Partial:
+        def step(j: Any, keys: int, masked: bool, seen: Any) -> Any:
             key = j * blocks.keys
             k, v = (blocks.part(x, g, key, keys, kv=True) for x in (p.k, p.v))  # (b, hkv, keys, D)
-            found: Partial = blocks.run(meet, Spot(g, i * rows, key, masked), q, k, v, seen)
-            return found
+            return blocks.run(meet, Spot(g, i * rows, key, masked), q, k, v, seen)
 
-        seen = blocks.fold(plan.by_query, g, i, p.frame.keys, blocks.keys, step, _nothing(blocks, size))
-        lse = log_sum(seen)  # (b, h, size)
+        nothing = by.nothing(q, p.v.shape[-1])
+        seen = blocks.fold(plan.by_query, g, i, p.frame.keys, blocks.keys, step, nothing)
+        lse = by.log_sum(seen)  # (b, h, size)
         if p.sinks is not None:
-            seen = merge(seen, beside(blocks.per_head(p.sinks, g), seen.acc.shape[-1]))
-        return Averages(finish(seen), lse)
+            seen = by.merge(seen, beside(blocks.per_head(p.sinks, g), seen.acc.shape[-1]))
+        return Averages(by.finish(seen), lse)
 
     n, count = length // rows, blocks.count
     parts = []  # (n tiles, blocks, b, h, rows, ...)
@@ -68,16 +70,4 @@ def forward(p: Problem, plan: Plan, kind: type[Blocks] = Blocks) -> Averages:
         Averages(out[0], lse[0])
         if len(parts) == 1
         else Averages(xp.concat(out, axis=2), xp.concat(lse, axis=2))
-    )
-
-
-def _nothing(blocks: Blocks, size: int) -> Partial:
-    """The average over no keys."""
-    p, xp = blocks.p, blocks.backend.xp
-    where = {"dtype": p.compute_dtype, "device": blocks.backend.device(p.q)}
-    shape = (blocks.items, blocks.heads, size)
-    return Partial(
-        xp.full((*shape, 1), -xp.inf, **where),
-        xp.zeros((*shape, 1), **where),
-        xp.zeros((*shape, p.v.shape[-1]), **where),
     )

@@ -96,7 +96,7 @@ def few_rows(most: int) -> Callable[[Problem], str | None]:
 
 
 # Written out: what is new to the table is refused until somebody has made it true here.
-ACCEPTS = "causal mask query_offset traced_offset positions bias score_mod scale sinks dropout origin lse"
+ACCEPTS = "causal mask query_offset traced_offset positions bias score_mod scale sinks sigmoid softpick dropout origin lse"
 
 BLOCKWISE = Implementation(
     name="blockwise",

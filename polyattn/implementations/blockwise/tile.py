@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from polyattn.arrays import Array, Backend
 from polyattn.implementations.blockwise.plan import Plan, Visits
 from polyattn.implementations.reference import allowed_at, dropout_at, scores_at, visible_keys
+from polyattn.normalizers import Foldable
 from polyattn.places import Positions, positions
 from polyattn.problem import Problem
 
@@ -42,6 +43,7 @@ class Blocks:
 
     def __init__(self, p: Problem, plan: Plan) -> None:
         self.p, self.plan, self.backend = p, plan, p.backend
+        self.normalizer: Foldable = p.normalizer  # type: ignore[assignment]  # the engine accepts no other
         self.rows, self.keys, kv_heads = plan.sizes  # of a tile
         all_kv_heads = p.k.shape[1]
         self.items = p.frame.batch if kv_heads is None else 1  # batch items of a block

@@ -48,7 +48,8 @@ def unsaid(name: str) -> Iterator[str]:
 
 
 SOFT = {"softcap bias mask"}
-NEVER = {"dropout", "functions on positions"}
+NORMALIZED = {"sigmoid", "softpick", "sparsemax", "entmax15", "top k and sinks", "sigmoid and dropout"}
+NEVER = {"dropout", "functions on positions"} | NORMALIZED
 WIDE = {"values of another width", "layout blhd", "many keys"}
 BIASED = {
     "masks combine",
@@ -71,7 +72,7 @@ MASKED = {
 UNSAID = {
     "torch.sdpa": SOFT | NEVER,
     "torch.mha": SOFT | NEVER | WIDE,
-    "torch.flex": {"dropout", "no keys"},
+    "torch.flex": {"dropout", "no keys"} | NORMALIZED,
     "jax.nn": SOFT | NEVER | WIDE,
     "flax.nnx": SOFT | NEVER | WIDE,
     "equinox": SOFT | NEVER | BIASED | {"no keys"},
