@@ -79,6 +79,6 @@ def _said(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
     if get_origin(kind) is tuple:
-        return "a tuple of these"
+        return "a tuple"
     name = getattr(kind, "__name__", str(kind))
     return {"float": "a Python number", "str": "a string"}.get(name, with_article(name))

@@ -22,6 +22,8 @@ from polyattn.layers.layer import Layer, LayerResult, Parameter, Params, linear
 from polyattn.layers.norm import Norm
 from polyattn.masks import Mask
 from polyattn.mods import ScoreMod
+from polyattn.normalizers import Normalizer
+from polyattn.places import packed_positions
 from polyattn.rotary import Rotary
 
 __all__ = ["MultiHeadAttention"]
@@ -36,20 +38,21 @@ class MultiHeadAttention(OneAttention):
     b_q (H, D), b_k, b_v (Hkv, D), b_o (E,); sinks (H,) with sinks=True. head_dim D is E / H unless given.
     Without output_projection the heads are returned side by side, (..., L, H D).
 
-    num_kv_heads < num_heads is grouped-query attention. mask, score_mod, scale, implementation: as `attention`
-    takes them, part of the layer. sinks: learned extra logits, one a head, at first 0 (GPT-OSS). rotary: a
+    num_kv_heads < num_heads is grouped-query attention. mask, score_mod, scale, normalizer, implementation: as
+    `attention` takes them, part of the layer. sinks: learned extra logits, one a head, at first 0 (GPT-OSS). rotary: a
     `polyattn.rotary.Rotary` for q and k. qk_norm: a norm for q and k, or one for each; of dim D it is of each head
     (Qwen3), of dim H D and Hkv D of all heads together (OLMo 2). v_norm: one of dim D for v. tied_kv: v is k before norm
     and rotation, and there is no w_v (Gemma 4). output_gate: the heads times sigma(x W_g) before W_o, an "entry" or a
     "head" at a time: w_g (E, H, D) or (E, H), no bias (Qwen3-Next). is_causal: the default of the call.
     context_length: the most keys that a call may have.
 
-        layer(params, x, context=None, mask=, bias=, is_causal=, query_offset=, positions=, dropout_seed=) -> out
+        layer(params, x, context=None, mask=, bias=, is_causal=, query_offset=, positions=, cu_seqlens=, ...) -> out
         layer.run(params, x, ..., cache=, return_aux=) -> LayerResult(out, cache, aux)
 
     mask: hides in addition; broadcasts to (..., H, L, S), as does bias, which is added to the scores. positions: where
     `rotary` takes the tokens of x to stand, (L,), (B, L), or as it has them; None = in a row. The mask goes by the order
-    of the tokens even so. cache: one of `polyattn.caches` with the earlier tokens of x; x
+    of the tokens even so. cu_seqlens (n + 1,): x is n documents without padding, each attends to itself alone, and its
+    positions begin anew. cache: one of `polyattn.caches` with the earlier tokens of x; x
     continues them, and S is the number of its slots.
     dropout_seed: weights are dropped only where there is one.
 
@@ -75,6 +78,7 @@ class MultiHeadAttention(OneAttention):
     context_length: int | None = None
     dropout_rate: float = 0.0
     scale: float | None = None
+    normalizer: str | Normalizer = "softmax"
     mask: Mask | None = None
     score_mod: ScoreMod | None = None
     sinks: bool = False
@@ -196,20 +200,30 @@ class MultiHeadAttention(OneAttention):
         is_causal: bool | None = None,
         query_offset: int | Literal["end"] | Array | None = None,
         positions: Array | None = None,
+        cu_seqlens: Array | None = None,
         cache: Cache | None = None,
         dropout_seed: int | Array | None = None,
         return_aux: AuxRequest | None = None,
     ) -> LayerResult:
         q, k, v = self.project(params, x, self.source(params, x, context))
+        if cache is not None or cu_seqlens is not None:
+            others = {"context": context, "query_offset": query_offset}
+            if cu_seqlens is not None:
+                others["cache"] = cache
+            if extra := [name for name, given in others.items() if given is not None]:
+                what, why = (
+                    ("a cache", "a cache holds the earlier tokens of x, and x continues them")
+                    if cu_seqlens is None
+                    else ("cu_seqlens", "they say where the documents of x begin, which see themselves alone")
+                )
+                raise ValueError(
+                    f"{self.name}: expected neither {' nor '.join(others)} with {what}, got {extra[0]}; {why}"
+                )
         if cache is not None:
             self.check_cache(cache)
-            if context is not None or query_offset is not None:
-                raise ValueError(
-                    f"{self.name}: expected neither context nor query_offset with a cache, got "
-                    f"{'context' if context is not None else 'query_offset'}; a cache holds the earlier tokens of x, "
-                    "and x continues them"
-                )
             query_offset = cache.length
+        if cu_seqlens is not None and positions is None and self.rotary is not None:
+            positions = packed_positions(cu_seqlens, x.shape[-2])
         if positions is not None:
             if self.rotary is None or context is not None:
                 raise ValueError(
@@ -237,7 +251,9 @@ class MultiHeadAttention(OneAttention):
             is_causal=self.is_causal if is_causal is None else is_causal,
             query_offset=query_offset,
             key_positions=None if cache is None or cache.in_order else cache.positions,
+            cu_seqlens_q=cu_seqlens,
             scale=self.scale,
+            normalizer=self.normalizer,
             sinks=params.get("sinks"),
             dropout_seed=dropout_seed,
             return_aux=return_aux,
