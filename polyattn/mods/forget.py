@@ -12,8 +12,9 @@ from polyattn.places import Positions
 
 @dataclass(frozen=True, eq=False)
 class Forgetting(Mod):
-    kept: Array  # (Hq, N) or (B, Hq, N): the sum of log f up to each position
+    kept: Array  # (Hq, N + 1) or (B, Hq, N + 1): the sum of log f up to each position, and NaN for all others
     compares_positions = True
+    keys_per_head = True
 
     @property
     def heads(self) -> int:  # type: ignore[override]
@@ -24,14 +25,14 @@ class Forgetting(Mod):
         return None if self.kept.ndim == 2 else int(self.kept.shape[0])
 
     def __call__(self, score: Array, b: Array, h: Array, q_idx: Array, kv_idx: Array) -> Array:
-        backend = backend_of(score)
-        xp, kept = backend.xp, self.kept
+        backend, kept = backend_of(score), self.kept
+        beyond = kept.shape[-1] - 1
 
         def at(position: Array) -> Array:
-            there = (position >= 0) & (position < kept.shape[-1])
-            index = xp.where(there, position, 0)
+            # NaN is looked up, not made: a kernel would make it of the rows and keys that pad its tiles.
+            index = backend.xp.where((position >= 0) & (position < beyond), position, beyond)
             found = kept[(h, index) if kept.ndim == 2 else (b, h, index)]
-            return xp.where(there, backend.astype(found, score.dtype), xp.nan)
+            return backend.astype(found, score.dtype)
 
         return score + (at(q_idx) - at(kv_idx))
 
@@ -64,8 +65,8 @@ def forgetting(log_forget: Array) -> Mod:
     Meant for a causal mask; a key after its query is weighed by 1 / f.
 
     Kept is c_i = log f_0 + ... + log f_i, of which a score gets c_i - c_j: N numbers, not L S, with the rounding of a
-    sum in the compute dtype, u |c_i|. It is the array of the mod: `attention_vjp` gives dc, and d log f_l is the sum of dc from
-    l on. Autodiff goes to log_forget by itself.
+    sum in the compute dtype, u |c_i|. It is the array of the mod, with a NaN behind it: `attention_vjp` gives dc, and
+    d log f_l is the sum of dc from l on. Autodiff goes to log_forget by itself.
 
     Source: Lin 2025, arXiv:2503.02130, section 3.
 
@@ -84,4 +85,6 @@ def forgetting(log_forget: Array) -> Mod:
             "every head and position"
         )
     compute = backend.astype(log_forget, backend.compute_dtype(log_forget.dtype))
-    return Forgetting(backend.xp.cumulative_sum(compute, axis=-1))
+    xp = backend.xp
+    none = xp.full((*compute.shape[:-1], 1), xp.nan, dtype=compute.dtype, device=backend.device(compute))
+    return Forgetting(xp.concat((xp.cumulative_sum(compute, axis=-1), none), axis=-1))

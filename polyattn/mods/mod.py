@@ -17,6 +17,8 @@ class Mod:
 
     #: Whether it compares query positions with key positions, so that it needs to know the offset.
     compares_positions = False
+    #: Whether it has a number for each key that differs among the query heads which read one kv head.
+    keys_per_head = False
     #: The number of heads that it has parameters for; None for any.
     heads: int | None = None
     #: The number of batch items that it has parameters for; None for any.
@@ -51,6 +53,10 @@ class Compose(Mod):
     @property
     def compares_positions(self) -> bool:  # type: ignore[override]
         return any(compares_positions(part) for part in self.parts)
+
+    @property
+    def keys_per_head(self) -> bool:  # type: ignore[override]
+        return any(part.keys_per_head for part in self.built_in())
 
     def built_in(self) -> Iterator[Mod]:
         for part in self.parts:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from polyattn.implementations.fused import Count, Fused, Visits, counted, visits
+from polyattn.mods import Mod
 from polyattn.problem import Problem
 from polyattn_jax.fused import gpu, tpu
 from polyattn_jax.fused.chips import Chip
@@ -45,8 +46,9 @@ def shapes(p: Problem, chip: Chip, wish: Fused) -> tuple[Shape, Shape]:
     """The sizes of the kernels of both ways."""
     length, keys, group = p.frame.rows, p.frame.keys, p.frame.heads // p.k.shape[1]
     sizes = tile_sizes(p, chip, wish)
-    # Few rows: those of all query heads that read one kv head are one tile.
-    folded = group if group * length <= sizes.forward.rows else 1
+    # Few rows: those of all query heads that read one kv head are one tile, whose keys then are the same for all.
+    apart = isinstance(p.score_mod, Mod) and p.score_mod.keys_per_head
+    folded = group if group * length <= sizes.forward.rows and not apart else 1
 
     def shape(size: Sizes) -> Shape:
         tile = Sizes(group * length if folded > 1 else min(size.rows, length), min(size.keys, keys))
