@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from polyattn.arrays import Array, backend_of, is_array
 
 __all__ = ["along_axis", "behind", "gather", "scatter"]
@@ -32,8 +34,12 @@ def scatter(cache: Array, new: Array, start: Array, axis: int, *, circular: bool
     batch = tuple(start.shape)
     along = (*batch, *(room if i == axis else 1 for i in range(len(batch), len(shape))))
     arrives = (source >= 0) & (source < count)
-    index = xp.broadcast_to(xp.reshape(xp.where(arrives, source, 0), along), shape)
-    return xp.where(xp.reshape(arrives, along), along_axis(new, index, axis), cache)
+    index = xp.where(arrives, source, 0)
+    if axis == len(shape) - 2 and len(batch) in (0, len(shape) - 3):
+        found = gather(new, index)
+    else:
+        found = along_axis(new, xp.broadcast_to(xp.reshape(index, along), shape), axis)
+    return xp.where(xp.reshape(arrives, along), found, cache)
 
 
 def behind(old: Array, new: Array, length: int | Array) -> Array:
@@ -62,12 +68,15 @@ def gather(x: Array, index: Array) -> Array:
     array([2., 2., 0.])
     """
     backend = backend_of(x)
-    xp = backend.xp
     if index.ndim == 1:
         return backend.take(x, index, -2)
-    index = xp.reshape(index, (*index.shape[:-1], 1, index.shape[-1], 1))
-    shape = (*x.shape[:-2], index.shape[-2], x.shape[-1])
-    return along_axis(x, xp.broadcast_to(index, shape), -2)
+    *lead, heads, slots, width = x.shape
+    # Rows are read whole, each by its number among those of all items and heads.
+    count = math.prod(lead) * heads
+    first = backend.xp.reshape(backend.arange(0, count, x) * slots, (*lead, heads, 1))
+    rows = backend.xp.reshape(first + index[..., None, :], (-1,))
+    found = backend.take(backend.xp.reshape(x, (count * slots, width)), rows, 0)
+    return backend.xp.reshape(found, (*lead, heads, index.shape[-1], width))
 
 
 def along_axis(x: Array, index: Array, axis: int) -> Array:
