@@ -138,7 +138,10 @@ def pose(
     frame = Frame(math.prod(axes.lead), heads, rows, keys, axes.lead, who)
     _not_too_long(frame, backend)
     call = unpacked(Call(frame, backend, query, compute_dtype, options, origin, wanted))
-    checked: dict[str, Any] = {"places": ORIGIN} | {name: check(call) for name, check in readers.items()}
+    # Objects that are defaults are said, because Dynamo does not find them in the signature.
+    checked: dict[str, Any] = {"places": ORIGIN, "normalizer": SOFTMAX} | {
+        name: check(call) for name, check in readers.items()
+    }
     return Problem(
         q=axes.enter(query),
         k=axes.enter(key),
