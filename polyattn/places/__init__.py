@@ -3,7 +3,7 @@
 from polyattn.places.bounds import FAR, INT32, brought_near, check_near, within
 from polyattn.places.frame import ORIGIN, Frame, Places, Side, Sides
 from polyattn.places.indices import Positions, gather, look_up, positions, standing
-from polyattn.places.packed import packed_positions, standing_in
+from polyattn.places.packed import standing_in
 
 __all__ = [
     "FAR",
@@ -18,7 +18,6 @@ __all__ = [
     "check_near",
     "gather",
     "look_up",
-    "packed_positions",
     "positions",
     "standing",
     "standing_in",

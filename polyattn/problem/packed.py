@@ -5,13 +5,38 @@ from __future__ import annotations
 from typing import Any
 
 from polyattn.arrays import Array, backend_of, eagerly, readable
-from polyattn.calls import integral, shown
+from polyattn.calls import answers, integral, shown, size
 from polyattn.masks.documents import segments
 from polyattn.places import standing_in
 from polyattn.problem.arguments import as_mask
 from polyattn.problem.call import Call
 
-NAMES = {"cu_seqlens_q": "L", "cu_seqlens_k": "S"}
+WHO = "polyattn.problem.packed_positions"
+PACKED = {"cu_seqlens_q": "L", "cu_seqlens_k": "S"}
+
+
+@answers(WHO)
+def packed_positions(cu_seqlens: Array, tokens: int) -> Array:
+    """t - cu_seqlens[d] for the document d of each of the tokens t = 0, 1, ...: positions that begin anew in each document.
+
+    cu_seqlens: integers (n + 1,), 0 and then where each of n documents ends, which may be traced; a token behind the last of
+    them gets -1. The result has shape (tokens,), for a rotary embedding or a table of learned positions. ValueError for
+    another shape.
+
+    >>> import numpy as np
+    >>> packed_positions(np.array([0, 3, 5]), 6)
+    array([ 0,  1,  2,  0,  1, -1], dtype=int32)
+    """
+    backend = integral(WHO, "cu_seqlens", cu_seqlens)
+    size(WHO, "tokens", tokens)
+    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2:
+        raise ValueError(
+            f"{WHO}: expected cu_seqlens of shape (n + 1,), n >= 1, got {tuple(cu_seqlens.shape)}; it is 0 and "
+            "then the sums of the lengths"
+        )
+    with eagerly([cu_seqlens]):
+        document, position = standing_in(cu_seqlens, tokens)
+        return backend.xp.where(document < cu_seqlens.shape[0] - 1, position, -1)
 
 
 def is_packed(call: Call) -> bool:
@@ -79,7 +104,7 @@ def _checked(call: Call) -> tuple[Array, Array]:
     return ends, key_ends
 
 
-def _ends(call: Call, name: str, size: int) -> Array:
+def _ends(call: Call, name: str, last: int) -> Array:
     given: Any = call.get(name)
     integral(call.who, name, given)
     call.here(name, [given])
@@ -90,9 +115,9 @@ def _ends(call: Call, name: str, size: int) -> Array:
         )
     if readable(given):
         ends = call.backend.to_list(given)
-        if ends[0] != 0 or ends[-1] != size or ends != sorted(ends):
+        if ends[0] != 0 or ends[-1] != last or ends != sorted(ends):
             raise ValueError(
-                f"{call.who}: expected {name} to go from 0 to {NAMES[name]} = {size} and never to fall, got {shown(ends)}; it "
+                f"{call.who}: expected {name} to go from 0 to {PACKED[name]} = {last} and never to fall, got {shown(ends)}; it "
                 "is 0 and then the sums of the lengths"
             )
     return given

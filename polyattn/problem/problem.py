@@ -23,8 +23,7 @@ from polyattn.problem.axes import Axes, shapes
 from polyattn.problem.call import Call, same_place
 from polyattn.problem.features import describe, features_of
 from polyattn.problem.options import NAMES
-from polyattn.problem.packed import NAMES as PACKED
-from polyattn.problem.packed import is_packed, unpacked
+from polyattn.problem.packed import PACKED, is_packed, unpacked
 
 
 def by(check: Callable[[Call], Any], *reads: str) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from shared.libraries import jax, jnp, torch
 
 from polyattn import AuxRequest, Blockwise, attention, attention_vjp, masks, mods
 from polyattn.implementations.blockwise.plan import plan
-from polyattn.places import packed_positions
-from polyattn.problem import pose
+from polyattn.problem import packed_positions, pose
 from polyattn.testing import Bench
 from polyattn.truth import Spec, eta, truth
 
@@ -273,6 +272,6 @@ def test_boundaries_of_another_shape_have_no_positions() -> None:
     with pytest.raises(ValueError) as caught:
         packed_positions(np.array([0]), 3)
     assert str(caught.value) == (
-        "polyattn.places.packed_positions: expected cu_seqlens of shape (n + 1,), n >= 1, got (1,); it is 0 and then the sums of "
+        "polyattn.problem.packed_positions: expected cu_seqlens of shape (n + 1,), n >= 1, got (1,); it is 0 and then the sums of "
         "the lengths"
     )

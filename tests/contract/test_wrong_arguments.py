@@ -18,7 +18,7 @@ from polyattn.additive import additive_attention, additive_scores
 from polyattn.caches import KVCache
 from polyattn.dropout import drop
 from polyattn.linear import linear_attention
-from polyattn.places import packed_positions
+from polyattn.problem import packed_positions
 from polyattn.rotary import Rotary, rotate, sinusoidal
 
 pytestmark = pytest.mark.rule("rule-13")
