@@ -1,7 +1,7 @@
 """Attention whose heads, or neighbouring scores, speak with one another: talking heads and multi-token attention.
 
-Every score of all heads is needed before the first weight is known, so that there is no blockwise form: this is a definition, with
-memory O(Hq L S).
+Every score of all heads is needed before the first weight is known, so that there is no blockwise form: this is a
+definition, with memory O(Hq L S).
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def talking_heads_attention(
 
         s_g = sum_h w_scores[h, g] scale (q_h . k_h);  w_g = softmax(s_g);  u_f = sum_g w_weights[g, f] w_g;  out_f = u_f v_f
 
-    Shapes: those of `attention`, w_scores and w_weights (Hq, Hq) -> (..., Hq, L, E). bias and mask act between mixing and softmax. mask,
-    bias, is_causal, query_offset, scale: as `attention` takes them. return_aux: weights (u, which need not be positive) and scores
-    can be asked for. A row that sees nothing gives 0. Memory O(Hq L S).
+    Shapes: those of `attention`, w_scores and w_weights (Hq, Hq) -> (..., Hq, L, E). bias and mask act between
+    mixing and softmax. mask, bias, is_causal, query_offset, scale: as `attention` takes them. return_aux: weights
+    (u, which need not be positive) and scores can be asked for. A row that sees nothing gives 0. Memory O(Hq L S).
 
     Source: Shazeer 2020, arXiv:2003.02436, section 4.
 
@@ -83,10 +83,10 @@ def multi_token_attention(
 
         t_ij = sum_(a, b) kernel[h, a, b] s_(i - a)(j - b + Ck // 2),   a < Cq, b < Ck;   w = softmax(t)
 
-    s is scale (q . k), 0 where it is hidden and outside of the rows and keys there are: a row sees itself and earlier
-    rows, keys on both sides. Then hidden scores are -inf. Shapes: those of `attention`, kernel (Hq, Cq, Ck), w_heads
-    (Hq / C, C, C): after the softmax the weights of every group of C heads are mixed, u_f = sum_g w_heads[group, g, f] w_g; None
-    mixes nothing. Options, return_aux and memory: as `talking_heads_attention`.
+    s is scale (q . k), 0 where it is hidden and outside of the rows and keys there are: a row sees itself and
+    earlier rows, keys on both sides. Then hidden scores are -inf. Shapes: those of `attention`, kernel (Hq, Cq,
+    Ck), w_heads (Hq / C, C, C): after the softmax the weights of every group of C heads are mixed, u_f = sum_g
+    w_heads[group, g, f] w_g; None mixes nothing. Options, return_aux and memory: as `talking_heads_attention`.
 
     Source: Golovneva 2025, arXiv:2504.00927, sections 3.1 and 3.2.
 
