@@ -28,7 +28,7 @@ class ForgettingAttention(AttentionLayer):
     The sum is c_i - c_j with c the cumulative sums of log f, and c_i, the same for all keys of a row, leaves no
     trace in a softmax: the scores get the bias -c_j, one number a key, so that every implementation serves and
     nothing of L S numbers exists. lse and scores of return_aux are without c_i. c is summed in the compute dtype,
-    and rounded like numbers of the size of c.
+    and rounded like numbers of the size of c; the gates of hidden tokens count.
 
     Params, with E = embed_dim, D = head_dim: w_q, w_k, w_v (E, H, D), w_f (E, H), b_f (H,), at first 0, w_o (H, D,
     E), and with qk_norm, a norm of dim D, q_norm and k_norm. rotary: the paper does without.
