@@ -46,12 +46,12 @@ def differential_attention(
 ) -> Any:
     """(softmax(scale q1 k1^T) - lam softmax(scale q2 k2^T)) v, as a difference of two attentions.
 
-    Shapes: query [q1; q2] (..., Hq, L, 2D), key [k1; k2] (..., Hkv, S, 2D), value (..., Hkv, S, E) ->
-    (..., Hq, L, E). lam: a number, or an array () or (Hq,). scale: None = 1/sqrt(D). Neither difference of weights nor any
-    other array of L S numbers exists, unless implementation or return_aux ask for one.
+    Shapes: query [q1; q2] (..., Hq, L, 2D), key [k1; k2] (..., Hkv, S, 2D), value (..., Hkv, S, E) -> (..., Hq, L,
+    E). lam: a number, or an array () or (Hq,). scale: None = 1/sqrt(D). Neither difference of weights nor any other
+    array of L S numbers exists, unless implementation or return_aux ask for one.
 
-    options: mask, is_causal, bias, sinks, dropout_rate, ... as `attention` takes them, but for layout; both attentions
-    have them, and drop the same weights, so that dropout is that of the difference. return_aux gives a
+    options: mask, is_causal, bias, sinks, dropout_rate, ... as `attention` takes them, but for layout; both
+    attentions have them, and drop the same weights, so that dropout is that of the difference. return_aux gives a
     `DifferentialAux` of both.
 
     Source: Ye 2024, arXiv:2410.05258, equation 1.

@@ -1,13 +1,14 @@
 """Attention whose heads, or neighbouring scores, speak with one another: talking heads and multi-token attention.
 
-Every score of all heads is needed before the first weight is known, so that there is no blockwise form: this is a definition, with
-memory O(Hq L S).
+Every score of all heads is needed before the first weight is known, so that there is no blockwise form: this is a
+definition, with memory O(Hq L S).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, overload
 
 from polyattn._attention import AttentionAux, AuxRequest
 from polyattn.arrays import Array, Backend
@@ -16,14 +17,16 @@ from polyattn.calls import answers, real, shown
 from polyattn.implementations.reference import allowed_at, scores_at
 from polyattn.normalizers.softmax import grouped_matmul, lift, weights
 from polyattn.problem import Problem, pose
+from polyattn.problem.options import spelled_out
 
 __all__ = ["multi_token_attention", "talking_heads_attention"]
 
+_NOT = ("score_mod", "sinks", "dropout_rate", "dropout_seed", "layout")  # of the options of attention
 #: (scores or weights (B, Hq, L, S), allowed (B|1, Hq|1, L|1, S|1) or None) -> the mixed ones
 Mix = Callable[[Array, Array | None], Array]
 
 
-@answers("polyattn.mixing.talking_heads_attention")
+@overload
 def talking_heads_attention(
     query: SameArray,
     key: Array,
@@ -31,20 +34,39 @@ def talking_heads_attention(
     w_scores: Array,
     w_weights: Array,
     *,
-    mask: Any = None,
-    bias: Array | None = None,
-    is_causal: bool = False,
-    query_offset: Any = None,
-    scale: float | Array | None = None,
+    return_aux: None = None,
+    **options: Any,
+) -> SameArray: ...
+@overload
+def talking_heads_attention(
+    query: SameArray,
+    key: Array,
+    value: Array,
+    w_scores: Array,
+    w_weights: Array,
+    *,
+    return_aux: AuxRequest,
+    **options: Any,
+) -> tuple[SameArray, AttentionAux]: ...
+@answers("polyattn.mixing.talking_heads_attention")
+@partial(spelled_out, without=_NOT)
+def talking_heads_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    w_scores: Array,
+    w_weights: Array,
+    *,
     return_aux: AuxRequest | None = None,
+    **options: Any,
 ) -> Any:
     """Attention whose heads are mixed before the softmax and after it.
 
         s_g = sum_h w_scores[h, g] scale (q_h . k_h);  w_g = softmax(s_g);  u_f = sum_g w_weights[g, f] w_g;  out_f = u_f v_f
 
-    Shapes: those of `attention`, w_scores and w_weights (Hq, Hq) -> (..., Hq, L, E). bias and mask act between mixing and softmax. mask,
-    bias, is_causal, query_offset, scale: as `attention` takes them. return_aux: weights (u, which need not be positive) and scores
-    can be asked for. A row that sees nothing gives 0. Memory O(Hq L S).
+    Shapes: those of `attention`, w_scores and w_weights (Hq, Hq) -> (..., Hq, L, E). bias and mask act between
+    mixing and softmax. options: mask, bias, is_causal, scale and positions, as `attention` takes them. return_aux:
+    weights (u, which need not be positive) and scores can be asked for. A row that sees nothing gives 0. Memory O(Hq L S).
 
     Source: Shazeer 2020, arXiv:2003.02436, section 4.
 
@@ -54,17 +76,10 @@ def talking_heads_attention(
     array([0., 9.])
     """
     who = "polyattn.mixing.talking_heads_attention"
-    options = {
-        "mask": mask,
-        "bias": bias,
-        "is_causal": is_causal,
-        "query_offset": query_offset,
-        "scale": scale,
-    }
     return talk(who, query, key, value, w_scores, w_weights, options, return_aux)
 
 
-@answers("polyattn.mixing.multi_token_attention")
+@overload
 def multi_token_attention(
     query: SameArray,
     key: Array,
@@ -72,21 +87,40 @@ def multi_token_attention(
     kernel: Array,
     w_heads: Array | None = None,
     *,
-    mask: Any = None,
-    bias: Array | None = None,
-    is_causal: bool = False,
-    query_offset: Any = None,
-    scale: float | Array | None = None,
+    return_aux: None = None,
+    **options: Any,
+) -> SameArray: ...
+@overload
+def multi_token_attention(
+    query: SameArray,
+    key: Array,
+    value: Array,
+    kernel: Array,
+    w_heads: Array | None = None,
+    *,
+    return_aux: AuxRequest,
+    **options: Any,
+) -> tuple[SameArray, AttentionAux]: ...
+@answers("polyattn.mixing.multi_token_attention")
+@partial(spelled_out, without=_NOT)
+def multi_token_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    kernel: Array,
+    w_heads: Array | None = None,
+    *,
     return_aux: AuxRequest | None = None,
+    **options: Any,
 ) -> Any:
     """Attention whose scores are convolved over neighbouring queries and keys before the softmax.
 
         t_ij = sum_(a, b) kernel[h, a, b] s_(i - a)(j - b + Ck // 2),   a < Cq, b < Ck;   w = softmax(t)
 
-    s is scale (q . k), 0 where it is hidden and outside of the rows and keys there are: a row sees itself and earlier
-    rows, keys on both sides. Then hidden scores are -inf. Shapes: those of `attention`, kernel (Hq, Cq, Ck), w_heads
-    (Hq / C, C, C): after the softmax the weights of every group of C heads are mixed, u_f = sum_g w_heads[group, g, f] w_g; None
-    mixes nothing. Options, return_aux and memory: as `talking_heads_attention`.
+    s is scale (q . k), 0 where it is hidden and outside of the rows and keys there are: a row sees itself and
+    earlier rows, keys on both sides. Then hidden scores are -inf. Shapes: those of `attention`, kernel (Hq, Cq,
+    Ck), w_heads (Hq / C, C, C): after the softmax the weights of every group of C heads are mixed, u_f = sum_g
+    w_heads[group, g, f] w_g; None mixes nothing. Options, return_aux and memory: as `talking_heads_attention`.
 
     Source: Golovneva 2025, arXiv:2504.00927, sections 3.1 and 3.2.
 
@@ -97,13 +131,6 @@ def multi_token_attention(
     array([4.5, 9. ])
     """
     who = "polyattn.mixing.multi_token_attention"
-    options = {
-        "mask": mask,
-        "bias": bias,
-        "is_causal": is_causal,
-        "query_offset": query_offset,
-        "scale": scale,
-    }
     return convolve(who, query, key, value, kernel, w_heads, options, return_aux)
 
 

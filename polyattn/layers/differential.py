@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from typing import Any
 
 from polyattn import differential
@@ -31,11 +32,11 @@ class DifferentialAttention(AttentionLayer):
         lam = exp(lambda_q1 . lambda_k1) - exp(lambda_q2 . lambda_k2) + lambda_init
         out = (1 - lambda_init) concat_h(rms_norm(head_h)) W_o
 
-    A head is 2D wide, embed_dim / num_heads unless head_dim says so, and so is its value; with Hkv = num_kv_heads, params:
-    w_q (E, H, 2D), w_k and w_v (E, Hkv, 2D), w_o (H, 2D, E), lambda_q1, lambda_k1, lambda_q2, lambda_k2 (D,), at
-    first normal with standard deviation 0.1, norm (scale (2D,), of all heads). No biases. lambda_init: the paper's is
-    0.8 - 0.6 exp(-0.3 (l - 1)) in layer l = 1, 2, ... epsilon: of the norm, 1e-5 in the paper's code. rotary turns the
-    two halves of q and k each.
+    A head is 2D wide, embed_dim / num_heads unless head_dim says so, and so is its value; with Hkv = num_kv_heads,
+    params: w_q (E, H, 2D), w_k and w_v (E, Hkv, 2D), w_o (H, 2D, E), lambda_q1, lambda_k1, lambda_q2, lambda_k2
+    (D,), at first normal with standard deviation 0.1, norm (scale (2D,), of all heads). No biases. lambda_init: the
+    paper's is 0.8 - 0.6 exp(-0.3 (l - 1)) in layer l = 1, 2, ... epsilon: of the norm, 1e-5 in the paper's code.
+    rotary turns the two halves of q and k each.
 
         layer(params, x, mask=, bias=, is_causal=, dropout_seed=) -> out
         layer.run(params, x, ..., cache=, return_aux=) -> LayerResult(out, cache, aux)
@@ -112,7 +113,12 @@ class DifferentialAttention(AttentionLayer):
         out = initializer(self.name, self.initializer, inner, self.embed_dim)
         found["w_o"] = Parameter((self.num_heads, width, self.embed_dim), out)
         found |= {name: Parameter((width // 2,), Normal(0.1)) for name in _LAMBDAS}
-        return found | {"norm": RMSNorm(width, epsilon=self.epsilon)}
+        return found | {"norm": self.norm}
+
+    @cached_property
+    def norm(self) -> RMSNorm:
+        """That of the heads, made once: `torch.compile` cannot follow the making of a layer."""
+        return RMSNorm(self.width, epsilon=self.epsilon)
 
     def empty_cache(self, batch: int, capacity: int, *, like: Array) -> KVCache:
         """A cache for this layer, without tokens."""
@@ -165,8 +171,7 @@ class DifferentialAttention(AttentionLayer):
             implementation=self.implementation,
         )
         heads, aux = (found, None) if return_aux is None else found
-        norm: Any = self.parameters()["norm"]
-        heads = (1.0 - self.lambda_init) * norm(params["norm"], heads)
+        heads = (1.0 - self.lambda_init) * self.norm(params["norm"], heads)
         return LayerResult(joined(heads, params["w_o"]), cache, aux)
 
     def _turn(self, rotary: Rotary, x: Array, positions: Array) -> Array:

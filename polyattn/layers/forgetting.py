@@ -25,17 +25,19 @@ class ForgettingAttention(AttentionLayer):
 
         s_ij = q_i . k_j / sqrt(D) + sum_(l = j + 1 .. i) log f_l,   f = sigmoid(x W_f + b_f)
 
-    The sum is c_i - c_j with c the cumulative sums of log f, and c_i, the same for all keys of a row, leaves no trace in a softmax:
-    the scores get the bias -c_j, one number a key, so that every implementation serves and nothing of L S numbers exists. lse and
-    scores of return_aux are without c_i. c is summed in the compute dtype, and rounded like numbers of the size of c.
+    The sum is c_i - c_j with c the cumulative sums of log f, and c_i, the same for all keys of a row, leaves no
+    trace in a softmax: the scores get the bias -c_j, one number a key, so that every implementation serves and
+    nothing of L S numbers exists. lse and scores of return_aux are without c_i. c is summed in the compute dtype,
+    and rounded like numbers of the size of c; the gates of hidden tokens count.
 
-    Params, with E = embed_dim, D = head_dim: w_q, w_k, w_v (E, H, D), w_f (E, H), b_f (H,), at first 0, w_o (H, D, E), and with qk_norm, a
-    norm of dim D, q_norm and k_norm. rotary: the paper does without.
+    Params, with E = embed_dim, D = head_dim: w_q, w_k, w_v (E, H, D), w_f (E, H), b_f (H,), at first 0, w_o (H, D,
+    E), and with qk_norm, a norm of dim D, q_norm and k_norm. rotary: the paper does without.
 
         layer(params, x, mask=, dropout_seed=) -> out
         layer.run(params, x, ..., cache=, return_aux=) -> LayerResult(out, cache, aux)
 
-    cache: a `KVCache` whose keys are one entry wider, for log f (`empty_cache`); its slots must be in the order of the tokens.
+    cache: a `KVCache` whose keys are one entry wider, for log f (`empty_cache`); its slots must be in the order of
+    the tokens.
 
     Source: Lin 2025, arXiv:2503.02130, section 3.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from typing import Any
 
 from polyattn import latent
@@ -32,8 +33,9 @@ class LatentAttention(AttentionLayer):
     Params, with E = embed_dim, R = kv_lora_rank, N = qk_nope_head_dim, P = qk_rope_head_dim, V = v_head_dim: w_dkv
     (E, R), kv_norm, w_kr (E, P), w_uk (R, H, N), w_uv (R, H, V), w_dq (E, Q) and q_norm with q_lora_rank = Q, w_uq
     (Q or E, H, N), w_qr (Q or E, H, P), w_o (H, V, E). No biases. epsilon: that of both RMS norms, 1e-6 in
-    DeepSeek's. rotary: None turns nothing (Kimi Linear); DeepSeek's weights want Rotary(interleaved=True). scale: None =
-    1/sqrt(N + P), which DeepSeek multiplies with (0.1 m ln s + 1)^2 for contexts made s times longer by YaRN.
+    DeepSeek's. rotary: None turns nothing (Kimi Linear); DeepSeek's weights want Rotary(interleaved=True). scale:
+    None = 1/sqrt(N + P), which DeepSeek multiplies with (0.1 m ln s + 1)^2 for contexts made s times longer by
+    YaRN.
 
         layer(params, x, mask=, bias=, is_causal=, dropout_seed=) -> out
         layer.run(params, x, ..., cache=, return_aux=) -> LayerResult(out, cache, aux)
@@ -96,17 +98,21 @@ class LatentAttention(AttentionLayer):
             "w_uv": (rank, heads, self.v_head_dim),
             "w_o": (heads, self.v_head_dim, width),
         }
-        norms: dict[str, Parameter | Layer] = {"kv_norm": RMSNorm(rank, epsilon=self.epsilon)}
         if self.q_lora_rank is not None:
             shapes["w_dq"] = (width, source)
-            norms["q_norm"] = RMSNorm(source, epsilon=self.epsilon)
 
         def drawn(name: str, shape: tuple[int, ...]) -> Parameter:
             fan_in = shape[0] * shape[1] if name == "w_o" else shape[0]
             fan_out = shape[2] if name == "w_o" else shape[1] * (shape[2] if len(shape) > 2 else 1)
             return Parameter(shape, initializer(self.name, self.initializer, fan_in, fan_out))
 
-        return norms | {name: drawn(name, shape) for name, shape in shapes.items()}
+        return {**self.norms, **{name: drawn(name, shape) for name, shape in shapes.items()}}
+
+    @cached_property
+    def norms(self) -> Mapping[str, RMSNorm]:
+        """Those of the latents, made once: `torch.compile` cannot follow the making of a layer."""
+        ranks = {"kv_norm": self.kv_lora_rank, "q_norm": self.q_lora_rank}
+        return {name: RMSNorm(n, epsilon=self.epsilon) for name, n in ranks.items() if n is not None}
 
     def empty_cache(self, batch: int, capacity: int, *, like: Array) -> KVCache:
         """A cache of latents for this layer, without tokens: R + P numbers a token, and R of them once more."""
@@ -155,12 +161,11 @@ class LatentAttention(AttentionLayer):
 
     def project(self, params: Params, x: Array, positions: Array) -> tuple[Array, Array, Array]:
         """Queries (..., H, L, N + P), the key [c; r] (..., 1, L, R + P) and the value c (..., 1, L, R), turned."""
-        norms: Any = self.parameters()
         u = x
         if self.q_lora_rank is not None:
-            u = norms["q_norm"](params["q_norm"], linear(x, params["w_dq"]))
+            u = self.norms["q_norm"](params["q_norm"], linear(x, params["w_dq"]))
         q, t = (heads_first(linear(u, params[name])) for name in ("w_uq", "w_qr"))
-        c = norms["kv_norm"](params["kv_norm"], linear(x, params["w_dkv"]))[..., None, :, :]
+        c = self.norms["kv_norm"](params["kv_norm"], linear(x, params["w_dkv"]))[..., None, :, :]
         r = linear(x, params["w_kr"])[..., None, :, :]
         if self.rotary is not None:
             t, r = self.rotary(t, positions), self.rotary(r, positions)

@@ -120,9 +120,9 @@ class TalkingHeadsAttention(_Mixing):
 
         s_g = sum_h w_scores[h, g] q_h k_h^T / sqrt(D);  u_f = sum_g w_weights[g, f] softmax(s_g);  out = concat_f(u_f v_f) W_o
 
-    Params, with E = embed_dim and C = context_dim: w_q (E, H, D), w_k and w_v (C, H, D), w_o (H, D, E), w_scores and w_weights (H, H),
-    at first the identity. No biases. The call is that of `MultiHeadAttention` without cache and dropout_seed; `run` gives the
-    mixed weights and scores. Memory O(H L S): `polyattn.mixing` says why.
+    Params, with E = embed_dim and C = context_dim: w_q (E, H, D), w_k and w_v (C, H, D), w_o (H, D, E), w_scores
+    and w_weights (H, H), at first the identity. No biases. The call is that of `MultiHeadAttention` without cache
+    and dropout_seed; `run` gives the mixed weights and scores. Memory O(H L S): `polyattn.mixing` says why.
 
     Source: Shazeer 2020, arXiv:2003.02436, section 4.
 
@@ -154,10 +154,10 @@ class MultiTokenAttention(_Mixing):
 
         t_ij = sum_(a, b) kernel[h, a, b] s_(i - a)(j - b + key_width // 2),   hidden scores 0 before, -inf after
 
-    group_size: after the softmax the weights of so many neighbouring heads are mixed; 1 mixes none. Params:
-    those of `TalkingHeadsAttention`, but for w_scores and w_weights kernel (H, query_width, key_width), and w_heads (H / C, C, C)
-    where group_size C is larger than 1; at first they change nothing. The call is that of `TalkingHeadsAttention`; the
-    paper's group normalisation is no part of it. Memory O(H L S).
+    group_size: after the softmax the weights of so many neighbouring heads are mixed; 1 mixes none. Params: those
+    of `TalkingHeadsAttention`, but for w_scores and w_weights kernel (H, query_width, key_width), and w_heads (H /
+    C, C, C) where group_size C is larger than 1; at first they change nothing. The call is that of
+    `TalkingHeadsAttention`; the paper's group normalisation is no part of it. Memory O(H L S).
 
     Source: Golovneva 2025, arXiv:2504.00927, sections 3.1 and 3.2.
 

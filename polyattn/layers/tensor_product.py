@@ -26,9 +26,10 @@ class TensorProductAttention(AttentionLayer):
         q_h = sum_r A_q(x)[r, h] rotary(B_q(x)[r]) / q_rank,  k_h alike,  v_h = sum_r A_v(x)[r, h] B_v(x)[r] / v_rank
         out = concat_h(softmax(q_h k_h^T / sqrt(D)) v_h) W_o
 
-    Every factor is a linear map of x. Params, with E = embed_dim, D = head_dim: w_aq (E, q_rank, H), w_bq (E, q_rank, D), w_ak,
-    w_bk with k_rank, w_av, w_bv with v_rank, w_o (H, D, E). No biases. Turning B turns every head, so that the cached key is a factor
-    that was turned once: k_rank (H + D) + v_rank (H + D) numbers a token, instead of 2 H D.
+    Every factor is a linear map of x. Params, with E = embed_dim, D = head_dim: w_aq (E, q_rank, H), w_bq (E,
+    q_rank, D), w_ak, w_bk with k_rank, w_av, w_bv with v_rank, w_o (H, D, E). No biases. Turning B turns every
+    head, so that the cached key is a factor that was turned once: k_rank (H + D) + v_rank (H + D) numbers a token,
+    instead of 2 H D.
 
         layer(params, x, mask=, bias=, is_causal=, dropout_seed=) -> out
         layer.run(params, x, ..., cache=, return_aux=) -> LayerResult(out, cache, aux)

@@ -2,8 +2,8 @@
 
     scores -> top_indices -> selected_attention
 
-Scores of keys (`indexer_scores`) or of blocks of keys (against `pooled_keys`) are cheap; the attention itself then has L K
-scores instead of L S. It equals attention under the mask of the selection.
+Scores of keys (`indexer_scores`) or of blocks of keys (against `pooled_keys`) are cheap; the attention itself then
+has L K scores instead of L S. It equals attention under the mask of the selection.
 """
 
 from polyattn.selection.choosing import indexer_scores, pooled_keys, top_indices

@@ -16,9 +16,9 @@ __all__ = ["indexer_scores", "pooled", "pooled_keys", "top", "top_indices"]
 def indexer_scores(query: Array, key: Array, weights: Array) -> Array:
     """I_ts = sum_h w_th relu(q_th . k_s), the lightning indexer of DeepSeek sparse attention.
 
-    Shapes: query (..., H, L, D), key (..., S, D), one for all heads, weights (..., L, H) -> (..., L, S), in the compute
-    dtype; nothing is scaled. One head at a time, with memory O(L S). `top_indices(..., allowed=...)` selects,
-    and `selected_attention` takes the result with an axis for heads, [..., None, :, :].
+    Shapes: query (..., H, L, D), key (..., S, D), one for all heads, weights (..., L, H) -> (..., L, S), in the
+    compute dtype; nothing is scaled. One head at a time, with memory O(L S). `top_indices(..., allowed=...)`
+    selects, and `selected_attention` takes the result with an axis for heads, [..., None, :, :].
 
     Source: DeepSeek-AI 2025, DeepSeek-V3.2-Exp, equation 1.
 
@@ -84,8 +84,8 @@ def top_indices(
     """The places of the `count` largest numbers along the last axis, the largest first: (..., n) -> (..., min(count, n)).
 
     int32. allowed, always: bool arrays that broadcast to scores; what is not allowed is not selected, what is
-    always to be there comes before all others. Of equal scores the first is taken. -1 stands where nothing is left; a score
-    of -inf or NaN is never selected. The rows are sorted whole, in time O(n log n).
+    always to be there comes before all others. Of equal scores the first is taken. -1 stands where nothing is left;
+    a score of -inf or NaN is never selected. The rows are sorted whole, in time O(n log n).
 
     >>> import numpy as np
     >>> top_indices(np.array([3.0, 5.0, 5.0, -np.inf]), 2)

@@ -30,10 +30,11 @@ def selected_attention(
 ) -> SameArray:
     """`attention` in which row i sees the keys that indices[..., i, :] names, and no others.
 
-    Shapes: query (..., Hq, L, D), key (..., Hkv, S, D), value (..., Hkv, S, E), indices (..., Hi, L, K) of integers,
-    Hi = 1, Hkv or Hq, whose leading axes are those of the output or 1 -> (..., Hq, L, E). indices: which keys, or with
-    block_size n which blocks of n keys, n i to n i + n - 1. A negative one is none, and one that comes twice counts once. is_causal,
-    query_offset, scale, sinks: as `attention` has them; a row that sees nothing gives 0.
+    Shapes: query (..., Hq, L, D), key (..., Hkv, S, D), value (..., Hkv, S, E), indices (..., Hi, L, K) of
+    integers, Hi = 1, Hkv or Hq, whose leading axes are those of the output or 1 -> (..., Hq, L, E). indices: which
+    keys, or with block_size n which blocks of n keys, n i to n i + n - 1. A negative one is none, and one that
+    comes twice counts once. is_causal, query_offset, scale, sinks: as `attention` has them; a row that sees nothing
+    gives 0.
 
     Time and memory O(L K): keys and values are gathered for a few rows at a time, and where the library can
     (JAX, PyTorch) again for the gradient instead of being kept.

@@ -6,7 +6,7 @@ from typing import Any
 
 from polyattn import _attention, masks
 from polyattn._attention import AuxRequest
-from polyattn.arrays import Array
+from polyattn.arrays import Array, backend_of
 from polyattn.arrays.numbers import SameArray
 from polyattn.calls import answers, real, size
 from polyattn.problem import pose
@@ -36,15 +36,16 @@ def nsa_attention(
     """Causal attention in three ways at once: g_1 compressed + g_2 selected + g_3 window.
 
         compressed   to one key and value for each block of block_size keys that is complete
-        selected     to the keys of `count` blocks: the first `initial` ones, the `local` last ones up to the row's own, and those
-                     that get most weight in the compressed attention, summed over the query heads of a kv head; the earliest
-                     of the fixed ones, if count is smaller
+        selected     to the keys of `count` blocks: the first `initial` ones and the last `local` ones up to the row's
+                     own (the earliest of these, if count is smaller), and then those of most weight in the compressed
+                     attention, summed over the query heads of a kv head
         window       to the last `window` keys, the row's own among them
 
-    Shapes: those of `attention`; compressed_key (..., Hkv, N, D) and compressed_value (..., Hkv, N, E) with N = ceil(S / block_size), by
-    whatever map of a block is learned (`pooled_keys` is the mean); gates (..., Hq, L, 3). query_offset, scale: as `attention`
-    has them. Compression and selection have the same blocks, which do not overlap, and selected keys and those of the window
-    are the same: the paper allows others. No gradient goes through the selection. Memory O(L N) for the weights of blocks.
+    Shapes: those of `attention`; compressed_key (..., Hkv, N, D) and compressed_value (..., Hkv, N, E) with N =
+    ceil(S / block_size), by whatever map of a block is learned (`pooled_keys` is the mean); gates (..., Hq, L, 3).
+    query_offset, scale: as `attention` has them. Compression and selection have the same blocks, which do not
+    overlap, and selected keys and those of the window are the same: the paper allows others. No gradient goes
+    through the selection. Memory O(L N) for the weights of blocks.
 
     Source: Yuan 2025, arXiv:2502.11089, section 3.
 
@@ -61,12 +62,14 @@ def nsa_attention(
     options = {"is_causal": True, "query_offset": query_offset, "scale": scale}
     p = pose(who, query, key, value, **options)
     xp, backend, blocks = p.backend.xp, p.backend, -(-key.shape[-2] // block_size)
-    if tuple(gates.shape) != (*query.shape[:-1], 3) or real(who, "gates", gates) is not backend:
+    for name, x in (("gates", gates), ("compressed_key", compressed_key)):
+        real(who, name, x)
+    if tuple(gates.shape) != (*query.shape[:-1], 3) or backend_of(gates) is not backend:
         raise ValueError(
             f"{who}: expected gates of {backend.name} and of shape {(*query.shape[:-1], 3)}, got {tuple(gates.shape)}; one for "
             "each row, and each of compressed, selected and window"
         )
-    if compressed_key.shape[-2] != blocks:
+    if compressed_key.ndim < 2 or compressed_key.shape[-2] != blocks:
         raise ValueError(
             f"{who}: expected compressed_key (..., {blocks}, D) for {key.shape[-2]} keys in blocks of {block_size}, got "
             f"{tuple(compressed_key.shape)}; the last block counts even if it is not complete"

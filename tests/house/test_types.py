@@ -16,8 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from polyattn import AuxRequest, attention, attention_vjp, layers, trace
 from polyattn.additive import additive_attention
+from polyattn.differential import differential_attention
+from polyattn.latent import latent_attention
 from polyattn.linear import linear_attention
+from polyattn.mixing import multi_token_attention, talking_heads_attention
 from polyattn.rotary import Rotary, rotate, sinusoidal
+from polyattn.selection import moba_attention, selected_attention
 
 
 class Tensor:
@@ -36,6 +40,12 @@ SAID = {
     "attention(q, q, q)": ARRAY,
     "attention(t, t, t, is_causal=True, scale=0.5)": "Tensor",
     "attention(q, q, q, return_aux=aux)": f"tuple[{ARRAY}, AttentionAux]",
+    "latent_attention(t, t, t, t, is_causal=True)": "Tensor",
+    "differential_attention(q, q, q, 0.5)": ARRAY,
+    "selected_attention(t, t, t, t)": "Tensor",
+    "moba_attention(q, q, q, block_size=2, count=2)": ARRAY,
+    "talking_heads_attention(t, t, t, t, t, is_causal=True)": "Tensor",
+    "multi_token_attention(q, q, q, q)": ARRAY,
     "out": ARRAY,
     "trace(t, t, t).out": "Tensor",
     "additive_attention(q, q, q, q)": ARRAY,
