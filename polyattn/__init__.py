@@ -24,6 +24,7 @@ _ROOMS = (
     "caches",
     "calls",
     "conventions",
+    "convolution",
     "dialects",
     "differential",
     "dropout",

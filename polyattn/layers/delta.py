@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -47,10 +48,7 @@ class _DeltaRule(RecurrentLayer):
 
     def _drawn(self, fan_in: int, *shape: int) -> Parameter:
         """A map of fan_in numbers to the other axes of its shape."""
-        count = 1
-        for n in shape:
-            count *= n
-        return Parameter(shape, initializer(self.name, self.initializer, fan_in, count // fan_in))
+        return Parameter(shape, initializer(self.name, self.initializer, fan_in, math.prod(shape) // fan_in))
 
     def parameters(self) -> Mapping[str, Parameter | Layer]:
         e, (key_heads, heads, width, value_width) = self.embed_dim, self._sizes

@@ -37,8 +37,8 @@ class RecurrentLayer(AttentionLayer):
         layer.run(params, x, cache=) -> LayerResult(out, cache, None)
 
     cache: a `RecurrentCache` with what is remembered of the earlier tokens; x continues them, in pieces of any length.
-    In a block or a stack the layer stands where a `MultiHeadAttention` may: is_causal may be said, and be True, as it
-    always is; a dropout_seed drops nothing, for there are no weights; return_aux is refused, for the same reason.
+    What a block says to its attention may be said: is_causal, which is True always; a dropout_seed, which drops
+    nothing, for there are no weights; return_aux is refused, for the same reason.
     """
 
     embed_dim: int
@@ -50,7 +50,7 @@ class RecurrentLayer(AttentionLayer):
     def read(
         self, params: Params, x: Array, state: Array | None, tail: Array | None
     ) -> tuple[Array, Array, Array | None]:
-        """The output, and the state and the tail then; None before the first token, a tail also where there is none."""
+        """The output, and what is remembered then; state and tail are None where there is no cache."""
         raise NotImplementedError
 
     def empty_cache(self, batch: int, capacity: int, *, like: Array) -> RecurrentCache:

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from shared.formulas import weighed
 from shared.libraries import jax, jnp, torch
 from shared.recurrence import judged
 from shared.running import LIBRARIES, Floats, applied
 
-from polyattn.linear import linear_attention
+from polyattn.linear import lightning_slopes, linear_attention
 from polyattn.parity import ACCEPTANCE
 from polyattn.truth.definition import Judged
 from polyattn.truth.measure import eta
@@ -133,6 +134,22 @@ def test_without_decay_and_beta_it_is_causal_attention_without_softmax() -> None
     true = np.tril(p["query"] @ key.mT) @ value
     condition = np.tril(np.abs(p["query"]) @ np.abs(key).mT) @ np.abs(value)
     assert eta(2.0 * out, Judged(true, condition), "float64") <= ACCEPTANCE  # 2 = sqrt(WIDTH)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 64])
+def test_a_fixed_decay_for_each_head_is_attention_that_fades_with_the_distance(chunk_size: int) -> None:
+    """Lightning attention, its whole matrix at once."""
+    p = problem("linear")
+    del p["state"]
+    slopes = lightning_slopes(KV_HEADS, layer=1, depth=3)
+    decay = np.broadcast_to(-np.array(slopes)[:, None, None], (BATCH, KV_HEADS, TOKENS, 1))
+    out, _ = run("numpy", p | {"decay": decay}, scale=1.0, chunk_size=chunk_size)
+    for h in range(HEADS):
+        q, k, v = p["query"][:, h], *(p[name][:, h // (HEADS // KV_HEADS)] for name in ("key", "value"))
+        true, size = (
+            weighed(f(q), f(k), f(v), slopes[h // (HEADS // KV_HEADS)]) for f in (np.asarray, np.abs)
+        )
+        assert eta(out[:, h], Judged(true, size * (TOKENS + WIDTH)), "float64") <= ACCEPTANCE
 
 
 def test_the_delta_rule_replaces_what_was_written_under_a_key() -> None:

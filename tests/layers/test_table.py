@@ -90,17 +90,17 @@ def _decoder(norm_first: bool) -> Row:
     )
 
 
-RECURRENT: list[tuple[layers.Layer, Callable[..., Any]]] = [  # of 6 tokens, in chunks of 4
-    (layers.LinearAttention(8, 2, chunk_size=4), formulas.linear_attention),
+RECURRENT: list[tuple[layers.Layer, Callable[..., Any]]] = [
+    (layers.LinearAttention(8, 2), formulas.linear_attention),
     (
-        layers.LightningAttention(8, 2, slopes=(0.5, 0.25), chunk_size=4),
+        layers.LightningAttention(8, 2, slopes=(0.5, 0.25)),
         partial(formulas.lightning, slopes=(0.5, 0.25)),
     ),
     (
         layers.GatedDeltaNet(8, 2, num_value_heads=4, head_dim=3, value_dim=5, chunk_size=4),
         formulas.gated_delta_net,
     ),
-    (layers.KimiDeltaAttention(8, 2, head_dim=3, chunk_size=4), formulas.kimi_delta_attention),
+    (layers.KimiDeltaAttention(8, 2, head_dim=3), formulas.kimi_delta_attention),
 ]
 
 ROWS = [
