@@ -118,9 +118,12 @@ def generate(
     who = f"{_WHO}.generate"
     length, piece = size(who, "length", length), size(who, "piece", piece)
     text = [int(token) for token in tokens]
-    if not text or piece < 1:
-        wanted, came = ("piece of at least 1", piece) if text else ("tokens to go on from", "none")
-        raise ValueError(f"{who}: expected {wanted}, got {came}; begin with the token that begins a text")
+    if not text:
+        raise ValueError(
+            f"{who}: expected tokens to go on from, got none; begin with the token that begins a text"
+        )
+    if piece < 1:
+        raise ValueError(f"{who}: expected piece of at least 1, got {piece}; so many tokens go in at a time")
     return _tokens(model, params, text, length, choose, frozenset(stop), piece)
 
 

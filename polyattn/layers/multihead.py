@@ -23,7 +23,7 @@ from polyattn.layers.norm import Norm
 from polyattn.masks import Mask
 from polyattn.mods import ScoreMod
 from polyattn.normalizers import Normalizer
-from polyattn.places import packed_positions
+from polyattn.problem import packed_positions
 from polyattn.rotary import Rotary
 
 __all__ = ["MultiHeadAttention"]
