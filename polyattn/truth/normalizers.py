@@ -13,7 +13,7 @@ import numpy as np
 
 from polyattn.truth.spec import Floats
 
-__all__ = ["NORMALIZERS", "Weighing", "largest_only"]
+__all__ = ["NORMALIZERS", "Weighing"]
 
 
 class Pulled(NamedTuple):
@@ -68,10 +68,10 @@ def softpick(s: Floats, sabs: Floats, sink: Floats, parameter: float) -> Weighin
     """An error of the score moves exp(s) - 1 by exp(s), above and below the line."""
     unit = np.maximum(s.max(axis=-1, keepdims=True, initial=0), 0)
     visible = s != -np.inf
-    expo, sign = np.where(visible, np.exp(s - unit), 0), np.where(visible, np.sign(s), 0)
-    rise = np.where(visible, np.expm1(np.where(visible, s, 0)) * np.exp(-unit), 0)
-    if (far := np.abs(s) > 1).any():
-        rise = np.where(far & visible, np.exp(s - unit) - np.exp(-unit), rise)
+    near = np.abs(s) < 1  # where the difference of the two would cancel
+    expo, sign = np.exp(s - unit), np.where(visible, np.sign(s), 0)
+    rise = np.where(near, np.expm1(np.where(near, s, 0)) * np.exp(-unit), expo - np.exp(-unit))
+    rise = np.where(visible, rise, 0)
     total = _or_one(_sum(np.abs(rise)))
     w, slope = np.where(sign > 0, rise, 0) / total, expo / total
     loss = 1 + _sum(slope * sabs)  # relative, of the denominator
@@ -129,15 +129,10 @@ def entmax15(s: Floats, sabs: Floats, sink: Floats, parameter: float) -> Weighin
     return Weighing(y**2, 2 * y * y_abs + y**2, pull)
 
 
-def largest_only(s: Floats, k: int) -> Floats:
-    """Scores with -inf in place of all that are below the k-th of their row."""
-    if s.shape[-1] <= k:
-        return s
-    return np.where(s >= -np.sort(-s, axis=-1)[..., k - 1 : k], s, -np.inf)
-
-
 def top_k(s: Floats, sabs: Floats, sink: Floats, k: float) -> Weighing:
-    s = largest_only(s, int(k))
+    """The softmax of the scores that are not below the k-th of their row."""
+    if s.shape[-1] > k:
+        s = np.where(s >= -np.sort(-s, axis=-1)[..., int(k) - 1, None], s, -np.inf)
     return softmax(s, np.where(s == -np.inf, 0, sabs), sink, 0.0)
 
 

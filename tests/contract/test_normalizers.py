@@ -14,7 +14,7 @@ from polyattn import AuxRequest, Blockwise, attention, attention_vjp, trace
 from polyattn.normalizers import BY_NAME, Sigmoid, TopK
 from polyattn.parity import Spec, eta, round_to
 from polyattn.parity.cases import cases
-from polyattn.testing import Bench, check_backend
+from polyattn.testing import Bench, Disagreement, check_backend, load_bench
 from polyattn.truth import truth
 
 pytestmark = pytest.mark.rule("rule-22")
@@ -100,6 +100,23 @@ def test_every_normaliser_has_a_formula_here() -> None:
 def test_every_case_of_a_normaliser_agrees(eager: Bench) -> None:
     outcomes = check_backend(eager, dtypes=["float32"], only=CASES)
     assert len(outcomes) == len(CASES) >= 6
+
+
+def test_scores_that_are_a_little_off_are_caught_under_every_normaliser() -> None:
+    def off(query: Any, key: Any, value: Any, *, normalizer: Any, **options: Any) -> Any:
+        kind = type(BY_NAME.get(normalizer, normalizer))
+
+        class Off(kind):  # type: ignore[misc,valid-type]
+            def weights(self, scores: Any, sinks: Any = None) -> Any:
+                return super().weights(scores * (1 + 2.0**-10), sinks)
+
+        made = Off(*vars(BY_NAME.get(normalizer, normalizer)).values())
+        return attention(query, key, value, normalizer=made, implementation="reference", **options)
+
+    with pytest.raises(Disagreement) as caught:
+        check_backend(load_bench("numpy"), dtypes=["float32"], only=CASES, attention=off)
+    assert [outcome.case for outcome in caught.value.outcomes] == [case.name for case in CASES]
+    assert all(outcome.error is None and outcome.eta > 14 for outcome in caught.value.outcomes)
 
 
 def test_the_engine_folds_what_merges(eager: Bench) -> None:
