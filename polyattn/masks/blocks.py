@@ -95,7 +95,7 @@ def block_diffusion(n: int, size: int) -> Mask:
         or both are clean and b(kv) <= b(q)                   block_causal(size) on the clean half.
 
     To sample needs `block_causal(size)` alone. A position that is not one of the 2 n sees nobody and is seen by nobody.
-    Source: Arriola 2025, "Block diffusion", arXiv:2503.09573, the vectorised training of its section on algorithms.
+    Source: Arriola 2025, "Block diffusion", arXiv:2503.09573, the mask of its vectorised training.
 
     >>> print(block_diffusion(4, 2).show(8))
     # # . . . . . .

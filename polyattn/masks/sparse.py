@@ -153,8 +153,7 @@ def global_tokens(at: int | Sequence[int] | Array) -> Mask:
 def strided(stride: int) -> Mask:
     """causal() & (window(stride, 0) | dilated(stride)): the last `stride` keys, and every stride-th before them.
 
-    Both patterns in one head; for a pattern each, give `attention` a mask of functions of h. Source: Child 2019, arXiv:1904.10509,
-    section 4.
+    Both patterns in every head; for one pattern a head, write a function of h. Source: Child 2019, arXiv:1904.10509, section 4.
 
     >>> print(strided(3).show(8))
     # . . . . . . .

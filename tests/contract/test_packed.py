@@ -75,19 +75,23 @@ def given(bench: Bench, options: dict[str, Any]) -> dict[str, Any]:
     return {name: convert(x) for name, x in options.items()}
 
 
-@pytest.mark.parametrize(
-    ("said", "way"), [("causal", "reference"), *((said, Blockwise(3, 4)) for said in SAID)], ids=str
-)
+@pytest.mark.parametrize(("said", "way"), [("causal", "reference"), ("chunks", Blockwise(3, 4))], ids=str)
 def test_packed_documents_are_one_attention_for_each(eager: Bench, said: str, way: Any) -> None:
     options, spec = SAID[said]
     q, k, v = (eager.array(x, "float32") for x in (Q, K, V))
     out = eager.numpy(attention(q, k, v, **given(eager, PACKED | options), implementation=way))
     assert right(out, spec)
     assert (out[9] == 0).all()  # of a document without keys
-    if said == "causal":
-        assert not right(
-            eager.numpy(attention(q, k, v, layout="BLHD", is_causal=True, query_offset="end")), spec
-        )
+
+
+@pytest.mark.parametrize("way", ["reference", Blockwise(3, 4)], ids=str)
+@pytest.mark.parametrize("said", SAID)
+def test_what_is_said_is_said_of_every_document(said: str, way: Any) -> None:
+    options, spec = SAID[said]
+    arrays = [x.astype(np.float32) for x in (Q, K, V)]
+    assert right(attention(*arrays, **PACKED | options, implementation=way), spec)
+    if said == "causal":  # a guard that can fail
+        assert not right(attention(*arrays, layout="BLHD", is_causal=True, query_offset="end"), spec)
 
 
 def test_packed_documents_are_segments_with_positions_bit_for_bit(eager: Bench) -> None:
@@ -100,7 +104,7 @@ def test_packed_documents_are_segments_with_positions_bit_for_bit(eager: Bench) 
         ),
         "key_positions": eager.array(np.concatenate([np.arange(s) for s in KEYS])),
     }
-    for way in ("reference", Blockwise(3, 4)):
+    for way in ("reference", Blockwise(3, 4))[: 2 if eager.name == "numpy" else 1]:
         how: dict[str, Any] = {"is_causal": True, "implementation": way}
         packed = attention(q, k, v, **given(eager, PACKED), **how)
         assert np.array_equal(
@@ -190,7 +194,7 @@ def test_dropout_counts_the_rows_and_keys_of_the_whole(eager: Bench) -> None:
     q, k, v = (eager.array(x, "float32") for x in (Q, K, V))
     rows, keys = np.repeat(np.arange(5), ROWS), np.repeat(np.arange(5), KEYS)
     ids = masks.segments(eager.array(rows), eager.array(keys))
-    for way in ("reference", Blockwise(3, 4)):
+    for way in ("reference", Blockwise(3, 4))[: 2 if eager.name == "numpy" else 1]:
         how: dict[str, Any] = {"dropout_rate": 0.4, "dropout_seed": 5, "implementation": way}
         out = attention(q, k, v, **given(eager, PACKED), **how)
         assert np.array_equal(

@@ -12,7 +12,7 @@ from shared.libraries import jax, jnp
 
 from polyattn import Blockwise, attention, masks
 from polyattn.masks import EMPTY, FULL, Mask
-from polyattn.testing import Bench
+from polyattn.testing import Bench, NumpyBench
 from polyattn.truth import Spec, eta, truth
 
 RNG = np.random.default_rng(0)
@@ -40,17 +40,26 @@ def qkv(*lengths: int, heads: int = 2) -> list[np.ndarray]:
     return [RNG.normal(size=(heads, n, 4)) for n in lengths]
 
 
-@pytest.mark.parametrize("name", NAMED)
-def test_attention_over_a_named_mask_is_attention_over_its_dense_form(eager: Bench, name: str) -> None:
+def over_its_dense_form(bench: Bench, name: str) -> bool:
+    """Whether the engine's output over a named mask is that over the same mask as an array."""
     keys = L + 2 * (name == "tree")
     arrays = [x.astype(np.float32).astype(float)[None] for x in qkv(L, keys, keys)]
     dense = NAMED[name](np.asarray).dense(L, keys)
-    assert not dense.all()
-    q, k, v = (eager.array(x, "float32") for x in arrays)
-    mask = NAMED[name](lambda x: eager.array(x, str(x.dtype)))
+    q, k, v = (bench.array(x, "float32") for x in arrays)
+    mask = NAMED[name](lambda x: bench.array(x, str(x.dtype)))
     out = attention(q, k, v, mask=mask, query_offset=0, implementation=Blockwise(5, 4))
     judged = truth(Spec(*arrays, allowed=dense[None, None]))["out"]
-    assert eta(eager.numpy(out), judged, "float32") <= 4
+    return not dense.all() and eta(bench.numpy(out), judged, "float32") <= 4
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_attention_over_a_named_mask_is_attention_over_its_dense_form(name: str) -> None:
+    assert over_its_dense_form(NumpyBench(), name)
+
+
+@pytest.mark.parametrize("name", ["neighborhood in time", "tree", "bigbird"])
+def test_named_masks_run_in_tiles_on_every_library(eager: Bench, name: str) -> None:
+    assert over_its_dense_form(eager, name)
 
 
 @pytest.mark.parametrize(("n", "size"), [(7, 3), (7, 4), (6, 1), (5, 5), (2, 2)])
