@@ -17,7 +17,6 @@ from polyattn.caches import RecurrentCache
 from polyattn.linear import l2norm, lightning_slopes
 from polyattn.parity import ACCEPTANCE, UNIT_ROUNDOFF
 from polyattn.truth.rounding import noise
-from polyattn.weights.tree import flatten
 
 Params = dict[str, Any]
 BATCH, TOKENS, E = 2, 21, 8
@@ -266,27 +265,13 @@ def test_the_gradients_are_those_of_transformers(name: str) -> None:
 
 
 @of_theirs
-def test_weights_go_to_transformers_and_back(name: str) -> None:
+def test_weights_have_the_shapes_of_transformers(name: str) -> None:
     layer, _, format = KINDS[name]
     params = drawn(layer, seed=4)
     there = weights.to_format(layer, params, format)  # type: ignore[arg-type]
     assert {key: x.shape for key, x in there.items()} == {
         key: tuple(x.shape) for key, x in theirs(name).named_parameters()
     }
-    back = weights.from_format(layer, there, format)  # type: ignore[arg-type]
-    ours, again = flatten(params), flatten(back)
-    assert ours.keys() == again.keys()
-    assert all(np.array_equal(again[key], x) for key, x in ours.items())
-
-
-@pytest.mark.parametrize("format", ["llama", "qwen3_next"])
-def test_a_format_that_has_no_such_layer_says_so(format: str) -> None:
-    for layer in (
-        KINDS["KimiDeltaAttention"].layer,
-        *([layers.MultiHeadAttention(8, 2)] if format != "llama" else []),
-    ):
-        with pytest.raises(ValueError, match=f"expected a layer that {format!r} has"):
-            weights.to_format(layer, drawn(layer), format)
 
 
 def test_the_slopes_are_those_of_minimax() -> None:

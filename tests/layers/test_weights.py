@@ -80,6 +80,7 @@ DECODER_BLOCK = layers.DecoderBlock(ATTEND, CROSS, NORM, mlp=MLP, norm_first=Fal
 QWEN = layers.GroupedQueryAttention(
     8, 4, num_kv_heads=1, head_dim=6, out_bias=False, qk_norm=layers.RMSNorm(6, epsilon=1e-6)
 )
+DELTA = layers.GatedDeltaNet(8, 2, num_value_heads=4, head_dim=3, value_dim=5)
 LLAMA_BLOCK = layers.EncoderBlock(QWEN, GATED, RMS, norm_first=True)
 
 KINDS: dict[str, list[Layer]] = {
@@ -106,6 +107,9 @@ KINDS: dict[str, list[Layer]] = {
         layers.Encoder(LLAMA_BLOCK, 2, final_norm=RMS),
     ],
     "bert": [ATTEND, PLAIN, NORM, layers.Linear(8, 5), MLP, BLOCK, layers.Encoder(BLOCK, 2)],
+    "qwen3_next": [DELTA, layers.GatedDeltaNet(8, 2, head_dim=3), layers.Linear(8, 5)],
+    "kimi_linear": [layers.KimiDeltaAttention(8, 2, head_dim=3), RMS, layers.Linear(8, 5)],
+    "minimax": [layers.LightningAttention(8, 2, slopes=(0.5, 0.25)), GROUPED, RMS, layers.Linear(8, 5)],
 }
 PAIRS = [(name, layer) for name, kinds in KINDS.items() for layer in kinds]
 
@@ -164,6 +168,8 @@ REFUSED: list[tuple[str, Layer, str]] = [
     *((name, layer, str(layer)) for name in KINDS for layer in (_ADDITIVE, _TABLE, _TWO_ATTENTIONS)),
     *((name, layer, str(layer)) for name in ("flax", "keras", "equinox") for layer in (BLOCK, _STACK)),
     *(("gpt2", layer, str(DECODER_BLOCK)) for layer in (DECODER_BLOCK, layers.Decoder(DECODER_BLOCK, 2))),
+    *((name, DELTA, str(DELTA)) for name in KINDS if name != "qwen3_next"),
+    *(("qwen3_next", layer, str(layer)) for layer in (ATTEND, RMS, layers.LinearAttention(8, 2))),
     ("torch", GATED, f"{GATED} with w_gate"),
     ("flax", MLP, f"{MLP} with w_in, b_in, w_out, b_out"),
     ("bert", _NORMED_STACK, f"{_NORMED_STACK} with final_norm"),
