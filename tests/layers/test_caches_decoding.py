@@ -144,6 +144,13 @@ def test_compiled_steps_do_so_too_and_one_serves_every_position(
     assert len(programs) == count
 
 
+@pytest.mark.parametrize("n", range(1, 10))
+def test_no_piece_overwrites_what_its_first_query_looks_back_to(n: int) -> None:
+    pieces = (n,) * (N // n)
+    out, _ = decoded(bench_of("numpy"), "circular", pieces)
+    assert eta(out, rows(judged("circular")["out"], sum(pieces)), "float32") <= ACCEPTANCE
+
+
 @pytest.mark.parametrize("pieces", PIECES, ids=IDS)
 @pytest.mark.parametrize("kind", ["paged", "evicting", "quantised"])
 def test_in_the_definition_caches_with_the_same_slots_give_the_same_bits(
@@ -201,10 +208,17 @@ def test_what_an_empty_slot_holds_changes_no_bit(poison: float, kind: str) -> No
     other, q = poisoned(cache, poison), Q[:, :, 2:3].astype(np.float32)
     with np.errstate(invalid="ignore", over="ignore"):  # what is hidden is multiplied all the same
         for implementation in ("auto", "reference", "blockwise"):
-            clean, dirty = (
-                cached_attention(q, c, is_causal=True, implementation=implementation) for c in (cache, other)
-            )
+            clean, dirty = (cached_attention(q, c, implementation=implementation) for c in (cache, other))
             assert np.array_equal(clean, dirty)
+
+
+@every_kind
+def test_without_a_causal_mask_all_that_is_there_is_seen_and_nothing_else(kind: str) -> None:
+    _, cache = decoded(bench_of("numpy"), kind, (3, 1))
+    key, value = stored(kind)
+    out = cached_attention(Q[:, :, 3:4].astype(np.float32), cache)
+    true = truth(Spec(Q[:, :, 3:4], key[:, :, :4], value[:, :, :4]))["out"]
+    assert eta(out, true, "float32") <= ACCEPTANCE
 
 
 @every_kind
