@@ -37,7 +37,9 @@ def test_a_layer_is_a_value(layer: Any) -> None:
     assert pickle.loads(pickle.dumps(layer)) == layer
 
 
-@each
+@pytest.mark.parametrize(
+    "layer", LAYERS[:3], ids=lambda layer: type(layer).__name__
+)  # with norms, and without
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of Dynamo, of array_api_compat
 def test_the_module_of_torch_compiles_whole(layer: Any) -> None:
     module, x = polyattn_torch.Module(layer, seed=0), torch.tensor(X, dtype=torch.float32)
@@ -47,9 +49,9 @@ def test_the_module_of_torch_compiles_whole(layer: Any) -> None:
 
 @each
 def test_vmap_over_the_batch_is_the_batch(layer: Any) -> None:
-    params, x = mapped(jnp.float32, drawn(layer)), jnp.float32(X)
-    whole = jax.jit(layer)(params, x)
-    one_by_one = jax.jit(jax.vmap(layer, in_axes=(None, 0)))(params, x)
+    params = drawn(layer, size=0.25)
+    one_by_one = jax.jit(jax.vmap(layer, in_axes=(None, 0)))(mapped(jnp.float32, params), jnp.float32(X))
+    whole = layer(params, X)
     assert np.abs(whole - one_by_one).max() <= 64 * UNIT_ROUNDOFF["float32"] * np.abs(whole).max()
 
 
