@@ -28,6 +28,7 @@ _ROOMS = (
     "dialects",
     "differential",
     "dropout",
+    "generation",
     "implementations",
     "latent",
     "layers",

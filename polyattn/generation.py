@@ -14,7 +14,7 @@ from polyattn.arrays.random import key_of, threefry2x32
 from polyattn.calls import answers, number, seed, size
 from polyattn.layers import LanguageModel, Params
 
-__all__ = ["Sampling", "Token", "generate", "likeliest"]
+__all__ = ["Choice", "Sampling", "Token", "generate", "likeliest"]
 
 _WHO = "polyattn.generation"
 Floats = np.ndarray[Any, np.dtype[np.float64]]

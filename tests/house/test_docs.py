@@ -30,6 +30,7 @@ CODE = sorted([*DOCS.glob("**/*.md"), *DOCS.parent.glob("examples/*/README.md")]
         "masks-gallery.md",
         "positions.md",
         "linear.md",
+        "models.md",
         "normalizers.md",
         "caches.md",
         "flex.md",
