@@ -57,6 +57,7 @@ def selected_attention(
 def attend(
     who: str, query: Array, key: Array, value: Array, indices: Array, block_size: int, options: dict[str, Any]
 ) -> Array:
+    """`selected_attention` for what selects by itself: errors speak in the name of what the user called."""
     p = pose(who, query, key, value, **options)
     backend, xp = p.backend, p.backend.xp
     block_size = size(who, "block_size", block_size, 1)
@@ -68,7 +69,7 @@ def attend(
         return p.axes.leave(out, width=True)
     at = p.positions().q if p.mask is not None else None
     size_of_row = p.frame.batch * heads * picks * (p.k.shape[-1] + p.v.shape[-1])
-    some = min(max(TILE // size_of_row, 1), rows)
+    some = min(max(TILE // max(size_of_row, 1), 1), rows)
     whole = rows // some if some < rows else 0
 
     def of_rows(start: Any, count: int, q: Array, k: Array, v: Array) -> Array:
