@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from polyattn.arrays import Array, Backend, is_array
+from polyattn.arrays import Array, Backend, backend_of, is_array
 from polyattn.arrays.numbers import SameArray
 from polyattn.calls import answers, integral, shown, size
 from polyattn.normalizers.softmax import beside, finish, lift, merge
@@ -57,6 +58,7 @@ def selected_attention(
 def attend(
     who: str, query: Array, key: Array, value: Array, indices: Array, block_size: int, options: dict[str, Any]
 ) -> Array:
+    """`selected_attention` for what selects by itself: errors speak in the name of what the user called."""
     p = pose(who, query, key, value, **options)
     backend, xp = p.backend, p.backend.xp
     block_size = size(who, "block_size", block_size, 1)
@@ -68,7 +70,7 @@ def attend(
         return p.axes.leave(out, width=True)
     at = p.positions().q if p.mask is not None else None
     size_of_row = p.frame.batch * heads * picks * (p.k.shape[-1] + p.v.shape[-1])
-    some = min(max(TILE // size_of_row, 1), rows)
+    some = min(max(TILE // max(size_of_row, 1), 1), rows)
     whole = rows // some if some < rows else 0
 
     def of_rows(start: Any, count: int, q: Array, k: Array, v: Array) -> Array:
@@ -77,15 +79,24 @@ def attend(
 
         return _rows(p, part(q), k, v, part(chosen), None if at is None else part(at), heads, block_size)
 
+    k, v = _table(p.k), _table(p.v)
     parts = []
     if whole:
         again = backend.recomputed(lambda i, q, k, v: of_rows(i * some, some, q, k, v))
-        (tiles,) = backend.map(lambda i: (again(i, p.q, p.k, p.v),), whole)  # (n, B, Hq, some, E)
+        (tiles,) = backend.map(lambda i: (again(i, p.q, k, v),), whole)  # (n, B, Hq, some, E)
         tiles = xp.moveaxis(tiles, 0, 2)
         parts.append(xp.reshape(tiles, (*tiles.shape[:2], whole * some, tiles.shape[-1])))
     if whole * some < rows:
-        parts.append(of_rows(whole * some, rows - whole * some, p.q, p.k, p.v))
+        parts.append(of_rows(whole * some, rows - whole * some, p.q, k, v))
     return p.axes.leave(parts[0] if len(parts) == 1 else xp.concat(parts, axis=-2), width=True)
+
+
+def _table(x: Array) -> Array:
+    """The rows of all items and heads, one below the other, and a row of zeros for whatever is not seen."""
+    backend = backend_of(x)
+    xp, width = backend.xp, x.shape[-1]
+    nothing = xp.zeros((1, width), dtype=x.dtype, device=backend.device(x))
+    return xp.concat((xp.reshape(x, (math.prod(x.shape[:-1]), width)), nothing), axis=0)
 
 
 def _rows(
@@ -103,17 +114,17 @@ def _rows(
     if at is not None:
         allowed = allowed & (chosen <= at)
     shape = (batch, heads, n, chosen.shape[-1])
-    allowed = xp.broadcast_to(allowed, shape)[..., None]
+    allowed = xp.broadcast_to(allowed, shape)
 
-    def gathered(x: Array) -> Array:
-        """(B|1, Hkv, S, W) -> (B, heads, n, K, W), in the compute dtype; what is not seen is 0."""
-        items, kv_heads, _, width = x.shape
+    def gathered(x: Array, items: int) -> Array:
+        """A `_table` of (items, Hkv, S, W) -> (B, heads, n, K, W), in the compute dtype; what is not seen is 0."""
+        kv_heads = p.k.shape[1]
         item = xp.reshape(backend.arange(0, batch, x), (batch, 1, 1, 1)) if items > 1 else 0
         head = xp.reshape(backend.arange(0, heads, x), (heads, 1, 1)) // (heads // kv_heads)
         place = (item * kv_heads + head) * keys + xp.clip(chosen, 0, keys - 1)
-        place = xp.reshape(xp.broadcast_to(place, shape), (-1,))
-        found = backend.take(xp.reshape(x, (items * kv_heads * keys, width)), place, axis=0)
-        return xp.where(allowed, backend.astype(xp.reshape(found, (*shape, width)), p.compute_dtype), 0.0)
+        place = xp.where(allowed, xp.broadcast_to(place, shape), x.shape[0] - 1)
+        found = backend.take(x, xp.reshape(place, (-1,)), axis=0)
+        return backend.astype(xp.reshape(found, (*shape, x.shape[-1])), p.compute_dtype)
 
     def beside_rows(x: Any) -> Any:
         """A number of each query head, (1, Hq|1, 1, 1), beside scores (B, heads, n, G, K)."""
@@ -123,17 +134,17 @@ def _rows(
 
     q = xp.broadcast_to(backend.astype(q, p.compute_dtype), (batch, *q.shape[1:]))
     q = xp.permute_dims(xp.reshape(q, (batch, heads, group, n, q.shape[-1])), (0, 1, 3, 2, 4))
-    seen = xp.matrix_transpose(allowed)  # (B, heads, n, 1, K)
+    seen = allowed[..., None, :]  # (B, heads, n, 1, K)
     some = xp.any(seen, axis=-1, keepdims=True)
     q = xp.where(some, q, 0.0)  # a row that sees nothing reaches nobody, whatever it holds
-    s = backend.matmul(q, xp.matrix_transpose(gathered(k))) * beside_rows(p.scale)
-    found = lift(xp.where(seen, s, -xp.inf), gathered(v))
+    s = backend.matmul(q, xp.matrix_transpose(gathered(k, p.k.shape[0]))) * beside_rows(p.scale)
+    found = lift(xp.where(seen, s, -xp.inf), gathered(v, p.v.shape[0]))
     if p.sinks is not None:
         sink = xp.broadcast_to(beside_rows(p.sinks), (*s.shape[:-1], 1))
-        found = merge(found, beside(sink, v.shape[-1]))
+        found = merge(found, beside(sink, p.v.shape[-1]))
     out = xp.where(some, finish(found), 0.0)
     out = xp.permute_dims(out, (0, 1, 3, 2, 4))
-    return backend.astype(xp.reshape(out, (batch, heads * group, n, v.shape[-1])), p.q.dtype)
+    return backend.astype(xp.reshape(out, (batch, heads * group, n, p.v.shape[-1])), p.q.dtype)
 
 
 def _once(backend: Backend, chosen: Array) -> Array:

@@ -143,3 +143,13 @@ def forgetting(p: Params, x: Array) -> Any:
         weights.append(w)
         out = out + w @ (x @ p["w_v"][:, h]) @ p["w_o"][h]
     return out, of(x).stack(weights, -3)
+
+
+def masked(q: Array, k: Array, v: Array, sinks: Array, allowed: Any) -> Array:
+    """Grouped heads under a dense mask (B, H|Hkv|1, L, S), with sinks: (B, H, L, E); a row that sees nothing is 0."""
+    group, heads = q.shape[1] // k.shape[1], []
+    for h in range(q.shape[1]):
+        seen = allowed[:, h // (q.shape[1] // allowed.shape[1])].astype(float)
+        out, _ = attend(q[:, h], k[:, h // group], v[:, h // group], allowed=seen, sink=sinks[h])
+        heads.append(out)
+    return of(q).stack(heads, 1)
