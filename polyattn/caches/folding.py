@@ -23,6 +23,9 @@ from polyattn.problem import pose
 
 __all__ = ["Stored", "attend_stored", "folds"]
 
+#: Keys of a tile: of few rows a step of the fold costs more than its products (measured 2026-11-30).
+FEW_ROWS, MANY_ROWS = 2048, 512
+
 
 class Stored(Protocol):
     """Keys or values as a cache stores them: a frozen dataclass, whose arrays compilers see."""
@@ -65,14 +68,15 @@ def attend_stored(
     key: Stored,
     value: Stored,
     like: Array,
-    tile: int,
     *,
+    unit: int = 1,
     return_aux: AuxRequest | None = None,
     **options: Any,
 ) -> Any:
-    """`attention` of query (B, Hq, L, D) to what is stored, `tile` keys at a time; like: gives their dtype and device.
+    """`attention` of query (B, Hq, L, D) to what is stored, a tile of keys at a time.
 
-    A problem like any other, but that its keys lie elsewhere. For decoding: no derivative.
+    like: gives their dtype and device; unit: how many of them lie together, and are not cut. It is a problem like any
+    other, but that its keys lie elsewhere. For decoding: no derivative.
     """
     backend = backend_of(query)
     batch, kv_heads, keys, width = key.shape
@@ -88,6 +92,7 @@ def attend_stored(
     wanted = () if return_aux is None else return_aux.names(who)
     posed = pose(who, query[..., :1], column, column, wanted=wanted, **options)
     problem = replace(posed, q=query, k=key, v=value)
+    tile = max((FEW_ROWS if query.shape[2] < 16 else MANY_ROWS) // unit, 1) * unit
     arrays: list[Array] = []
     static = take_out((problem, plan(problem, Blockwise(keys=tile)), _Reading), arrays)
     out, lse = backend.compiled(_forward, static, arrays)

@@ -19,7 +19,6 @@ from polyattn.masks.algebra import Mask
 __all__ = ["PagedCache"]
 
 _WHO = "polyattn.caches.PagedCache"
-TILE = 512  # keys of a tile of the fold, in whole pages
 
 
 class PagedCache(NamedTuple):
@@ -220,8 +219,8 @@ class PagedCache(NamedTuple):
             return attention(query, self.key, self.value, **given, **options)
         table, sound = self._readable(who)
         key, value = (Pages(pool, table, sound) for pool in (self.key_pages, self.value_pages))
-        tile = max(TILE // self.page_size, 1) * self.page_size
-        return attend_stored(who, query, key, value, self.key_pages, tile, return_aux=return_aux, **options)
+        like, given = self.key_pages, {"unit": self.page_size, "return_aux": return_aux}
+        return attend_stored(who, query, key, value, like, **given, **options)
 
     def _whole(self, pool: Array) -> Array:
         table, sound = self._readable(f"{_WHO}.key")

@@ -18,7 +18,6 @@ from polyattn.masks.algebra import Mask
 __all__ = ["QuantizedCache"]
 
 _WHO = "polyattn.caches.QuantizedCache"
-TILE = 512  # keys of a tile of the fold
 MOST = 127  # of a signed byte, symmetric about 0
 
 
@@ -167,7 +166,7 @@ class QuantizedCache(NamedTuple):
             given = {"return_aux": return_aux, "implementation": implementation}
             return attention(query, self.key, self.value, **given, **options)
         key, value = Scaled(*self[:2]), Scaled(*self[2:4])
-        return attend_stored(who, query, key, value, self.key_scale, TILE, return_aux=return_aux, **options)
+        return attend_stored(who, query, key, value, self.key_scale, return_aux=return_aux, **options)
 
 
 def _rounded(x: Array) -> tuple[Array, Array]:

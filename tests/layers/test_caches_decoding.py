@@ -170,6 +170,24 @@ def test_every_implementation_reads_every_cache(implementation: str, kind: str) 
     assert eta(out, judged(kind)["out"], "float32") <= ACCEPTANCE
 
 
+@pytest.mark.parametrize("kind", ["paged", "quantised"])
+@pytest.mark.parametrize("library", ["numpy", "strict", "jax", "torch"])
+def test_a_fold_over_several_tiles_gives_the_same(
+    library: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles of two pages, or of ten keys with a rest of four; known lengths, and lengths that a compiler traces."""
+    for name in ("FEW_ROWS", "MANY_ROWS"):
+        monkeypatch.setattr(f"polyattn.caches.folding.{name}", 10)
+    bench = bench_of(library)
+    out, cache = decoded(bench, kind, (N,))
+    assert eta(out, judged(kind)["out"], "float32") <= ACCEPTANCE
+    if library == "jax":
+        q, sinks = bench.array(Q, "float32"), bench.array(SINKS, "float32")
+        cache = cache._replace(length=jnp.full((B,), N, jnp.int32))
+        call = jax.jit(lambda cache: cached_attention(q, cache, mask=masks.sliding_window(W), sinks=sinks))
+        assert eta(bench.numpy(call(cache)), judged(kind)["out"], "float32") <= ACCEPTANCE
+
+
 @every_kind
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 def test_the_old_cache_is_as_it_was(library: str, kind: str) -> None:

@@ -111,10 +111,10 @@ def test_released_pages_are_taken_again_unless_somebody_shares_them() -> None:
 def test_the_fold_gathers_no_sequence() -> None:
     """No array of the compiled step is as large as the keys of all sequences."""
     like = jnp.zeros((), jnp.float32)
-    cache = PagedCache.empty(4, 2, 16, pages=8, page_size=16, pages_per_sequence=256, like=like)
+    cache = PagedCache.empty(4, 2, 16, pages=8, page_size=16, pages_per_sequence=1024, like=like)
     step = jax.jit(lambda cache, q: cache.attend(q, is_causal=True, query_offset=cache.length))
     used = step.lower(cache, jnp.zeros((4, 2, 1, 16))).compile().memory_analysis()
-    gathered = 4 * 2 * 4096 * 16 * 4
+    gathered = 4 * 2 * 16384 * 16 * 4
     assert used.temp_size_in_bytes < gathered / 4
     reads = jax.jit(lambda cache: cache.key * 2).lower(cache).compile().memory_analysis()
     assert reads.output_size_in_bytes >= gathered
