@@ -16,7 +16,7 @@ class RecurrentCache(NamedTuple):
 
         out, state = linear_attention(q, k, v, ..., state=cache.state)     # polyattn.linear
         seen = concat([cache.tail, x])                                     # what a short convolution looks back to
-        cache = RecurrentCache(state, seen[:, -(kernel_size - 1):], cache.length + n)
+        cache = RecurrentCache(state, seen[:, n:], cache.length + n)          # x has n tokens
 
     It has no slots: nothing overflows, and no token can be read again or taken back.
 
