@@ -20,8 +20,8 @@ class Cache(Protocol):
 
     S is the number of slots. What a slot holds is the cache's affair: key and value may be kept (linear, circular),
     gathered (paged) or computed (latent) when they are read; where slots are not in the order of the tokens,
-    `positions` says where each key stands. A recurrent cache has `length` and `append` too, but a state
-    (`polyattn.linear`) where these have keys.
+    `positions` says where each key stands. A recurrent cache is none: it has
+    a state (`polyattn.linear`) where these have keys.
 
     One that is not to be read as a whole has `attend(query, **options)` besides, `attention` to what it holds, which
     layers ask then (paged, quantised).
