@@ -10,9 +10,9 @@ from typing import Any
 from polyattn import latent
 from polyattn._attention import AuxRequest, Wish
 from polyattn.arrays import Array, backend_of
-from polyattn.caches import Cache, KVCache
+from polyattn.caches import Cache, LatentCache
 from polyattn.layers.attending import AttentionLayer
-from polyattn.layers.heads import all_of, heads_first, joined, positions_of
+from polyattn.layers.heads import all_of, heads_first, joined, positions_of, turned
 from polyattn.layers.initializers import Distribution, initializer
 from polyattn.layers.layer import Layer, LayerResult, Parameter, Params, linear
 from polyattn.layers.norm import RMSNorm
@@ -40,7 +40,7 @@ class LatentAttention(AttentionLayer):
         layer(params, x, mask=, bias=, is_causal=, dropout_seed=) -> out
         layer.run(params, x, ..., cache=, return_aux=) -> LayerResult(out, cache, aux)
 
-    A cache has one kv head, the key [c; r] and the value c (`empty_cache`). Few queries beside many keys are computed
+    A cache is a `LatentCache`, or any of one kv head, with the key [c; r] and the value c. Few queries beside many keys are computed
     in the absorbed form, others with expanded keys: `polyattn.latent.latent_attention` says what they are.
 
     Source: DeepSeek-AI 2024, arXiv:2405.04434, equations 9 to 19; arXiv:2412.19437, equations 1 to 11.
@@ -114,10 +114,9 @@ class LatentAttention(AttentionLayer):
         ranks = {"kv_norm": self.kv_lora_rank, "q_norm": self.q_lora_rank}
         return {name: RMSNorm(n, epsilon=self.epsilon) for name, n in ranks.items() if n is not None}
 
-    def empty_cache(self, batch: int, capacity: int, *, like: Array) -> KVCache:
-        """A cache of latents for this layer, without tokens: R + P numbers a token, and R of them once more."""
-        rank = self.kv_lora_rank
-        return KVCache.empty(batch, 1, capacity, rank + self.qk_rope_head_dim, rank, like=like)
+    def empty_cache(self, batch: int, capacity: int, *, like: Array) -> LatentCache:
+        """A cache of latents for this layer, without tokens: R + P numbers a token."""
+        return LatentCache.empty(batch, capacity, self.kv_lora_rank, self.qk_rope_head_dim, like=like)
 
     def run(
         self,
@@ -137,7 +136,10 @@ class LatentAttention(AttentionLayer):
         start = 0 if cache is None else cache.length
         query, key, c = self.project(params, x, positions_of(x, start))
         if cache is not None:
-            cache = cache.append(key, c)
+            if isinstance(cache, LatentCache):  # of which the value is a part of the key
+                cache = cache.append(c[..., 0, :, :], key[..., 0, :, self.kv_lora_rank :])
+            else:
+                cache = cache.append(key, c)
             key = cache.key
         found = latent.attend(
             self.name,
@@ -168,6 +170,6 @@ class LatentAttention(AttentionLayer):
         c = self.norms["kv_norm"](params["kv_norm"], linear(x, params["w_dkv"]))[..., None, :, :]
         r = linear(x, params["w_kr"])[..., None, :, :]
         if self.rotary is not None:
-            t, r = self.rotary(t, positions), self.rotary(r, positions)
+            t, r = turned(self.rotary, t, positions), turned(self.rotary, r, positions)
         xp = backend_of(x).xp
         return xp.concat((q, t), axis=-1), xp.concat((c, r), axis=-1), c
