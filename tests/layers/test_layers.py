@@ -293,13 +293,19 @@ def test_a_call_changes_neither_params_nor_inputs(library: str) -> None:
 
 
 def single_head(
-    p: Any, x: Any, *, bend: Any = lambda s: s, norm: Any = lambda p, x: x, allowed: Any = 1.0
+    p: Any,
+    x: Any,
+    *,
+    bend: Any = lambda s: s,
+    norm: Any = lambda p, x: x,
+    weigh: Any = formulas.softmax,
+    allowed: Any = 1.0,
 ) -> Any:
-    """One head without biases: scores through `bend`, q and k through `norm`."""
+    """One head without biases: scores through `bend` and then `weigh`, q and k through `norm`."""
     q, k, v = (x @ p[f"w_{name}"][:, 0] for name in "qkv")
     q, k = norm(p.get("q_norm"), q), norm(p.get("k_norm"), k)
     scores = bend(q @ k.swapaxes(-1, -2) / 2.0)  # 1 / sqrt(4)
-    return formulas.softmax(scores, allowed) @ v
+    return weigh(scores, allowed) @ v
 
 
 def rms(p: Any, x: Any) -> Any:
@@ -315,6 +321,7 @@ OPTIONS: list[tuple[str, dict[str, Any], dict[str, Any], Any]] = [
     ("a function as mask", {"mask": masks.window(1, 1)}, {"mask": lambda b, h, q, kv: kv <= q}, partial(single_head, allowed=BAND * BEHIND)),
     ("score_mod", {"score_mod": mods.softcap(2.0)}, {}, partial(single_head, bend=lambda s: 2 * np.tanh(s / 2))),
     ("qk_norm", {"qk_norm": layers.RMSNorm(4, epsilon=1e-6)}, {}, partial(single_head, norm=rms)),
+    ("normalizer", {"normalizer": "sigmoid"}, {}, partial(single_head, weigh=lambda s, allowed: formulas.sigmoid(s) * allowed)),
     ("is_causal", {"is_causal": True}, {}, partial(single_head, allowed=BEHIND)),
     ("is_causal in the call", {}, {"is_causal": True}, partial(single_head, allowed=BEHIND)),
     ("is_causal taken back", {"is_causal": True}, {"is_causal": False}, single_head),
