@@ -59,9 +59,8 @@ def test_one_compiled_step_serves_every_position() -> None:
     model = replace(MODEL, logits_cap=30.0)  # no other test's
     params = mapped(lambda x: bench_of("jax").array(x, "float32"), PARAMS)
     list(generate(model, params, TEXT, length=12, piece=3))
-    assert (
-        _step(model, backend_of(params["embedding"]["table"]))._cache_size() == 2
-    )  # of a piece, and of one token
+    step: Any = _step(model, backend_of(params["embedding"]["table"]))
+    assert step._cache_size() == 2  # of a piece, and of one token
 
 
 def test_a_text_ends_before_a_token_that_stops_it() -> None:
