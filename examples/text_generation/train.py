@@ -19,14 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from generate import WEIGHTS, Written, one_of, write
-from language_model import CHARACTERS, LanguageModel, decode, encode
+from generate import WEIGHTS, one_of
+from language_model import CHARACTERS, decode, encode, language_model
 from ngram import tuned
 from rich.progress import track
 
 from polyattn import AuxRequest, weights
 from polyattn.arrays import Array, backend_of
-from polyattn.layers import Params
+from polyattn.generation import Choice, Sampling, generate, likeliest
+from polyattn.layers import LanguageModel, Params
 
 HERE = Path(__file__).parent
 LENGTH = 128  # characters in a training sequence
@@ -42,6 +43,14 @@ class Curve(NamedTuple):
     held_out: dict[int, float]  # by the number of steps done
 
 
+class Written(NamedTuple):
+    """A text that all three libraries wrote."""
+
+    text: str
+    margin: float  # how close a decision came to being another one, in units of the logits
+    apart: float  # by how much the libraries' logits of the text differ at most
+
+
 def read() -> tuple[Tokens, int]:
     """The text as numbers, and where its last tenth begins, which is held out."""
     text = (HERE / "shakespeare.txt").read_text("ascii")
@@ -55,7 +64,7 @@ def bits(model: LanguageModel, params: Params, tokens: Array) -> Array:
     logits = model(params, tokens[:, :-1])
     logits = logits - xp.max(logits, axis=-1, keepdims=True)
     log_p = logits - xp.log(xp.sum(xp.exp(logits), axis=-1, keepdims=True))
-    chosen = backend.arange(0, model.size, tokens) == tokens[:, 1:, None]
+    chosen = backend.arange(0, model.embedding.size, tokens) == tokens[:, 1:, None]
     return -xp.sum(xp.where(chosen, log_p, 0.0), axis=-1) / math.log(2.0)
 
 
@@ -104,23 +113,23 @@ def train(
     return params, curve
 
 
-def same_text(path: Path, prompt: str, length: int, seed: int | None) -> tuple[Written, float]:
-    """What all three libraries write from the file, and by how much their logits of that text differ at most.
-
-    RuntimeError if they do not write the same.
-    """
-    model = LanguageModel()
-    written, logits = {}, []
+def same_text(path: Path, prompt: str, length: int, choose: Choice) -> Written:
+    """What all three libraries write behind the prompt, with the model of the file; RuntimeError if it is not the same."""
+    model, given = language_model(), encode(prompt)
+    written, margins, logits = {}, [], []
     for name in ("numpy", "jax", "torch"):
         like = one_of(name)
         params = weights.load(path, like=like, layer=model)
-        written[name] = write(model, params, prompt, length, seed=seed)
+        tokens = list(generate(model, params, given, length=length, choose=choose))
+        written[name] = [token.number for token in tokens]
+        margins.append(min(token.margin for token in tokens))
         backend = backend_of(like)
-        tokens = backend.asarray([encode(prompt + written["numpy"].text)], backend.xp.int32, like)
-        logits.append(backend.to_numpy(model(params, tokens)))
-    if len({found.text for found in written.values()}) != 1:
-        raise RuntimeError(f"expected one text from all libraries, got {written}")
-    return min(written.values(), key=lambda found: found.margin), float(np.ptp(logits, axis=0).max())
+        whole = backend.asarray([given + written["numpy"]], backend.xp.int32, like)
+        logits.append(backend.to_numpy(backend.jit(model)(params, whole)))
+    texts = {name: decode(numbers) for name, numbers in written.items()}
+    if len(set(texts.values())) != 1:
+        raise RuntimeError(f"expected one text from all libraries, got {texts}")
+    return Written(texts["numpy"], min(margins), float(np.ptp(logits, axis=0).max()))
 
 
 def picture(
@@ -129,7 +138,7 @@ def picture(
     """The learning curve beside the baselines, and where a head of each block looks in a passage."""
     from matplotlib.figure import Figure
 
-    model = LanguageModel()
+    model = language_model()
     aux = model.run(params, jnp.asarray([passage]), return_aux=AuxRequest(weights=True)).aux
     figure = Figure(figsize=(11, 5.5), layout="constrained")
     axes: dict[Any, Any] = figure.subplot_mosaic([["curve", 0, 1], ["curve", 2, 3]], width_ratios=[2, 1, 1])
@@ -168,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         baseline = tuned(text[:start], orders, size)
         lines[f"{baseline.order}-gram"] = baseline.bits(text, start)
 
-    model, began = LanguageModel(), perf_counter()
+    model, began = language_model(), perf_counter()
     params, curve = train(model, tokens, start, given.steps, given.seed)
     print(f"{len(text):,} characters, the last {len(text) - start:,} held out; {given.steps} steps")
     print(f"trained in {perf_counter() - began:.0f} s")
@@ -183,10 +192,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         loaded = weights.load(path, like=one_of(name), layer=model)
         print(f"  {name:8} {evaluate(jax.jit(f) if name == 'jax' else f, loaded, tokens, start):.4f}")
 
-    for how, seed in (("the likeliest", None), ("drawn, seed 1", 1)):
-        written, apart = same_text(path, "MACBETH.\n", 400, seed)
+    ways = {"the likeliest": likeliest, "drawn, seed 1": Sampling(seed=1, temperature=0.7)}
+    for how, choose in ways.items():
+        written = same_text(path, "MACBETH.\n", 400, choose)
         print(f"\n{how}: numpy, jax and torch wrote the same {len(written.text)} characters")
-        print(f"nearest decision {written.margin:.1e}, logits apart by at most {apart:.1e}\n")
+        print(f"nearest decision {written.margin:.1e}, logits apart by at most {written.apart:.1e}\n")
         print("MACBETH.\n" + written.text)
     passage = encode("\nTo-morrow, and to-morrow")
     picture(given.out / "figure.png", curve, lines, params, passage)

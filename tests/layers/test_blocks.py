@@ -109,6 +109,68 @@ def test_an_encoder_is_its_blocks_and_then_the_norm() -> None:
         )
 
 
+BRANCHES = {
+    "Gemma 2, a norm before and one behind": (True, True),
+    "OLMo 2, one behind alone": (False, True),
+    "one behind, and one of the sum": (True, False),
+}
+
+
+@on_every_library
+@pytest.mark.parametrize("name", BRANCHES)
+def test_a_branch_norm_is_of_what_is_added(name: str, library: str) -> None:
+    has_norm, norm_first = BRANCHES[name]
+    norm, behind = layers.LayerNorm(8, epsilon=1e-5), layers.RMSNorm(8, epsilon=1e-6)
+    layer = layers.EncoderBlock(
+        layers.MultiHeadAttention(8, 2),
+        layers.MLP(8, 12, activation="relu"),
+        norm if has_norm else None,
+        norm_first=norm_first,
+        branch_norm=behind,
+    )
+
+    def formula(p: Any, x: Any) -> Any:
+        parts = (lambda x: formulas.multihead(p["attention"], x)[0], partial(formulas.mlp, p["mlp"]))
+        for number, part in enumerate(parts, 1):
+            given = formulas.layer_norm(p[f"norm_{number}"], x, 1e-5) if has_norm and norm_first else x
+            x = x + formulas.rms_norm(p[f"branch_norm_{number}"]["scale"], part(given), 1e-6)
+            x = x if norm_first else formulas.layer_norm(p[f"norm_{number}"], x, 1e-5)
+        return x
+
+    params, x = drawn(layer), normal(2, 5, 8)
+    out = applied(library, layer, params, x)
+    assert np.abs(out - formula(params, x)).max() <= room(formula, params, x) < 1e-4
+
+
+@on_every_library
+def test_blocks_of_a_tuple_take_turns(library: str) -> None:
+    """Two with a window, then one without, and so on; with a cache for each."""
+
+    def block(**more: Any) -> layers.EncoderBlock:
+        attention = layers.MultiHeadAttention(8, 2, is_causal=True, **more)
+        mlp, norm = layers.MLP(8, 12, activation="relu"), layers.LayerNorm(8, epsilon=1e-5)
+        return layers.EncoderBlock(attention, mlp, norm, norm_first=True)
+
+    near = block(mask=masks.sliding_window(2))
+    layer = layers.Encoder((near, near, block()), 5)
+    params, x = drawn(layer, size=0.3), normal(2, 6, 8)
+
+    def formula(p: Any, x: Any) -> Any:
+        for i in range(5):
+            allowed = np.tri(6) if i == 2 else np.tri(6) - np.tri(6, k=-2)
+            own = p[f"block_{i}"]
+            x, _ = formulas.encoder_block(own, x, norm_first=True, epsilon=1e-5, allowed=allowed)
+        return x
+
+    bound = room(formula, params, x)
+    assert np.abs(applied(library, layer, params, x) - formula(params, x)).max() <= bound < 1e-3
+    caches, pieces = layer.empty_cache(2, 6, like=x), []
+    for piece in (x[:, :4], x[:, 4:5], x[:, 5:]):
+        out, caches, _ = layer.run(params, piece, cache=caches)
+        pieces.append(out)
+    assert np.abs(np.concatenate(pieces, 1) - formula(params, x)).max() <= bound * 2.0**-29
+
+
 def seq2seq_formula(p: Any, x: Any, context: Any, *, lengths: tuple[int, ...] = (5, 5)) -> Any:
     seen = (np.arange(5) < np.array(lengths)[:, None])[:, None, :]
     n = x.shape[-2]

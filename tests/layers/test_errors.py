@@ -41,6 +41,9 @@ def run(layer: Any, *inputs: Any, **options: Any) -> Callable[[], Any]:
 
 PARAMS = init(ATTEND)
 CACHE = ATTEND.empty_cache(2, 6, like=X)
+TURNED = MHA(8, 2, rotary=Rotary())
+ENDS = np.asarray([0, 2, 5])
+ALONE = "they say where the documents of x begin, which see themselves alone"
 
 CONFIGURATION: dict[str, tuple[Callable[[], Any], str]] = {
     "heads": (lambda: MHA(8, 3), "MultiHeadAttention: expected num_heads to divide embed_dim, got embed_dim=8 and num_heads=3; change one of them, or give head_dim"),
@@ -107,6 +110,11 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "positions in doubt": (call(ATTEND, X, np.zeros((2, 7, 8)), is_causal=True), "MultiHeadAttention: expected query_offset, because the mask or score_mod compares positions and L = 5 differs from S = 7; got None, which is ambiguous: query_offset=0 aligns the first rows (PyTorch, JAX, Keras), query_offset='end' the last (FlashAttention, MLX, decoding with a cache)"),
     "cache and context": (run(ATTEND, X, X, cache=CACHE), "MultiHeadAttention: expected neither context nor query_offset with a cache, got context; a cache holds the earlier tokens of x, and x continues them"),
     "cache and query_offset": (run(ATTEND, X, cache=CACHE, query_offset=1), "MultiHeadAttention: expected neither context nor query_offset with a cache, got query_offset; a cache holds the earlier tokens of x, and x continues them"),
+    "packed documents and context": (call(ATTEND, X, X, cu_seqlens=ENDS), f"MultiHeadAttention: expected neither context nor query_offset nor cache with cu_seqlens, got context; {ALONE}"),
+    "packed documents and query_offset": (call(ATTEND, X, query_offset=1, cu_seqlens=ENDS), f"MultiHeadAttention: expected neither context nor query_offset nor cache with cu_seqlens, got query_offset; {ALONE}"),
+    "packed documents and cache": (run(ATTEND, X, cache=CACHE, cu_seqlens=ENDS), f"MultiHeadAttention: expected neither context nor query_offset nor cache with cu_seqlens, got cache; {ALONE}"),
+    "packed documents that end early": (call(ATTEND, X, cu_seqlens=ENDS[:2]), "MultiHeadAttention: expected cu_seqlens_q to go from 0 to L = 5 and never to fall, got [0, 2]; it is 0 and then the sums of the lengths"),
+    "positions of a context": (call(TURNED, X, X, positions=np.arange(5)), "MultiHeadAttention: expected positions in a layer with rotary and without context, got some beside a context; the mask goes by query_offset"),
     "caches of a stack": (run(STACK, X, cache=(CACHE,)), "Encoder: expected a cache for each of the 2 blocks, got 1; make them with empty_cache"),
     "params that miss one": (lambda: NORM({"bias": X}, X), "LayerNorm: expected params with the names ['bias', 'scale'], got dict without ['scale'] and with unexpected []; make them with layer.init(seed, like=x), or read them with polyattn.weights"),
     "params with one more": (lambda: NORM({**init(NORM), "gain": X}, X), "LayerNorm: expected params with the names ['bias', 'scale'], got dict without [] and with unexpected ['gain']; make them with layer.init(seed, like=x), or read them with polyattn.weights"),

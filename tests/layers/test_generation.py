@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from shared.running import bench_of, drawn, mapped
 
 from polyattn import layers
-from polyattn.generation import Sampling, generate, gumbel, likeliest
+from polyattn.arrays import backend_of
+from polyattn.generation import Sampling, _step, generate, gumbel, likeliest
 from polyattn.rotary import Rotary
 from polyattn.weights import from_format, to_format
 
@@ -51,6 +53,14 @@ def test_every_library_goes_on_with_the_same_text(library: str, choose: Any) -> 
 @pytest.mark.parametrize("piece", [1, 3, 8])
 def test_the_size_of_pieces_does_not_matter(library: str, piece: int) -> None:
     assert told(library, piece=piece) == told("numpy")
+
+
+def test_one_compiled_step_serves_every_position() -> None:
+    model = replace(MODEL, logits_cap=30.0)  # no other test's
+    params = mapped(lambda x: bench_of("jax").array(x, "float32"), PARAMS)
+    list(generate(model, params, TEXT, length=12, piece=3))
+    step: Any = _step(model, backend_of(params["embedding"]["table"]))
+    assert step._cache_size() == 2  # of a piece, and of one token
 
 
 def test_a_text_ends_before_a_token_that_stops_it() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from shared import formulas
 from shared.libraries import jax, jnp, torch
-from shared.running import LIBRARIES, Floats, applied, bench_of, drawn, mapped, normal
+from shared.running import LIBRARIES, Floats, apart, applied, bench_of, drawn, mapped, normal, torch_gradients
 
 from polyattn import AuxRequest, Blockwise, Reference, attention, layers, masks, mods
 from polyattn.dropout import fold_in
@@ -293,13 +293,19 @@ def test_a_call_changes_neither_params_nor_inputs(library: str) -> None:
 
 
 def single_head(
-    p: Any, x: Any, *, bend: Any = lambda s: s, norm: Any = lambda p, x: x, allowed: Any = 1.0
+    p: Any,
+    x: Any,
+    *,
+    bend: Any = lambda s: s,
+    norm: Any = lambda p, x: x,
+    weigh: Any = formulas.softmax,
+    allowed: Any = 1.0,
 ) -> Any:
-    """One head without biases: scores through `bend`, q and k through `norm`."""
+    """One head without biases: scores through `bend` and then `weigh`, q and k through `norm`."""
     q, k, v = (x @ p[f"w_{name}"][:, 0] for name in "qkv")
     q, k = norm(p.get("q_norm"), q), norm(p.get("k_norm"), k)
     scores = bend(q @ k.swapaxes(-1, -2) / 2.0)  # 1 / sqrt(4)
-    return formulas.softmax(scores, allowed) @ v
+    return weigh(scores, allowed) @ v
 
 
 def rms(p: Any, x: Any) -> Any:
@@ -315,6 +321,7 @@ OPTIONS: list[tuple[str, dict[str, Any], dict[str, Any], Any]] = [
     ("a function as mask", {"mask": masks.window(1, 1)}, {"mask": lambda b, h, q, kv: kv <= q}, partial(single_head, allowed=BAND * BEHIND)),
     ("score_mod", {"score_mod": mods.softcap(2.0)}, {}, partial(single_head, bend=lambda s: 2 * np.tanh(s / 2))),
     ("qk_norm", {"qk_norm": layers.RMSNorm(4, epsilon=1e-6)}, {}, partial(single_head, norm=rms)),
+    ("normalizer", {"normalizer": "sigmoid"}, {}, partial(single_head, weigh=lambda s, allowed: formulas.sigmoid(s) * allowed)),
     ("is_causal", {"is_causal": True}, {}, partial(single_head, allowed=BEHIND)),
     ("is_causal in the call", {}, {"is_causal": True}, partial(single_head, allowed=BEHIND)),
     ("is_causal taken back", {"is_causal": True}, {"is_causal": False}, single_head),
@@ -334,6 +341,70 @@ def test_options_enter_where_the_formula_has_them(
     assert np.abs(out - formula(params, x)).max() <= room(formula, params, x) < 1e-4
     if formula is not single_head:
         assert np.abs(out - single_head(params, x)).max() > 0.01
+
+
+def grouped(p: Any, x: Any) -> Any:
+    """Four query heads, two key heads, with the norms and the gate that p has; values of the keys where p has no w_v."""
+
+    def projected(name: str, w: Any) -> list[Any]:
+        heads = [x @ w[:, h] for h in range(w.shape[1])]
+        if f"{name}_norm" not in p:
+            return heads
+        scale = p[f"{name}_norm"].get("scale", 1.0)
+        if isinstance(scale, float) or len(scale) == 3:
+            return [formulas.rms_norm(scale, head, 1e-6) for head in heads]
+        whole = formulas.rms_norm(scale, formulas.of(x).concatenate(heads, -1), 1e-6)
+        return [whole[..., 3 * h : 3 * h + 3] for h in range(len(heads))]
+
+    q, k, v = projected("q", p["w_q"]), projected("k", p["w_k"]), projected("v", p.get("w_v", p["w_k"]))
+    out = 0
+    for h in range(4):
+        head = formulas.attend(q[h], k[h // 2], v[h // 2])[0]
+        if "w_g" in p:
+            gate = p["w_g"][:, h]  # (E,) for a head, (E, D) for its entries
+            head = head * formulas.sigmoid(x @ (gate if gate.ndim == 2 else gate[:, None]))
+        out = out + head @ p["w_o"][h]
+    return out
+
+
+def norm_of(dim: int, **more: Any) -> layers.RMSNorm:
+    return layers.RMSNorm(dim, epsilon=1e-6, **more)
+
+
+PLAIN: dict[str, Any] = {"num_kv_heads": 2, "head_dim": 3, "qkv_bias": False, "out_bias": False}
+GROUPED: dict[str, dict[str, Any]] = {
+    "v_norm": {"v_norm": norm_of(3)},
+    "v_norm without scale": {"v_norm": norm_of(3, use_scale=False)},
+    "tied_kv": {"tied_kv": True},
+    "tied_kv, before the norms": {"tied_kv": True, "qk_norm": norm_of(3), "v_norm": norm_of(3)},
+    "a gate for each head": {"output_gate": "head"},
+    "a gate for each entry": {"output_gate": "entry"},
+    "qk_norm over all heads": {"qk_norm": (norm_of(12), norm_of(6))},
+    "qk_norm of each head": {"qk_norm": (norm_of(3), norm_of(3))},
+}
+
+
+@on_every_library
+@pytest.mark.parametrize("name", GROUPED)
+def test_norms_gates_and_ties_enter_where_the_formula_has_them(name: str, library: str) -> None:
+    layer = layers.MultiHeadAttention(8, 4, **PLAIN, **GROUPED[name])
+    params, x = drawn(layer), normal(2, 5, 8)
+    out = applied(library, layer, params, x)
+    assert np.abs(out - grouped(params, x)).max() <= room(grouped, params, x) < 1e-4
+    if GROUPED[name] != {"tied_kv": True}:
+        bare = {n: w for n, w in params.items() if n in ("w_q", "w_k", "w_v", "w_o")}
+        assert np.abs(out - grouped(bare, x)).max() > 0.01
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_gradients_of_norms_gates_and_ties_are_those_of_the_formula(name: str) -> None:
+    """No further from the formula in float64 than four times what the formula in float32 is."""
+    layer = layers.MultiHeadAttention(8, 4, **PLAIN, **GROUPED[name])
+    params, x = drawn(layer), normal(2, 5, 8)
+    true, plain = (torch_gradients(grouped, params, x, dtype) for dtype in ("float64", "float32"))
+    found = torch_gradients(layer, params, x, "float32")
+    assert all(gradient.any() for gradient in found)
+    assert apart(found, true) <= 4 * apart(plain, true) < 1e-3
 
 
 def test_query_offset_moves_the_diagonal() -> None:

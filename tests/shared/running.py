@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
-from shared.libraries import jax
+from shared.libraries import jax, torch
 
 from polyattn.testing import Bench, MissingBench, load_bench
 
@@ -73,3 +73,21 @@ def numpied(bench: Bench, found: Any) -> Any:
         parts = (numpied(bench, x) for x in found)
         return type(found)(*parts) if hasattr(found, "_fields") else tuple(parts)
     return bench.numpy(found) if hasattr(found, "dtype") else found
+
+
+def torch_gradients(f: Callable[..., Any], params: Mapping[str, Any], x: Floats, dtype: str) -> list[Floats]:
+    """Of (f(params, x) * x).sum() in PyTorch: of every parameter, in their order, then of x."""
+    leaves: list[Any] = []
+
+    def leaf(w: Floats) -> Any:
+        leaves.append(torch.from_numpy(w).to(getattr(torch, dtype)).requires_grad_())
+        return leaves[-1]
+
+    held, at = mapped(leaf, params), leaf(x)
+    (f(held, at) * at).sum().backward()
+    return [w.grad.double().numpy() for w in leaves]
+
+
+def apart(some: Sequence[Floats], others: Sequence[Floats]) -> float:
+    """The largest difference of any two entries."""
+    return max(float(np.abs(a - b).max()) for a, b in zip(some, others, strict=True))
