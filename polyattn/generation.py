@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,8 +103,8 @@ def generate(
     """The tokens that follow, at most `length`, each as soon as it is chosen; none of `stop`, before which it ends.
 
     tokens: the text so far, at least one. choose: `likeliest`, a `Sampling`, or any function of logits and position.
-    The text goes into the caches of the model `piece` tokens at a time, then each token as it comes; on JAX as one
-    compiled step, which serves every position. The choice is made in float64 on NumPy for all libraries, so that they
+    The text goes into the caches of the model `piece` tokens at a time, then each token as it comes; on JAX through
+    compiled blocks, which serve every position. The choice is made in float64 on NumPy for all libraries, so that they
     differ by their logits alone; `margin` tells how near a choice came to being another one.
 
     >>> from polyattn.layers import MLP, CausalSelfAttention, Embedding, Encoder, EncoderBlock, RMSNorm
@@ -138,12 +138,14 @@ def _tokens(
 ) -> Iterator[Token]:
     like = params["embedding"]["table"]
     backend = backend_of(like)
+    model.check_params(params, like)
+    model.trunk.check_params(params["trunk"], like)
     params = _constant(params)
     step = _step(model, backend)
     caches = model.empty_cache(1, len(text) + length, like=like)
     if backend.jits:  # an array, so that one program serves every position
-        none = backend.asarray(0, backend.xp.int32, like)
-        caches = tuple(empty._replace(length=none) for empty in caches)
+        int32 = backend.xp.int32
+        caches = tuple(empty._replace(length=backend.asarray(0, int32, like)) for empty in caches)
     done = 0
     while done < len(text):
         rest = len(text) - done
@@ -163,13 +165,34 @@ def _tokens(
 
 @cache
 def _step(model: LanguageModel, backend: Backend) -> Callable[..., Any]:
-    """(params, tokens (1, n), caches) -> logits of the next token (vocabulary,), and the caches with the n tokens."""
+    """(params, tokens (1, n), caches) -> logits of the next token (vocabulary,), and the caches with the n tokens.
 
-    def step(params: Params, tokens: Array, caches: Sequence[Any]) -> tuple[Array, Sequence[Any]]:
-        trunk = model.trunk_of(params, tokens, cache=caches)
-        return model.logits(params, trunk.out[..., -1:, :])[0, 0, :], trunk.cache
+    Equal blocks share a program: as one program, thirty of them compile thirty times as long. It may write into the
+    cache that it is given, since nobody else has that one.
+    """
+    trunk = model.trunk
 
-    return backend.jit(step)
+    def through(block: Any, params: Params, x: Array, cache: Any) -> tuple[Array, Any]:
+        found = block.run(params, x, cache=cache)
+        return found.out, found.cache
+
+    def leave(params: Params, norm: Params | None, x: Array) -> Array:
+        x = x[..., -1:, :]
+        return model.logits(params, x if trunk.final_norm is None else trunk.final_norm(norm, x))[0, 0, :]
+
+    programs = {block: backend.jit(partial(through, block), given_up=2) for block in set(trunk.blocks)}
+    blocks = [programs[block] for block in trunk.blocks]
+    first, last = backend.jit(model.vectors), backend.jit(leave)
+
+    def step(params: Params, tokens: Array, caches: Sequence[Any]) -> tuple[Array, list[Any]]:
+        own = {name: x for name, x in params.items() if name != "trunk"}
+        x, longer = first(own, tokens), []
+        for i, (block, cache) in enumerate(zip(blocks, caches, strict=True)):
+            x, cache = block(params["trunk"][f"block_{i}"], x, cache)
+            longer.append(cache)
+        return last(own, params["trunk"].get("norm"), x), longer
+
+    return step
 
 
 def _constant(params: Any) -> Any:
