@@ -187,9 +187,9 @@ def _step(model: LanguageModel, backend: Backend) -> Callable[..., Any]:
     def step(params: Params, tokens: Array, caches: Sequence[Any]) -> tuple[Array, list[Any]]:
         own = {name: x for name, x in params.items() if name != "trunk"}
         x, longer = first(own, tokens), []
-        for i, (block, cache) in enumerate(zip(blocks, caches, strict=True)):
-            x, cache = block(params["trunk"][f"block_{i}"], x, cache)
-            longer.append(cache)
+        for i, (block, earlier) in enumerate(zip(blocks, caches, strict=True)):
+            x, all_of_them = block(params["trunk"][f"block_{i}"], x, earlier)
+            longer.append(all_of_them)
         return last(own, params["trunk"].get("norm"), x), longer
 
     return step
