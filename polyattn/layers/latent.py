@@ -168,6 +168,6 @@ class LatentAttention(AttentionLayer):
         c = self.norms["kv_norm"](params["kv_norm"], linear(x, params["w_dkv"]))[..., None, :, :]
         r = linear(x, params["w_kr"])[..., None, :, :]
         if self.rotary is not None:
-            t, r = self.rotary(t, positions), self.rotary(r, positions)
+            t, r = self.rotary.both(t, r, positions)
         xp = backend_of(x).xp
         return xp.concat((q, t), axis=-1), xp.concat((c, r), axis=-1), c

@@ -230,7 +230,7 @@ class MultiHeadAttention(OneAttention):
                     f"{self.name}: expected positions in a layer with rotary and without context, got some "
                     f"{'beside a context' if self.rotary else 'without rotary'}; the mask goes by query_offset"
                 )
-            q, k = self.rotary(q, positions), self.rotary(k, positions)
+            q, k = self.rotary.both(q, k, positions)
         elif self.rotary is not None:
             q, k = self._turn(self.rotary, q, k, query_offset, cached=cache is not None)
         attend: Callable[..., Any] = self.attend
@@ -313,8 +313,9 @@ class MultiHeadAttention(OneAttention):
             )
         start = keys - length if isinstance(offset, str) else 0 if offset is None else offset
         position = positions_of(q, start)
-        at_keys = position if cached else backend.arange(0, keys, k)
-        return rotary(q, position), rotary(k, at_keys)
+        if cached or offset is None:
+            return rotary.both(q, k, position)
+        return rotary(q, position), rotary(k, backend.arange(0, keys, k))
 
 
 def _normed(norm: Norm, params: Params, x: Array) -> Array:
