@@ -141,7 +141,7 @@ def _tokens(
     model.check_params(params, like)
     model.trunk.check_params(params["trunk"], like)
     params = _constant(params)
-    step = _step(model, backend)
+    step, scores_of = _programs(model, backend)
     caches = model.empty_cache(1, len(text) + length, like=like)
     if backend.jits:  # an array, so that one program serves every position
         int32 = backend.xp.int32
@@ -151,21 +151,24 @@ def _tokens(
         rest = len(text) - done
         n = piece if rest >= piece else 1 if backend.jits else rest  # programs of two sizes alone
         part = backend.asarray([text[done : done + n]], backend.xp.int32, like)
-        logits, caches = step(params, part, caches)
+        x, caches = step(params, part, caches)
         done += n
     for _ in range(length):
-        scores = choose(np.asarray(backend.to_numpy(logits), np.float64), done)
+        scores = choose(np.asarray(backend.to_numpy(scores_of(params, x)), np.float64), done)
         second, best = np.argsort(scores, kind="stable")[-2:] if len(scores) > 1 else (0, 0)
         if int(best) in stop:
             return
         yield Token(int(best), float(scores[best] - scores[second]))
-        logits, caches = step(params, backend.asarray([[int(best)]], backend.xp.int32, like), caches)
+        x, caches = step(params, backend.asarray([[int(best)]], backend.xp.int32, like), caches)
         done += 1
 
 
 @cache
-def _step(model: LanguageModel, backend: Backend) -> Callable[..., Any]:
-    """(params, tokens (1, n), caches) -> logits of the next token (vocabulary,), and the caches with the n tokens.
+def _programs(model: LanguageModel, backend: Backend) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The way of n tokens through the blocks, and what its end says of the next token.
+
+        (params, tokens (1, n), caches) -> vectors (1, n, embed_dim), and the caches with the n tokens
+        (params, vectors) -> logits (vocabulary,)
 
     Equal blocks share a program: as one program, thirty of them compile thirty times as long. It may write into the
     cache that it is given, since nobody else has that one.
@@ -176,23 +179,30 @@ def _step(model: LanguageModel, backend: Backend) -> Callable[..., Any]:
         found = block.run(params, x, cache=cache)
         return found.out, found.cache
 
-    def leave(params: Params, norm: Params | None, x: Array) -> Array:
+    def last(params: Params, norm: Params | None, x: Array) -> Array:
         x = x[..., -1:, :]
         return model.logits(params, x if trunk.final_norm is None else trunk.final_norm(norm, x))[0, 0, :]
 
     programs = {block: backend.jit(partial(through, block), given_up=2) for block in set(trunk.blocks)}
     blocks = [programs[block] for block in trunk.blocks]
-    first, last = backend.jit(model.vectors), backend.jit(leave)
+    enter, leave = backend.jit(model.vectors), backend.jit(last)
+
+    def around(
+        params: Params,
+    ) -> Params:  # a program is given what it reads: each array costs a call some time
+        return {name: x for name, x in params.items() if name != "trunk"}
 
     def step(params: Params, tokens: Array, caches: Sequence[Any]) -> tuple[Array, list[Any]]:
-        own = {name: x for name, x in params.items() if name != "trunk"}
-        x, longer = first(own, tokens), []
+        x, longer = enter(around(params), tokens), []
         for i, (block, earlier) in enumerate(zip(blocks, caches, strict=True)):
             x, all_of_them = block(params["trunk"][f"block_{i}"], x, earlier)
             longer.append(all_of_them)
-        return last(own, params["trunk"].get("norm"), x), longer
+        return x, longer
 
-    return step
+    def scores(params: Params, x: Array) -> Any:
+        return leave(around(params), params["trunk"].get("norm"), x)
+
+    return step, scores
 
 
 def _constant(params: Any) -> Any:
