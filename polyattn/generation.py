@@ -17,6 +17,7 @@ from polyattn.layers import LanguageModel, Params
 __all__ = ["Sampling", "Token", "generate", "likeliest"]
 
 _WHO = "polyattn.generation"
+ROOM = 256  # caches hold a multiple of it where programs are compiled, so that texts of many lengths share them
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 #: (logits (vocabulary,) in float64, position of the next token) -> scores, whose largest names the next token.
 Choice = Callable[[Floats, int], Floats]
@@ -142,7 +143,10 @@ def _tokens(
     model.trunk.check_params(params["trunk"], like)
     params = _constant(params)
     step, scores_of = _programs(model, backend)
-    caches = model.empty_cache(1, len(text) + length, like=like)
+    capacity = len(text) + length
+    if backend.jits:
+        capacity += -capacity % ROOM
+    caches = model.empty_cache(1, capacity, like=like)
     if backend.jits:  # an array, so that one program serves every position
         int32 = backend.xp.int32
         caches = tuple(empty._replace(length=backend.asarray(0, int32, like)) for empty in caches)
@@ -179,7 +183,7 @@ def _programs(model: LanguageModel, backend: Backend) -> tuple[Callable[..., Any
         found = block.run(params, x, cache=cache)
         return found.out, found.cache
 
-    def last(params: Params, norm: Params | None, x: Array) -> Array:
+    def last(params: Params, norm: Any, x: Array) -> Array:
         x = x[..., -1:, :]
         return model.logits(params, x if trunk.final_norm is None else trunk.final_norm(norm, x))[0, 0, :]
 
