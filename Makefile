@@ -20,6 +20,7 @@ chat: .venv/ready
 test: lint chromium docs aot-tests
 	$(BIN)/python benchmarks/run.py --smoke
 	$(BIN)/python benchmarks/gpu.py --smoke
+	$(BIN)/python benchmarks/decoding.py --smoke
 	$(BIN)/python -m pytest -n 2 -m "not gpu and not aot"
 
 # Under a minute: the mathematics on NumPy and on the strict array API.
@@ -58,6 +59,7 @@ lint: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/figures.py benchmarks/results
 
 docs: .venv/ready

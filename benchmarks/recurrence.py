@@ -1,14 +1,11 @@
-"""Linear attention in chunks against the recurrence, token by token: seconds of both in one run, and their ratio.
-
-    python benchmarks/recurrence.py
+"""Linear attention in chunks and token by token, as `decoding.py` times them.
 
 Forward, float32, batch 1, 4 heads of width 64, the rules of the gated delta net (a decay a head) and of KDA (a decay for
-each entry of the key). A ratio above 1 says that chunks are faster. On JAX both are compiled.
+each entry of the key). On JAX both are compiled.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -42,33 +39,3 @@ def work(library: str, given: list[Any], chunk_size: int) -> Callable[[], Any]:
 
     compiled, moved = jax.jit(call), [jax.numpy.asarray(x) for x in given]
     return lambda: jax.block_until_ready(compiled(*moved))
-
-
-def seconds(f: Callable[[], Any]) -> float:
-    """The fastest of three, after one that compiles."""
-    f()
-    found = []
-    for _ in range(3):
-        start = time.perf_counter()
-        f()
-        found.append(time.perf_counter() - start)
-    return min(found)
-
-
-def main() -> None:
-    print("| rule | library | L | token by token, ms | in chunks, ms | ratio |")
-    print("|---|---|--:|--:|--:|--:|")
-    for rule, chunk_size in CHUNK.items():
-        for library in ("numpy", "jax", "torch"):
-            for length in (1, 16, 128, 1024):
-                given = arrays(rule, length)
-                slow, fast = (seconds(work(library, given, size)) for size in (1, chunk_size))
-                ratio = slow / fast
-                print(
-                    f"| {rule} | {library} | {length} | {1e3 * slow:.2f} | {1e3 * fast:.2f} | {ratio:.1f} |",
-                    flush=True,
-                )
-
-
-if __name__ == "__main__":
-    main()

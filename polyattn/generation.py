@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,9 @@ from polyattn.layers import LanguageModel, Params
 __all__ = ["Choice", "Sampling", "Token", "generate", "likeliest"]
 
 _WHO = "polyattn.generation"
+ROOM = (
+    256  # caches hold a multiple of it where programs are compiled, so that texts of many lengths share them
+)
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 #: (logits (vocabulary,) in float64, position of the next token) -> scores, whose largest names the next token.
 Choice = Callable[[Floats, int], Floats]
@@ -103,8 +106,8 @@ def generate(
     """The tokens that follow, at most `length`, each as soon as it is chosen; none of `stop`, before which it ends.
 
     tokens: the text so far, at least one. choose: `likeliest`, a `Sampling`, or any function of logits and position.
-    The text goes into the caches of the model `piece` tokens at a time, then each token as it comes; on JAX as one
-    compiled step, which serves every position. The choice is made in float64 on NumPy for all libraries, so that they
+    The text goes into the caches of the model `piece` tokens at a time, then each token as it comes; on JAX through
+    compiled blocks, which serve every position. The choice is made in float64 on NumPy for all libraries, so that they
     differ by their logits alone; `margin` tells how near a choice came to being another one.
 
     >>> from polyattn.layers import MLP, CausalSelfAttention, Embedding, Encoder, EncoderBlock, RMSNorm
@@ -138,38 +141,74 @@ def _tokens(
 ) -> Iterator[Token]:
     like = params["embedding"]["table"]
     backend = backend_of(like)
+    model.check_params(params, like)
+    model.trunk.check_params(params["trunk"], like)
     params = _constant(params)
-    step = _step(model, backend)
-    caches = model.empty_cache(1, len(text) + length, like=like)
+    step, scores_of = _programs(model, backend)
+    capacity = len(text) + length
+    if backend.jits:
+        capacity += -capacity % ROOM
+    caches = model.empty_cache(1, capacity, like=like)
     if backend.jits:  # an array, so that one program serves every position
-        none = backend.asarray(0, backend.xp.int32, like)
-        caches = tuple(empty._replace(length=none) for empty in caches)
+        int32 = backend.xp.int32
+        caches = tuple(empty._replace(length=backend.asarray(0, int32, like)) for empty in caches)
     done = 0
     while done < len(text):
         rest = len(text) - done
         n = piece if rest >= piece else 1 if backend.jits else rest  # programs of two sizes alone
         part = backend.asarray([text[done : done + n]], backend.xp.int32, like)
-        logits, caches = step(params, part, caches)
+        x, caches = step(params, part, caches)
         done += n
     for _ in range(length):
-        scores = choose(np.asarray(backend.to_numpy(logits), np.float64), done)
+        scores = choose(np.asarray(backend.to_numpy(scores_of(params, x)), np.float64), done)
         second, best = np.argsort(scores, kind="stable")[-2:] if len(scores) > 1 else (0, 0)
         if int(best) in stop:
             return
         yield Token(int(best), float(scores[best] - scores[second]))
-        logits, caches = step(params, backend.asarray([[int(best)]], backend.xp.int32, like), caches)
+        x, caches = step(params, backend.asarray([[int(best)]], backend.xp.int32, like), caches)
         done += 1
 
 
 @cache
-def _step(model: LanguageModel, backend: Backend) -> Callable[..., Any]:
-    """(params, tokens (1, n), caches) -> logits of the next token (vocabulary,), and the caches with the n tokens."""
+def _programs(model: LanguageModel, backend: Backend) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The way of n tokens through the blocks, and what its end says of the next token.
 
-    def step(params: Params, tokens: Array, caches: Sequence[Any]) -> tuple[Array, Sequence[Any]]:
-        trunk = model.trunk_of(params, tokens, cache=caches)
-        return model.logits(params, trunk.out[..., -1:, :])[0, 0, :], trunk.cache
+        (params, tokens (1, n), caches) -> vectors (1, n, embed_dim), and the caches with the n tokens
+        (params, vectors) -> logits (vocabulary,)
 
-    return backend.jit(step)
+    Equal blocks share a program: as one program, thirty of them compile thirty times as long. It may write into the
+    cache that it is given, since nobody else has that one.
+    """
+    trunk = model.trunk
+
+    def through(block: Any, params: Params, x: Array, cache: Any) -> tuple[Array, Any]:
+        found = block.run(params, x, cache=cache)
+        return found.out, found.cache
+
+    def last(params: Params, norm: Any, x: Array) -> Array:
+        x = x[..., -1:, :]
+        return model.logits(params, x if trunk.final_norm is None else trunk.final_norm(norm, x))[0, 0, :]
+
+    programs = {block: backend.jit(partial(through, block), given_up=2) for block in set(trunk.blocks)}
+    blocks = [programs[block] for block in trunk.blocks]
+    enter, leave = backend.jit(model.vectors), backend.jit(last)
+
+    def around(
+        params: Params,
+    ) -> Params:  # a program is given what it reads: each array costs a call some time
+        return {name: x for name, x in params.items() if name != "trunk"}
+
+    def step(params: Params, tokens: Array, caches: Sequence[Any]) -> tuple[Array, list[Any]]:
+        x, longer = enter(around(params), tokens), []
+        for i, (block, earlier) in enumerate(zip(blocks, caches, strict=True)):
+            x, all_of_them = block(params["trunk"][f"block_{i}"], x, earlier)
+            longer.append(all_of_them)
+        return x, longer
+
+    def scores(params: Params, x: Array) -> Any:
+        return leave(around(params), params["trunk"].get("norm"), x)
+
+    return step, scores
 
 
 def _constant(params: Any) -> Any:

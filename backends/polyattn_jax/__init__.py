@@ -120,8 +120,8 @@ class JaxBackend(Backend):
 
     jits = True
 
-    def jit(self, f: Callable[..., Any]) -> Callable[..., Any]:
-        return jax.jit(f)
+    def jit(self, f: Callable[..., Any], *, given_up: int | None = None) -> Callable[..., Any]:
+        return jax.jit(f, donate_argnums=() if given_up is None else given_up)
 
     def derivative(self, f: Callable[[Array], Array], x: Array, cotangent: Array) -> Array:
         return jax.vjp(f, x)[1](cotangent)[0]

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import replace
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 import array_api_compat.numpy as xp
@@ -134,6 +134,14 @@ def _alone(run: Callable[..., Any]) -> Callable[..., Any]:
     return run_alone
 
 
+@cache  # NumPy spells a name out anew each time, which took a tenth of a step of decoding (2026-11-30)
+def _compute_dtype(dtype: Any) -> Any:
+    # By name, because ml_dtypes.bfloat16 is not a dtype of the array API namespace.
+    if dtype.name in ("float16", "bfloat16", "float32"):
+        return xp.dtype(xp.float32)
+    return dtype if dtype.kind == "f" and dtype.itemsize >= 8 else None
+
+
 class NumpyBackend(Backend):
     implementations = (
         replace(BLOCKWISE, passed_over=few_rows(16), transforms=frozenset({"grad"})),  # attention_vjp
@@ -141,10 +149,7 @@ class NumpyBackend(Backend):
     )
 
     def compute_dtype(self, dtype: Any) -> Any:
-        # By name, because ml_dtypes.bfloat16 is not a dtype of the array API namespace.
-        if dtype.name in ("float16", "bfloat16", "float32"):
-            return xp.dtype(xp.float32)
-        return dtype if dtype.kind == "f" and dtype.itemsize >= 8 else None
+        return _compute_dtype(dtype)
 
     def refuses(self, kind: type) -> str | None:
         # A class that rounds or counts on purpose is welcome (`polyattn.truth.rounding` has one).
@@ -161,6 +166,9 @@ class NumpyBackend(Backend):
 
     def device(self, x: Array) -> Any:
         return "cpu"
+
+    def clip(self, x: Array, least: int, most: int) -> Array:
+        return np.minimum(np.maximum(x, least), most)  # array_api_compat's takes ten times as long
 
     def arange(self, start: int, stop: int, like: Array) -> Array:
         return np.arange(start, stop, dtype=np.int32)
@@ -179,6 +187,14 @@ class NumpyBackend(Backend):
             # one as it comes free, and results are put in order, so the bits do not depend on threads.
             results = _by_workers(f, range(n - 1, -1, -1))[::-1]
         return tuple(xp.stack(parts) for parts in zip(*results, strict=True))
+
+    def put(self, x: Array, start: Any, tile: Array, axis: int) -> Array:
+        start, end = int(start), int(start) + tile.shape[axis]
+        if start < 0 or end > x.shape[axis]:
+            return super().put(x, start, tile, axis)
+        out = x.copy()
+        out[(..., slice(start, end), *(slice(None),) * (-axis - 1))] = tile
+        return out
 
     def matmul(self, a: Array, b: Array) -> Array:
         """Shared out in whole matrices, or a fixed number of rows of one, so that the bits are those of one thread."""
@@ -208,6 +224,16 @@ class NumpyBackend(Backend):
         else:
             _by_workers(product, parts)
         return out
+
+    def jit(self, f: Callable[..., Any], *, given_up: int | None = None) -> Callable[..., Any]:
+        """f as it is, its products under one limit: to set that for each takes longer than a small product."""
+
+        @wraps(f)
+        def held(*arrays: Any) -> Any:
+            with _one_blas_thread():
+                return f(*arrays)
+
+        return held
 
     def derivative(self, f: Callable[[Array], Array], x: Array, cotangent: Array) -> Array:
         try:

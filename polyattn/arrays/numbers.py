@@ -55,6 +55,10 @@ class Numbers:
             indices = self.astype(indices, xp.int32)
         return xp.take(x, indices, axis=axis)
 
+    def clip(self, x: Array, least: int, most: int) -> Array:
+        """x, brought to the nearer of two bounds."""
+        return self.xp.clip(x, least, most)
+
     def cos(self, x: Array) -> Array:
         """The cosine, to the full precision of x's dtype."""
         return self.xp.cos(x)

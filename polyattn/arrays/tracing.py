@@ -56,8 +56,11 @@ class Tracing:
     #: Whether `jit` compiles, so that what changes from call to call is best an array.
     jits = False
 
-    def jit(self, f: Callable[..., Any]) -> Callable[..., Any]:
-        """f, a function of arrays in tuples and dicts, as one program where the library makes one quickly."""
+    def jit(self, f: Callable[..., Any], *, given_up: int | None = None) -> Callable[..., Any]:
+        """f, a function of arrays in tuples and dicts, as one program where the library makes one quickly.
+
+        given_up: the number of an argument that the caller has no more use for, whose memory the program may take.
+        """
         return f
 
     def derivative(self, f: Callable[[Array], Array], x: Array, cotangent: Array) -> Array:

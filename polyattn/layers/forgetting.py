@@ -111,8 +111,7 @@ class ForgettingAttention(AttentionLayer):
         if self.qk_norm is not None:
             q, k = self.qk_norm(params["q_norm"], q), self.qk_norm(params["k_norm"], k)
         if self.rotary is not None:
-            at = positions_of(x, start)
-            q, k = self.rotary(q, at), self.rotary(k, at)
+            q, k = self.rotary.both(q, k, positions_of(x, start))
         log_f = xp.matrix_transpose(_log_sigmoid(linear(x, params["w_f"], params["b_f"])))  # (..., H, L)
         if cache is not None:
             self.check_cache(cache)

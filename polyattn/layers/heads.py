@@ -11,14 +11,14 @@ from polyattn.layers.layer import linear
 from polyattn.masks import Mask, from_array, mask_mod
 from polyattn.rotary import Rotary
 
-__all__ = ["all_of", "heads_first", "joined", "positions_of", "turned"]
+__all__ = ["all_of", "heads_first", "joined", "positions_of", "reach"]
 
 
-def turned(rotary: Rotary, x: Array, positions: Array) -> Array:
-    """x (..., H, L, D) turned to its positions; the text is as long as its last position says."""
+def reach(rotary: Rotary, positions: Array) -> dict[str, Array]:
+    """The length of a text, as its last position says it, for a rotary embedding that asks for it."""
     if rotary.scaling is None or not rotary.scaling.needs_length or 0 in positions.shape:
-        return rotary(x, positions)
-    return rotary(x, positions, length=backend_of(x).xp.max(positions) + 1)
+        return {}
+    return {"length": backend_of(positions).xp.max(positions) + 1}
 
 
 def heads_first(x: Array) -> Array:

@@ -62,10 +62,14 @@ class LanguageModel(AttentionLayer):
     def trunk_of(self, params: Params, tokens: Array, **options: Any) -> LayerResult:
         """The same before the head: vectors (..., L, embed_dim)."""
         self.check_params(params, tokens)
+        return self.trunk.run(params["trunk"], self.vectors(params, tokens), **options)
+
+    def vectors(self, params: Params, tokens: Array) -> Array:
+        """What enters the first block, (..., L, embed_dim)."""
         x = self.embedding(params["embedding"], tokens)
-        if self.embedding_scale is not None:
-            x = x * backend_of(x).asarray(self.embedding_scale, x.dtype, x)
-        return self.trunk.run(params["trunk"], x, **options)
+        if self.embedding_scale is None:
+            return x
+        return x * backend_of(x).asarray(self.embedding_scale, x.dtype, x)
 
     def logits(self, params: Params, x: Array) -> Array:
         """What the last vectors (..., embed_dim) say of the next tokens, (..., vocabulary)."""

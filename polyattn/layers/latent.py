@@ -12,7 +12,7 @@ from polyattn._attention import AuxRequest, Wish
 from polyattn.arrays import Array, backend_of
 from polyattn.caches import Cache, LatentCache
 from polyattn.layers.attending import AttentionLayer
-from polyattn.layers.heads import all_of, heads_first, joined, positions_of, turned
+from polyattn.layers.heads import all_of, heads_first, joined, positions_of, reach
 from polyattn.layers.initializers import Distribution, initializer
 from polyattn.layers.layer import Layer, LayerResult, Parameter, Params, linear
 from polyattn.layers.norm import RMSNorm
@@ -170,6 +170,6 @@ class LatentAttention(AttentionLayer):
         c = self.norms["kv_norm"](params["kv_norm"], linear(x, params["w_dkv"]))[..., None, :, :]
         r = linear(x, params["w_kr"])[..., None, :, :]
         if self.rotary is not None:
-            t, r = turned(self.rotary, t, positions), turned(self.rotary, r, positions)
+            t, r = self.rotary.both(t, r, positions, **reach(self.rotary, positions))
         xp = backend_of(x).xp
         return xp.concat((q, t), axis=-1), xp.concat((c, r), axis=-1), c

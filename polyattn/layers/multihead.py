@@ -16,7 +16,7 @@ from polyattn.arrays import Array, backend_of, is_array
 from polyattn.caches import Cache, KVCache
 from polyattn.layers.activations import sigmoid
 from polyattn.layers.attending import OneAttention
-from polyattn.layers.heads import all_of, heads_first, positions_of, turned
+from polyattn.layers.heads import all_of, heads_first, positions_of, reach
 from polyattn.layers.initializers import ZEROS, Distribution, initializer
 from polyattn.layers.layer import Layer, LayerResult, Parameter, Params, linear
 from polyattn.layers.norm import Norm
@@ -230,7 +230,7 @@ class MultiHeadAttention(OneAttention):
                     f"{self.name}: expected positions in a layer with rotary and without context, got some "
                     f"{'beside a context' if self.rotary else 'without rotary'}; the mask goes by query_offset"
                 )
-            q, k = turned(self.rotary, q, positions), turned(self.rotary, k, positions)
+            q, k = self.rotary.both(q, k, positions, **reach(self.rotary, positions))
         elif self.rotary is not None:
             q, k = self._turn(self.rotary, q, k, query_offset, cached=cache is not None)
         attend: Callable[..., Any] = self.attend
@@ -313,8 +313,10 @@ class MultiHeadAttention(OneAttention):
             )
         start = keys - length if isinstance(offset, str) else 0 if offset is None else offset
         position = positions_of(q, start)
-        at_keys = position if cached else backend.arange(0, keys, k)
-        return turned(rotary, q, position), turned(rotary, k, at_keys)
+        if cached or offset is None:
+            return rotary.both(q, k, position, **reach(rotary, position))
+        at_keys = backend.arange(0, keys, k)
+        return rotary(q, position, **reach(rotary, position)), rotary(k, at_keys, **reach(rotary, at_keys))
 
 
 def _normed(norm: Norm, params: Params, x: Array) -> Array:

@@ -45,7 +45,7 @@ def brought_near(x: Array) -> Array:
     backend = backend_of(x)
     xp = backend.xp
     if xp.iinfo(x.dtype).bits >= 32 and not xp.isdtype(x.dtype, "unsigned integer"):
-        x = xp.clip(x, -FAR, FAR)
+        x = backend.clip(x, -FAR, FAR)
     return backend.astype(x, xp.int32)
 
 

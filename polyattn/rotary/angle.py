@@ -41,11 +41,12 @@ def angles(positions: Array, frequencies: Sequence[float], dtype: Any) -> Array:
         whole = backend.astype(floor, xp.int32)
         beyond = backend.astype(positions - floor, dtype) * backend.asarray(turns, dtype, positions)
     limbs = [backend.astype(p, dtype) for p in (whole % LIMB, whole // LIMB % LIMB, whole // LIMB**2)]
-    digits = (_digits if backend.may_remember() else _digits.__wrapped__)(turns)
-    upper, lower, rest = (
-        sum(p * backend.asarray(row, dtype, positions) for p, row in zip(limbs, rows, strict=True))
-        for rows in digits
+    digits = backend.asarray(
+        (_digits if backend.may_remember() else _digits.__wrapped__)(turns), dtype, positions
     )
+    first, second, third = (p[..., None, :] * digits[k, ...] for k, p in enumerate(limbs))
+    total = first + second + third  # (..., 3, n)
+    upper, lower, rest = (total[..., i, :] for i in range(3))
     upper = upper * DIGIT**-1
     turn = (upper - xp.round(upper)) + lower * DIGIT**-2
     turn = (turn - xp.round(turn)) + rest * DIGIT**-2
@@ -54,8 +55,8 @@ def angles(positions: Array, frequencies: Sequence[float], dtype: Any) -> Array:
 
 @lru_cache(maxsize=64)
 def _digits(turns: tuple[float, ...]) -> list[list[list[float]]]:
-    """a, b and r of each limb: three lists of three rows."""
-    found: list[list[list[float]]] = [[], [], []]
+    """Of each limb a, b and r: three lists of three rows."""
+    found: list[list[list[float]]] = []
     for k in range(3):
         upper, lower, rest = [], [], []
         for f in turns:
@@ -65,6 +66,5 @@ def _digits(turns: tuple[float, ...]) -> list[list[list[float]]]:
             f = (f - round(f)) * DIGIT
             lower.append(float(round(f)))
             rest.append(f - round(f))
-        for rows, row in zip(found, (upper, lower, rest), strict=True):
-            rows.append(row)
+        found.append([upper, lower, rest])
     return found

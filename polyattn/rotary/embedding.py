@@ -113,6 +113,25 @@ class Rotary:
         With sections positions are (axes, L) or (axes, B, L). length: how many tokens the text has, for a scaling that
         depends on it; no position may reach it.
         """
+        return rotate(x, *self._waves(x, positions, length, layout), interleaved=self.interleaved)
+
+    @answers(f"{_WHO}.both", line="rotary.both")
+    def both(
+        self, query: SameArray, key: SameArray, positions: Array, *, length: int | Array | None = None
+    ) -> tuple[SameArray, SameArray]:
+        """query (..., H, L, D) and key (..., Hkv, L, D) turned to the same positions, whose angles are computed once.
+
+        >>> x = np.array([[1.0, 0.0], [1.0, 0.0]])
+        >>> q, k = Rotary().both(x, x, np.array([0, 1]))
+        >>> bool((q == Rotary()(x, np.array([0, 1]))).all())
+        True
+        """
+        cos, sin = self._waves(query, positions, length, "BHLD")
+        q, k = (rotate(x, cos, sin, interleaved=self.interleaved) for x in (query, key))
+        return q, k
+
+    def _waves(self, x: Array, positions: Array, length: Any, layout: str) -> tuple[Array, Array]:
+        """The cosines and sines of the angles by which the pairs of x are turned."""
         backend = real(_WHO, "x", x)
         check_layout(_WHO, layout, "x (batch, heads, length, width)")
         if x.ndim < (2 if layout == "BHLD" else 3):
@@ -134,7 +153,7 @@ class Rotary:
         cos, sin = backend.cos(angle), backend.xp.sin(angle)
         if self.scaling is not None and (m := self.scaling.amplitude) != 1.0:
             cos, sin = m * cos, m * sin
-        return rotate(x, cos, sin, interleaved=self.interleaved)
+        return cos, sin
 
     def _angles(self, positions: Array, width: int, length: Any, dtype: Any) -> Array:
         if self.sections is None:

@@ -23,6 +23,8 @@ PLATFORMS = ("tpu", "gpu")
 #: Sides of tiles that cut nine rows and keys raggedly; those of a GPU are powers of two from 16 on.
 TILES = {"tpu": (4, 5), "gpu": (16, 16)}
 QUICK = ("causal last rows", "softcap bias mask", "sinks and empty rows")
+#: What the kernels refuse by name: they form softmax averages.
+OTHER_AVERAGES = {case.name for case in cases() if "rule-22" in case.rules}
 RNG = np.random.default_rng(0)
 
 
@@ -31,9 +33,9 @@ def kernel(platform: str, *tile: int) -> Fused:
 
 
 def agrees(platform: str, dtype: str, names: tuple[str, ...]) -> None:
-    only = [case for case in cases() if case.name in names]
+    only = [case for case in cases() if case.name in names and case.name not in OTHER_AVERAGES]
     fused = functools.partial(attention, implementation=kernel(platform))
-    assert len(check_backend(JaxBench(), dtypes=[dtype], only=only, attention=fused)) == len(names)
+    assert len(check_backend(JaxBench(), dtypes=[dtype], only=only, attention=fused)) == len(only)
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
