@@ -17,7 +17,9 @@ from polyattn.layers import LanguageModel, Params
 __all__ = ["Sampling", "Token", "generate", "likeliest"]
 
 _WHO = "polyattn.generation"
-ROOM = 256  # caches hold a multiple of it where programs are compiled, so that texts of many lengths share them
+ROOM = (
+    256  # caches hold a multiple of it where programs are compiled, so that texts of many lengths share them
+)
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 #: (logits (vocabulary,) in float64, position of the next token) -> scores, whose largest names the next token.
 Choice = Callable[[Floats, int], Floats]
