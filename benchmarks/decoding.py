@@ -308,8 +308,8 @@ def main() -> None:
             rows = list(make(args.smoke))
             print(name, *lines(rows, ratios=False), "", sep="\n", flush=True)
             kept += ["", name, *lines(rows, ratios=True)]
-    if args.keep:
-        RESULTS.write_text("\n".join(kept) + "\n")
+            if args.keep:
+                RESULTS.write_text("\n".join(kept) + "\n")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class _Residual(AttentionLayer):
         self, name: str, number: int, params: Params, x: Array, seed: Any, **options: Any
     ) -> LayerResult:
         """The part of that name and the norm of that number around x, which is `out` then."""
-        part: Any = self._known[name]
+        part: Any = self.parameters()[name]
         if seed is not None:
             seed = seed_like(self.name, "dropout_seed", seed)
         inner, outer = (None if seed is None else fold_in(seed, 2 * number + i) for i in range(2))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
 from typing import Any, NamedTuple
 
 from polyattn.arrays import Array, Backend, backend_of, is_array
@@ -61,11 +60,6 @@ class Layer(metaclass=Speaking):
     def parameters(self) -> Mapping[str, Parameter | Layer]:
         """The arrays and the parts of this layer, by name."""
         return {}
-
-    @cached_property
-    def _known(self) -> Mapping[str, Parameter | Layer]:
-        """`parameters`, made once: every call looks at them."""
-        return self.parameters()
 
     def init(self, seed: int, like: Array) -> dict[str, Any]:
         """Initial parameters in the library, the dtype and on the device of the array `like`."""
@@ -174,7 +168,7 @@ class Layer(metaclass=Speaking):
     def check_params(self, params: Params, x: Array) -> Backend:
         """The same for params alone, beside an array whose library they must be of."""
         backend = array(self.name, "x", x)
-        expected = self._known
+        expected = self.parameters()
         if is_array(params):
             raise TypeError(
                 f"{self.name}: expected params, a dict of arrays, before the inputs, got {shown(params)}; write params = "

@@ -121,6 +121,7 @@ class Rotary:
     ) -> tuple[SameArray, SameArray]:
         """query (..., H, L, D) and key (..., Hkv, L, D) turned to the same positions, whose angles are computed once.
 
+        >>> import numpy as np
         >>> x = np.array([[1.0, 0.0], [1.0, 0.0]])
         >>> q, k = Rotary().both(x, x, np.array([0, 1]))
         >>> bool((q == Rotary()(x, np.array([0, 1]))).all())

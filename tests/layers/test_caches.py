@@ -14,6 +14,7 @@ from shared.libraries import jax, jnp, torch
 from shared.running import LIBRARIES, Floats, bench_of, drawn, mapped, normal
 
 from polyattn import attention, layers, masks, rotary
+from polyattn.arrays import backend_of
 from polyattn.caches import Cache, KVCache
 from polyattn.testing import Bench
 from polyattn.truth.rounding import noise
@@ -374,3 +375,17 @@ def test_lengths_of_another_kind_are_refused_with_a_sentence() -> None:
         with pytest.raises(error) as caught:
             cache._replace(length=length).append(*tokens)
         assert str(caught.value) == f"polyattn.caches.KVCache.append: {sentence}"
+
+
+@on_every_library
+@pytest.mark.parametrize("start", [0, 2, 4])
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_what_is_put_stands_there_and_the_old_array_stays(library: str, start: int, axis: int) -> None:
+    bench = bench_of(library)
+    x, tile = normal(2, 6, 6), normal(2, 2, 6) if axis == -2 else normal(2, 6, 2)
+    old = bench.array(x)
+    found = backend_of(old).put(old, start, bench.array(tile), axis)
+    expected = x.copy()
+    np.moveaxis(expected, axis, 0)[start : start + 2] = np.moveaxis(tile, axis, 0)
+    assert (bench.numpy(found) == expected).all()
+    assert (bench.numpy(old) == x).all()

@@ -57,6 +57,18 @@ def test_cosine_and_sine_are_right_at_positions_up_to_2_to_the_20_in_float32(
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize(
+    "at", [[0, 7, 4097], [[0, 7, 4097], [5, 6, 7]]], ids=["of all items", "of each item"]
+)
+def test_query_and_key_turned_together_are_those_turned_apart(library: str, at: Any) -> None:
+    bench, rotary = bench_of(library), Rotary(width=4)
+    q, k = (bench.array(normal(2, heads, 3, 6), "float32") for heads in (4, 2))
+    positions = bench.array(np.asarray(at, np.int32))
+    for together, x in zip(rotary.both(q, k, positions), (q, k), strict=True):
+        assert (bench.numpy(together) == bench.numpy(rotary(x, positions))).all()
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
 def test_up_to_2_to_the_30_only_the_frequency_rounds(library: str) -> None:
     """By three roundings of float64, times the position: what is left of float32's accuracy there."""
     at = np.array([2**20 + 1, 2**27 + 12345, 2**30 - 1, -(2**30) + 1, -777_777, -1])
