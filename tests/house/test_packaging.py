@@ -19,7 +19,7 @@ from polyattn.models import minilm
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-FEATURES = {"jax", "torch", "autograd", "cli", "pretrained", "plot", "transformers", "onnx"}
+FEATURES = {"jax", "torch", "autograd", "cli", "pretrained", "chat", "plot", "transformers", "onnx"}
 WORKSHOP = {"examples", "docs", "bench", "dev"}
 COMPILERS = {"aot"}  # which change how JAX starts
 FRAMEWORKS = "{'numpy', 'jax', 'torch'} & set(sys.modules)"
@@ -54,7 +54,13 @@ def test_wheel_packages_entry_points_and_folders_agree() -> None:
 
 
 def test_the_mathematics_imports_no_framework_by_name() -> None:
-    tools = {"cli.py", "draw.py", "testing.py", "graph.py"}
+    tools = {
+        "cli.py",
+        "draw.py",
+        "testing.py",
+        "graph.py",
+        "generation.py",
+    }  # the last chooses in float64 on NumPy
     mathematics = [
         p
         for p in (ROOT / "polyattn").rglob("*.py")
