@@ -95,6 +95,7 @@ class Format:
     head_norms: Mapping[str, str] = field(default_factory=dict)  # part -> prefix
     sinks: str | None = None
     linear: Mapping[str, str] = field(default_factory=dict)
+    embedding: str = ""
     mlp: Mapping[str, str] = field(default_factory=dict)
     encoder: Mapping[str, str] = field(default_factory=dict)  # part -> prefix
     parts: Mapping[type[Layer], str] = field(
@@ -166,12 +167,13 @@ def _of(f: Format, layer: Layer) -> list[Rule]:
         last = [] if layer.final_norm is None else _part(f, layer.final_norm, "norm", f.stack[1])
         blocks = (_part(f, block, f"block_{i}", f.stack[0].format(i)) for i, block in enumerate(layer.blocks))
         return [*(rule for block in blocks for rule in block), *last]
-    if isinstance(layer, Embedding):
-        return [same("weight", "table", (layer.size, layer.dim))]
+    if isinstance(layer, Embedding) and f.embedding:
+        return [same(f.embedding, "table", (layer.size, layer.dim))]
     kinds = ((EncoderBlock, f.encoder), (EncoderDecoderAttention, f.decoder), (LanguageModel, f.language))
     prefixes = next((names for kind, names in kinds if isinstance(layer, kind)), {})
     parts = layer.parameters()
-    if not prefixes or not parts.keys() <= prefixes.keys():
+    optional = {"head"} if isinstance(layer, LanguageModel) else set()
+    if not prefixes or not prefixes.keys() - optional <= parts.keys() <= prefixes.keys():
         raise LookupError(str(layer))
     every: list[Rule] = []
     for name, part in parts.items():
@@ -201,6 +203,7 @@ _LINEAR = {"w": "weight", "b": "bias"}
 _LLAMA = Format(
     separate("q_proj k_proj v_proj o_proj", ".weight", ".bias", True),
     _NORM,
+    embedding="weight",
     head_norms={"q_norm": "q_norm.", "k_norm": "k_norm."},
     sinks="sinks",
     linear=_LINEAR,
@@ -229,6 +232,7 @@ FORMATS: Mapping[str, Format] = {
     "torch": Format(
         torch_attention,
         _NORM,
+        embedding="weight",
         linear=_LINEAR,
         mlp=_affine({"in": "linear1", "out": "linear2"}),
         encoder={"attention": "self_attn.", "norm_1": "norm1.", "mlp": "", "norm_2": "norm2."},
@@ -245,6 +249,7 @@ FORMATS: Mapping[str, Format] = {
     "flax": Format(
         separate("query key value out", ".kernel", ".bias", False),
         {"scale": "scale", "bias": "bias"},
+        embedding="embedding",
         head_norms={"q_norm": "query_ln.", "k_norm": "key_ln."},
         linear={"w": "kernel", "b": "bias"},
         transposed=False,
@@ -298,6 +303,7 @@ FORMATS: Mapping[str, Format] = {
     "gguf": Format(
         separate("attn_q attn_k attn_v attn_output", ".weight", ".bias", True),
         _NORM,
+        embedding="weight",
         head_norms={"q_norm": "attn_q_norm.", "k_norm": "attn_k_norm."},
         linear=_LINEAR,
         mlp=_affine({"in": "ffn_up", "gate": "ffn_gate", "out": "ffn_down"}),

@@ -9,6 +9,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,20 @@ QWEN = layers.GroupedQueryAttention(
 DELTA = layers.GatedDeltaNet(8, 2, num_value_heads=4, head_dim=3, value_dim=5)
 LLAMA_BLOCK = layers.EncoderBlock(QWEN, GATED, RMS, norm_first=True)
 
+GROUPED_SELF = layers.MultiHeadAttention(8, 4, num_kv_heads=2, qkv_bias=False, out_bias=False)
+_SINKING = layers.MultiHeadAttention(8, 2, sinks=True)
+MODEL = layers.LanguageModel(layers.Embedding(5, 8), layers.Encoder(LLAMA_BLOCK, 2, final_norm=RMS))
+
+
+def mixture(shared: layers.MLP | None, **more: Any) -> layers.MixtureOfExperts:
+    return layers.MixtureOfExperts(8, 6, num_experts=4, top_k=2, activation="swiglu", shared=shared, **more)
+
+
+def latent(rank: int | None) -> layers.LatentAttention:
+    widths = {"kv_lora_rank": 4, "qk_nope_head_dim": 3, "qk_rope_head_dim": 2, "v_head_dim": 5}
+    return layers.LatentAttention(8, 2, **widths, q_lora_rank=rank, epsilon=1e-6)
+
+
 KINDS: dict[str, list[Layer]] = {
     "torch": [
         *(ATTEND, PLAIN, CROSS, layers.CausalSelfAttention(8, 4, context_length=9)),
@@ -105,13 +120,32 @@ KINDS: dict[str, list[Layer]] = {
         *(ATTEND, PLAIN, GROUPED, QWEN, NORM, RMS, layers.Linear(8, 5), GATED, LLAMA_BLOCK),
         layers.MLP(8, 12, activation="swiglu"),
         layers.Encoder(LLAMA_BLOCK, 2, final_norm=RMS),
+        *(layers.Embedding(5, 8), MODEL, replace(MODEL, head=layers.Linear(8, 5, use_bias=False))),
     ],
     "bert": [ATTEND, PLAIN, NORM, layers.Linear(8, 5), MLP, BLOCK, layers.Encoder(BLOCK, 2)],
-    "qwen3_next": [DELTA, layers.GatedDeltaNet(8, 2, head_dim=3), layers.Linear(8, 5)],
-    "kimi_linear": [layers.KimiDeltaAttention(8, 2, head_dim=3), RMS, layers.Linear(8, 5)],
+    "olmo2": [QWEN, layers.EncoderBlock(QWEN, GATED, None, norm_first=True, branch_norm=RMS)],
+    "gemma": [QWEN, layers.EncoderBlock(QWEN, GATED, RMS, norm_first=True, branch_norm=RMS)],
+    "phi3": [GROUPED_SELF, GATED, layers.EncoderBlock(GROUPED_SELF, GATED, RMS, norm_first=True)],
+    "gpt_oss": [_SINKING, mixture(None, use_bias=True, router_bias=True), RMS],
+    "deepseek": [latent(None), latent(3), mixture(GATED, correction=True), RMS],
+    "qwen3_next": [
+        *(DELTA, layers.GatedDeltaNet(8, 2, head_dim=3), layers.Linear(8, 5)),
+        layers.MultiHeadAttention(8, 4, num_kv_heads=2, output_gate="entry", qkv_bias=False, out_bias=False),
+        mixture(GATED, shared_gate=True),
+    ],
+    "kimi_linear": [layers.KimiDeltaAttention(8, 2, head_dim=3), latent(None), RMS, layers.Linear(8, 5)],
+    "gguf": [PLAIN, LLAMA_BLOCK, layers.Linear(8, 5), MODEL],
+    "gpt_neox": [ATTEND, GROUPED_SELF, MLP, NORM, layers.Linear(8, 5)],
     "minimax": [layers.LightningAttention(8, 2, slopes=(0.5, 0.25)), GROUPED, RMS, layers.Linear(8, 5)],
 }
-PAIRS = [(name, layer) for name, kinds in KINDS.items() for layer in kinds]
+#: Formats that keep what a scale is above 1, which rounds.
+ABOVE_ONE = [name for name in KINDS if weights.FORMATS[name].above_one]
+PAIRS = [
+    (name, layer)
+    for name, kinds in KINDS.items()
+    for layer in kinds
+    if name not in ABOVE_ONE or not any(type(part) is layers.RMSNorm for part in layer.parts())
+]
 
 
 def test_every_format_is_tested_here() -> None:
@@ -132,6 +166,14 @@ def test_there_and_back_is_the_identity(format: str, layer: Layer, library: str)
     assert same(weights.to_format(layer, params, format), theirs)
 
 
+@pytest.mark.parametrize("format", ABOVE_ONE)
+def test_a_scale_that_is_kept_as_what_it_is_above_one_comes_back(format: str) -> None:
+    params = {"scale": np.asarray([1.5, 0.25, -2.0, 1.0, 0.0, 3.0, 1.0, 1.0], np.float32)}
+    theirs = weights.to_format(RMS, params, format)
+    assert theirs["weight"].tolist() == [0.5, -0.75, -3.0, 0.0, -1.0, 2.0, 0.0, 0.0]
+    assert same(weights.from_format(RMS, theirs, format), params)
+
+
 def test_a_prefix_chooses_the_names_that_count() -> None:
     params = filled(ATTEND.shapes())
     theirs = weights.to_format(ATTEND, params, "torch", prefix="encoder.0.")
@@ -149,7 +191,6 @@ _GPT2_HAS = (
     "everywhere"
 )
 _NORMED = layers.MultiHeadAttention(8, 2, qk_norm=layers.RMSNorm(4, epsilon=1e-6))
-_SINKING = layers.MultiHeadAttention(8, 2, sinks=True)
 _ADDITIVE = layers.AdditiveAttention(8, 4)
 _TABLE = layers.Embedding(5, 8)
 _HALF_BIASED = layers.MultiHeadAttention(8, 2, out_bias=False)
@@ -165,11 +206,17 @@ REFUSED: list[tuple[str, Layer, str]] = [
         for name in ("torch", "flax", "keras", "equinox", "gpt2", "bert")
     ),
     *((name, _NORMED, f"{_NORMED} with qk_norm") for name in ("torch", "keras", "equinox", "gpt2", "bert")),
-    *((name, layer, str(layer)) for name in KINDS for layer in (_ADDITIVE, _TABLE, _TWO_ATTENTIONS)),
+    *((name, layer, str(layer)) for name in KINDS for layer in (_ADDITIVE, _TWO_ATTENTIONS)),
+    *((name, _TABLE, str(_TABLE)) for name in ("keras", "gpt2", "bert", "minimax", "gpt_neox")),
     *((name, layer, str(layer)) for name in ("flax", "keras", "equinox") for layer in (BLOCK, _STACK)),
     *(("gpt2", layer, str(DECODER_BLOCK)) for layer in (DECODER_BLOCK, layers.Decoder(DECODER_BLOCK, 2))),
     *((name, DELTA, str(DELTA)) for name in KINDS if name != "qwen3_next"),
-    *(("qwen3_next", layer, str(layer)) for layer in (ATTEND, RMS, layers.LinearAttention(8, 2))),
+    ("qwen3_next", layers.LinearAttention(8, 2), str(layers.LinearAttention(8, 2))),
+    ("qwen3_next", ATTEND, f"{ATTEND}, where Qwen3-Next has a gate for every entry of a head, and no bias"),
+    ("phi3", CROSS, f"{CROSS}, where q, k and v come from x alone, by one matrix, without a gate"),
+    ("deepseek", mixture(None), f"{mixture(None)}, where an MLP that every token asks is shared"),
+    ("gpt_oss", mixture(GATED), f"{mixture(GATED)}, where none is shared"),
+    ("llama", mixture(None), str(mixture(None))),
     ("torch", GATED, f"{GATED} with w_gate"),
     ("flax", MLP, f"{MLP} with w_in, b_in, w_out, b_out"),
     ("bert", _NORMED_STACK, f"{_NORMED_STACK} with final_norm"),
@@ -193,7 +240,8 @@ def test_an_unknown_format_is_refused() -> None:
     with pytest.raises(ValueError) as refusal:
         weights.from_format(ATTEND, {}, "pytorch")
     assert str(refusal.value) == (
-        "polyattn.weights.from_format: expected a format among torch, flax, keras, equinox, gpt2, llama, bert, qwen3_next, kimi_linear, minimax, got "
+        "polyattn.weights.from_format: expected a format among torch, flax, keras, equinox, gpt2, llama, olmo2, gemma, phi3, "
+        "gpt_oss, deepseek, qwen3_next, kimi_linear, gguf, bert, minimax, gpt_neox, got "
         "'pytorch'; take one of these, or give the arrays the names and shapes of layer.shapes()"
     )
 
