@@ -11,7 +11,7 @@ from shared.running import bench_of, drawn, mapped
 
 from polyattn import layers
 from polyattn.arrays import backend_of
-from polyattn.generation import Sampling, _step, generate, gumbel, likeliest
+from polyattn.generation import Sampling, generate, gumbel, likeliest
 from polyattn.rotary import Rotary
 from polyattn.weights import from_format, to_format
 
@@ -55,12 +55,22 @@ def test_the_size_of_pieces_does_not_matter(library: str, piece: int) -> None:
     assert told(library, piece=piece) == told("numpy")
 
 
-def test_one_compiled_step_serves_every_position() -> None:
+def test_programs_of_two_sizes_serve_every_position_of_every_text(monkeypatch: pytest.MonkeyPatch) -> None:
     model = replace(MODEL, logits_cap=30.0)  # no other test's
     params = mapped(lambda x: bench_of("jax").array(x, "float32"), PARAMS)
-    list(generate(model, params, TEXT, length=12, piece=3))
-    step: Any = _step(model, backend_of(params["embedding"]["table"]))
-    assert step._cache_size() == 2  # of a piece, and of one token
+    backend, made = backend_of(params["embedding"]["table"]), []
+    jit = type(backend).jit
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        made.append(jit(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(type(backend), "jit", counted)
+    for text, length in ((TEXT, 12), (TEXT[:5], 7)):
+        list(generate(model, params, text, length=length, piece=3))
+    sizes = [program._cache_size() for program in made]
+    assert len(sizes) == 4  # two kinds of blocks, what comes before them, what comes behind
+    assert max(sizes) == 2  # for a piece, and for one token
 
 
 def test_a_text_ends_before_a_token_that_stops_it() -> None:
