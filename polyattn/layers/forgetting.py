@@ -122,7 +122,7 @@ class ForgettingAttention(AttentionLayer):
                 )
             cache = cache.append(xp.concat((k, log_f[..., None]), axis=-1), v)
             k, v, log_f = cache.key[..., :-1], cache.value, cache.key[..., -1]
-        faded = xp.cumulative_sum(backend.astype(log_f, backend.compute_dtype(x.dtype)), axis=-1)
+        faded = backend.cumulative_sum(backend.astype(log_f, backend.compute_dtype(x.dtype)), axis=-1)
         heads, aux = self.attend(
             q,
             k,

@@ -87,4 +87,4 @@ def forgetting(log_forget: Array) -> Mod:
     compute = backend.astype(log_forget, backend.compute_dtype(log_forget.dtype))
     xp = backend.xp
     none = xp.full((*compute.shape[:-1], 1), xp.nan, dtype=compute.dtype, device=backend.device(compute))
-    return Forgetting(xp.concat((xp.cumulative_sum(compute, axis=-1), none), axis=-1))
+    return Forgetting(xp.concat((backend.cumulative_sum(compute, axis=-1), none), axis=-1))

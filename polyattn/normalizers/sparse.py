@@ -30,10 +30,11 @@ class Sparsemax(Normalizer):
     formula = "w = max(0, s - t), sum w = 1"
 
     def weights(self, scores: Array, sinks: Array | None = None) -> Array:
-        xp = backend_of(scores).xp
+        backend = backend_of(scores)
+        xp = backend.xp
         x = _below_the_best(scores)
         first, n = _sorted(x)
-        above = _above(x, scores, first, (xp.cumulative_sum(first, axis=-1) - 1.0) / n)
+        above = _above(x, scores, first, (backend.cumulative_sum(first, axis=-1) - 1.0) / n)
         x = xp.where(above, x, 0.0)
         count = _count(above, x)
         threshold = (xp.sum(x, axis=-1, keepdims=True) - 1.0) / count
@@ -55,12 +56,13 @@ class Entmax15(Normalizer):
     formula = "w = max(0, s / 2 - t)^2, sum w = 1"
 
     def weights(self, scores: Array, sinks: Array | None = None) -> Array:
-        xp = backend_of(scores).xp
+        backend = backend_of(scores)
+        xp = backend.xp
         x = _below_the_best(scores / 2.0)
         first, n = _sorted(x)
-        mean = xp.cumulative_sum(first, axis=-1) / n
+        mean = backend.cumulative_sum(first, axis=-1) / n
         # n times the variance of the first n; below 1 as long as a threshold for them exists.
-        spread = xp.cumulative_sum(first * first, axis=-1) - n * mean * mean
+        spread = backend.cumulative_sum(first * first, axis=-1) - n * mean * mean
         above = _above(x, scores, first, mean - xp.sqrt(xp.where(spread < 1.0, 1.0 - spread, 0.0) / n))
         count = _count(above, x)
         mean = xp.sum(xp.where(above, x, 0.0), axis=-1, keepdims=True) / count
