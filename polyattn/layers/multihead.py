@@ -57,7 +57,7 @@ class MultiHeadAttention(OneAttention):
     dropout_seed: weights are dropped only where there is one.
 
     Source: Vaswani 2017, arXiv:1706.03762, section 3.2.2; sinks: Xiao 2023, arXiv:2309.17453, section 3.3; gate: Qiu
-    2025, arXiv:2505.06708, equation 5.
+    2025, arXiv:2505.06708.
 
     >>> import numpy as np
     >>> layer = MultiHeadAttention(8, 2)
