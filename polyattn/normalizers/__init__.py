@@ -4,7 +4,6 @@
 """
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from polyattn.normalizers import softmax
 from polyattn.normalizers.normalizer import Foldable, Normalizer
@@ -14,10 +13,10 @@ from polyattn.normalizers.softpick import Softpick
 from polyattn.normalizers.sparse import Entmax15, Sparsemax
 from polyattn.normalizers.top_k import TopK
 
-#: Those that need no parameter, or have one for who says none.
-BY_NAME: Mapping[str, Normalizer] = MappingProxyType(
-    {made.name: made for made in (SOFTMAX, Sigmoid(), Softpick(), Sparsemax(), Entmax15())}
-)
+#: Those that need no parameter, or have one for who says none. A plain dict, which compilers can look through.
+BY_NAME: Mapping[str, Normalizer] = {
+    made.name: made for made in (SOFTMAX, Sigmoid(), Softpick(), Sparsemax(), Entmax15())
+}
 
 __all__ = [
     "BY_NAME",

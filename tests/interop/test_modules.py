@@ -217,7 +217,10 @@ def test_an_optimizer_trains_a_module() -> None:
 
 
 def test_the_text_of_a_module_names_its_layer() -> None:
-    assert repr(Module(layers.RMSNorm(2, epsilon=1e-5))) == "Module(RMSNorm(dim=2, epsilon=1e-05))"
+    assert (
+        repr(Module(layers.RMSNorm(2, epsilon=1e-5)))
+        == "Module(RMSNorm(dim=2, epsilon=1e-05, use_scale=True))"
+    )
 
 
 # JAX
