@@ -300,7 +300,7 @@ def test_the_operators_run_under_a_compiler_and_are_differentiable() -> None:
 @pytest.mark.parametrize("interleaved", [0, 1])
 def test_rotary_embedding_with_the_tables_of_rotary_is_rotary(interleaved: int) -> None:
     positions = np.array([[0, 3, 1], [5, 5, 2]])
-    table = angles(np.arange(6), 4, 10000.0, np.float64)
+    table = angles(np.arange(6)[:, None], Rotary().frequencies(4), np.float64)
     got = ops.rotary_embedding(
         Q, np.cos(table), np.sin(table), positions, rotary_embedding_dim=4, interleaved=interleaved
     )
