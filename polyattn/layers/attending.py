@@ -54,6 +54,19 @@ class AttentionLayer(Layer):
         """The call with cache and return_aux, as a `LayerResult`."""
         raise NotImplementedError
 
+    def check_heads(self, num_heads: int, head_dim: int | None, kv_heads: int = 1) -> None:
+        """A ValueError unless heads have a width, and kv heads serve equally many of them."""
+        if head_dim is None and self.embed_dim % num_heads:
+            raise ValueError(
+                f"{self.name}: expected num_heads to divide embed_dim, got embed_dim={self.embed_dim} and "
+                f"num_heads={num_heads}; change one of them, or give head_dim"
+            )
+        if num_heads % kv_heads:
+            raise ValueError(
+                f"{self.name}: expected num_kv_heads to divide num_heads, got num_heads={num_heads} and "
+                f"num_kv_heads={kv_heads}; each kv head serves equally many query heads"
+            )
+
     def check_cache(self, cache: Any) -> None:
         """A TypeError unless this is a cache, by what it has: whether it is a `Cache` costs its arrays."""
         if not all(hasattr(type(cache), name) for name in ("append", "in_order", "mask")):

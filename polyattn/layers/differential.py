@@ -71,16 +71,7 @@ class DifferentialAttention(AttentionLayer):
             num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
         )
-        if self.head_dim is None and self.embed_dim % self.num_heads:
-            raise ValueError(
-                f"{self.name}: expected num_heads to divide embed_dim, got embed_dim={self.embed_dim} and "
-                f"num_heads={self.num_heads}; change one of them, or give head_dim"
-            )
-        if self.num_heads % self.kv_heads:
-            raise ValueError(
-                f"{self.name}: expected num_kv_heads to divide num_heads, got num_heads={self.num_heads} and "
-                f"num_kv_heads={self.kv_heads}; each kv head serves equally many query heads"
-            )
+        self.check_heads(self.num_heads, self.head_dim, self.kv_heads)
         if self.width % 2:
             raise ValueError(
                 f"{self.name}: expected heads of an even width, got {self.width}; the halves are those of the two "

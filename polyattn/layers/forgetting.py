@@ -59,11 +59,7 @@ class ForgettingAttention(AttentionLayer):
 
     def __post_init__(self) -> None:
         self.check_sizes(embed_dim=self.embed_dim, num_heads=self.num_heads, head_dim=self.head_dim)
-        if self.head_dim is None and self.embed_dim % self.num_heads:
-            raise ValueError(
-                f"{self.name}: expected num_heads to divide embed_dim, got embed_dim={self.embed_dim} and "
-                f"num_heads={self.num_heads}; change one of them, or give head_dim"
-            )
+        self.check_heads(self.num_heads, self.head_dim)
         if self.qk_norm is not None and self.qk_norm.dim != self.width:
             raise ValueError(
                 f"{self.name}: expected qk_norm of dim {self.width}, the width of a head, got {self.qk_norm.dim}; "

@@ -99,16 +99,7 @@ class MultiHeadAttention(OneAttention):
             context_dim=self.context_dim,
             context_length=self.context_length,
         )
-        if self.head_dim is None and self.embed_dim % self.num_heads:
-            raise ValueError(
-                f"{self.name}: expected num_heads to divide embed_dim, got embed_dim={self.embed_dim} and "
-                f"num_heads={self.num_heads}; change one of them, or give head_dim"
-            )
-        if self.num_heads % self.kv_heads:
-            raise ValueError(
-                f"{self.name}: expected num_kv_heads to divide num_heads, got num_heads={self.num_heads} and "
-                f"num_kv_heads={self.kv_heads}; each kv head serves equally many query heads"
-            )
+        self.check_heads(self.num_heads, self.head_dim, self.kv_heads)
         self.check_rate(self.dropout_rate)
         for name, norm in self.head_norms.items():
             count = self.num_heads if name == "q_norm" else self.kv_heads

@@ -67,11 +67,7 @@ class TensorProductAttention(AttentionLayer):
             v_rank=self.v_rank,
             head_dim=self.head_dim,
         )
-        if self.head_dim is None and self.embed_dim % self.num_heads:
-            raise ValueError(
-                f"{self.name}: expected num_heads to divide embed_dim, got embed_dim={self.embed_dim} and "
-                f"num_heads={self.num_heads}; change one of them, or give head_dim"
-            )
+        self.check_heads(self.num_heads, self.head_dim)
         self.check_rate(self.dropout_rate)
         _ = self.parameters()  # refuses an unknown initializer
 
