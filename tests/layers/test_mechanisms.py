@@ -44,7 +44,10 @@ def test_a_layer_is_a_value(layer: Any) -> None:
 def test_the_module_of_torch_compiles_whole(layer: Any) -> None:
     module, x = polyattn_torch.Module(layer, seed=0), torch.tensor(X, dtype=torch.float32)
     compiled = torch.compile(module, fullgraph=True, backend="eager")
-    assert torch.allclose(compiled(x), module(x), rtol=0.0, atol=64 * UNIT_ROUNDOFF["float32"])
+    ours, eager = (f(x).detach().double() for f in (compiled, module))
+    true = module.double()(x.double()).detach()
+    error = max((eager - true).abs().max(), UNIT_ROUNDOFF["float32"] * true.abs().max())
+    assert (ours - true).abs().max() <= 4 * error  # as eta has it, beside what eager float32 is off
 
 
 @each
