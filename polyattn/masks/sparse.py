@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 
 from polyattn.arrays import Array, backend_of, is_array
 from polyattn.arrays.random import key_of, threefry2x32
@@ -62,18 +61,15 @@ class RandomBlocks(Mask):
     size: int
     count: int
     seed: int
+    drawn: tuple[tuple[int, ...], ...] = field(compare=False)  # by the numbers above, once: compilers see a table
     compares_positions = True
-
-    @property
-    def _drawn(self) -> tuple[tuple[int, ...], ...]:
-        return _draw(-(-self.n // self.size), self.count, self.seed)
 
     def allowed(self, at: Positions) -> Array:
         rows = clipped(at.q, 0, self.n - 1) // self.size
         block = at.kv // self.size
         seen = at.kv != at.kv
-        for drawn in zip(*self._drawn, strict=True):  # the first block of every row, the second, ...
-            seen = seen | (block == look_up(drawn, rows, at.kv.dtype))
+        for column in zip(*self.drawn, strict=True):  # the first block of every row, the second, ...
+            seen = seen | (block == look_up(column, rows, at.kv.dtype))
         inside = (at.q >= 0) & (at.q < self.n)
         return inside & (at.kv < self.n) & seen
 
@@ -86,7 +82,7 @@ class RandomBlocks(Mask):
         if q0 > q1 or k0 > k1:
             return EMPTY
         first, last = k0 // self.size, k1 // self.size
-        rows = self._drawn[q0 // self.size : q1 // self.size + 1]
+        rows = self.drawn[q0 // self.size : q1 // self.size + 1]
         seen = [bisect_left(drawn, last + 1) - bisect_left(drawn, first) for drawn in rows]
         return decide(inside and min(seen) == last - first + 1, not any(seen))
 
@@ -94,7 +90,6 @@ class RandomBlocks(Mask):
         return f"random_blocks({self.n}, {self.size}, {self.count}, {self.seed})"
 
 
-@lru_cache(maxsize=64)
 def _draw(blocks: int, count: int, seed: int) -> tuple[tuple[int, ...], ...]:
     """`count` different blocks for each, in order: the first cards of a shuffle of its own."""
     key = key_of(seed, 0)
@@ -197,4 +192,4 @@ def random_blocks(n: int, size: int, count: int, seed: int = 0) -> Mask:
             f"polyattn.masks.random_blocks: expected fewer than 2**30 tokens and at most {blocks} blocks, all there are, got "
             f"{n} and {count}; draw fewer"
         )
-    return RandomBlocks(n, size, count, seed)
+    return RandomBlocks(n, size, count, seed, _draw(blocks, count, seed))
