@@ -12,30 +12,22 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from polyattn import masks, mods
+from polyattn import mods
 from polyattn.calls import shown
 from polyattn.layers import (
     MLP,
-    AttentionLayer,
-    Embedding,
-    Encoder,
     EncoderBlock,
     GatedDeltaNet,
     KimiDeltaAttention,
     LanguageModel,
     LatentAttention,
-    Linear,
     MixtureOfExperts,
     MultiHeadAttention,
-    RMSNorm,
 )
+from polyattn.models.config import GATED, WHO, Config
 from polyattn.rotary import Rotary
 
 __all__ = ["FAMILIES", "Family", "language_model"]
-
-_WHO = "polyattn.models.families.language_model"
-#: Hugging Face's name of an activation -> ours, beside a gate.
-_GATED = {"silu": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh"}
 
 
 class Family(NamedTuple):
@@ -45,84 +37,7 @@ class Family(NamedTuple):
     format: str
 
 
-class _Config:
-    """A config whose entries are asked for by name."""
-
-    def __init__(self, config: Any) -> None:
-        self.whole: dict[str, Any] = dict(config) if isinstance(config, Mapping) else config.to_dict()
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in self.whole:
-            raise ValueError(
-                f"{_WHO}: expected a config of {self.whole.get('model_type')} with {name}, got one without; pass the whole "
-                "config.json"
-            )
-        return self.whole[name]
-
-    def get(self, name: str, otherwise: Any = None) -> Any:
-        found = self.whole.get(name)
-        return otherwise if found is None else found
-
-    @property
-    def depth(self) -> int:
-        return int(self.num_hidden_layers)
-
-    @property
-    def norm(self) -> RMSNorm:
-        return RMSNorm(self.hidden_size, epsilon=self.rms_norm_eps)
-
-    @property
-    def width(self) -> int:
-        return int(self.get("head_dim", self.hidden_size // self.num_attention_heads))
-
-    def layer_types(self, otherwise: str) -> list[str]:
-        return list(self.get("layer_types", [otherwise] * self.depth))
-
-    def head_norm(self, dim: int) -> RMSNorm:
-        return RMSNorm(dim, epsilon=self.rms_norm_eps)
-
-    def mlp(self, activation: str = "hidden_act", width: int | None = None) -> MLP:
-        kind = getattr(self, activation)
-        if kind not in _GATED:
-            raise ValueError(
-                f"{_WHO}: expected {activation} among {', '.join(_GATED)}, got {kind!r}; compose the model of polyattn.layers"
-            )
-        hidden = self.intermediate_size if width is None else width
-        return MLP(
-            self.hidden_size, hidden, activation=_GATED[kind], use_bias=bool(self.get("mlp_bias", False))
-        )
-
-    def attention(self, kind: str = "full_attention", **more: Any) -> MultiHeadAttention:
-        """Grouped heads with rotary positions; with a window where the kind of layer has one."""
-        window = masks.sliding_window(self.sliding_window) if kind == "sliding_attention" else None
-        bias = bool(self.get("attention_bias", False))
-        rotary = (
-            Rotary.from_config(self.whole, head_dim=self.width)
-            if "rotary" not in more
-            else more.pop("rotary")
-        )
-        return MultiHeadAttention(
-            self.hidden_size,
-            self.num_attention_heads,
-            num_kv_heads=self.get("num_key_value_heads"),
-            head_dim=self.width,
-            mask=window,
-            rotary=rotary,
-            is_causal=True,
-            **{"qkv_bias": bias, "out_bias": bias, **more},
-        )
-
-    def model(self, blocks: tuple[EncoderBlock, ...], **more: Any) -> LanguageModel:
-        tied = bool(self.get("tie_word_embeddings", False))
-        head = None if tied else Linear(self.hidden_size, self.vocab_size, use_bias=False)
-        trunk = Encoder(blocks, self.depth, final_norm=self.norm)
-        return LanguageModel(Embedding(self.vocab_size, self.hidden_size), trunk, head=head, **more)
-
-    def block(self, attention: AttentionLayer, mlp: MLP | MixtureOfExperts) -> EncoderBlock:
-        return EncoderBlock(attention, mlp, self.norm, norm_first=True)
-
-
-def _llama(c: _Config) -> Family:
+def _llama(c: Config) -> Family:
     """Llama (arXiv:2302.13971, 2407.21783), Mistral (2310.06825), Qwen2 (2407.10671), Qwen3 (2505.09388), SmolLM2."""
     more: dict[str, Any] = {}
     kind = c.whole["model_type"]
@@ -135,20 +50,20 @@ def _llama(c: _Config) -> Family:
     return Family(c.model(tuple(c.block(c.attention(k, **more), c.mlp()) for k in kinds)), "llama")
 
 
-def _smollm3(c: _Config) -> Family:
+def _smollm3(c: Config) -> Family:
     """SmolLM3: Llama, in which every fourth layer turns nothing (NoPE, arXiv:2305.19466)."""
     kinds = zip(c.layer_types("full_attention"), c.no_rope_layers, strict=True)
     attention = (c.attention(kind, **({} if turns else {"rotary": None})) for kind, turns in kinds)
     return Family(c.model(tuple(c.block(layer, c.mlp()) for layer in attention)), "llama")
 
 
-def _phi3(c: _Config) -> Family:
+def _phi3(c: Config) -> Family:
     """Phi-3 (arXiv:2404.14219): Llama with q, k, v and gate and input in one matrix each."""
     kind = "full_attention" if c.get("sliding_window") is None else "sliding_attention"
     return Family(c.model((c.block(c.attention(kind), c.mlp()),)), "phi3")
 
 
-def _olmo2(c: _Config) -> Family:
+def _olmo2(c: Config) -> Family:
     """OLMo 2 (arXiv:2501.00656): norms of the branches, and of all heads of q and of k together."""
     heads, kv_heads = c.num_attention_heads, c.get("num_key_value_heads", c.num_attention_heads)
     norms = tuple(c.head_norm(n * c.width) for n in (heads, kv_heads))
@@ -156,7 +71,7 @@ def _olmo2(c: _Config) -> Family:
     return Family(c.model((block,)), "olmo2")
 
 
-def _gemma(c: _Config) -> Family:
+def _gemma(c: Config) -> Family:
     """Gemma 2 and 3 (arXiv:2408.00118, 2503.19786): windows in turns, norms before and after, scores and logits capped."""
     cap = c.get("attn_logit_softcapping")
     more: dict[str, Any] = {
@@ -179,11 +94,11 @@ def _gemma(c: _Config) -> Family:
     return Family(c.model(blocks, **whole), "gemma")
 
 
-def _gpt_oss(c: _Config) -> Family:
+def _gpt_oss(c: Config) -> Family:
     """gpt-oss (arXiv:2508.10925): sinks, windows in turns, YaRN, experts with biases and a gate that is clipped."""
     if (c.get("swiglu_alpha", 1.702), c.get("swiglu_limit", 7.0)) != (1.702, 7.0):
         raise ValueError(
-            f"{_WHO}: expected swiglu_alpha 1.702 and swiglu_limit 7.0, got {c.get('swiglu_alpha')} and "
+            f"{WHO}: expected swiglu_alpha 1.702 and swiglu_limit 7.0, got {c.get('swiglu_alpha')} and "
             f"{c.get('swiglu_limit')}; compose the model of polyattn.layers"
         )
     experts = MixtureOfExperts(
@@ -202,17 +117,17 @@ def _gpt_oss(c: _Config) -> Family:
     return Family(c.model(blocks), "gpt_oss")
 
 
-def _experts_of_deepseek(c: _Config, *, normalized: bool, shared: int, groups: int) -> MixtureOfExperts:
-    if c.hidden_act not in _GATED:
+def _experts_of_deepseek(c: Config, *, normalized: bool, shared: int, groups: int) -> MixtureOfExperts:
+    if c.hidden_act not in GATED:
         raise ValueError(
-            f"{_WHO}: expected hidden_act among {', '.join(_GATED)}, got {c.hidden_act!r}; compose the model of polyattn.layers"
+            f"{WHO}: expected hidden_act among {', '.join(GATED)}, got {c.hidden_act!r}; compose the model of polyattn.layers"
         )
     return MixtureOfExperts(
         c.hidden_size,
         c.moe_intermediate_size,
         num_experts=c.get("n_routed_experts", c.get("num_experts")),
         top_k=c.get("num_experts_per_tok", c.get("num_experts_per_token")),
-        activation=_GATED[c.hidden_act],
+        activation=GATED[c.hidden_act],
         shared=c.mlp(width=c.moe_intermediate_size * shared),
         scores="sigmoid",
         normalized=normalized,
@@ -223,9 +138,9 @@ def _experts_of_deepseek(c: _Config, *, normalized: bool, shared: int, groups: i
     )
 
 
-def _latent(c: _Config, rotary: Rotary | None) -> LatentAttention:
+def _latent(c: Config, rotary: Rotary | None) -> LatentAttention:
     if c.get("attention_bias", False):
-        raise ValueError(f"{_WHO}: expected attention_bias False, got True; LatentAttention has no biases")
+        raise ValueError(f"{WHO}: expected attention_bias False, got True; LatentAttention has no biases")
     scaling = None if rotary is None else rotary.scaling
     factor = getattr(scaling, "score_factor", 1.0)
     return LatentAttention(
@@ -243,7 +158,7 @@ def _latent(c: _Config, rotary: Rotary | None) -> LatentAttention:
     )
 
 
-def _deepseek(c: _Config) -> Family:
+def _deepseek(c: Config) -> Family:
     """DeepSeek-V3 (arXiv:2412.19437): latent attention; dense layers first, then experts."""
     attention = _latent(c, Rotary.from_config(c.whole, head_dim=c.qk_rope_head_dim))
     dense, sparse = c.first_k_dense_replace, None
@@ -255,7 +170,7 @@ def _deepseek(c: _Config) -> Family:
     return Family(c.model(blocks), "deepseek")
 
 
-def _qwen3_next(c: _Config) -> Family:
+def _qwen3_next(c: Config) -> Family:
     """Qwen3-Next: gated delta nets, every fourth layer gated attention that turns a quarter of a head; experts."""
     softmax = c.attention(
         qk_norm=c.head_norm(c.width),
@@ -291,7 +206,7 @@ def _qwen3_next(c: _Config) -> Family:
     return Family(c.model(tuple(blocks)), "qwen3_next")
 
 
-def _kimi_linear(c: _Config) -> Family:
+def _kimi_linear(c: Config) -> Family:
     """Kimi Linear (arXiv:2510.26692): delta attention with a decay for every entry, latent attention without positions."""
     softmax = _latent(c, None)
     delta = KimiDeltaAttention(
@@ -313,7 +228,7 @@ def _kimi_linear(c: _Config) -> Family:
 
 
 #: model_type of a config -> what makes its model.
-FAMILIES: Mapping[str, Callable[[_Config], Family]] = {
+FAMILIES: Mapping[str, Callable[[Config], Family]] = {
     "llama": _llama,
     "mistral": _llama,
     "qwen2": _llama,
@@ -343,12 +258,12 @@ def language_model(config: Mapping[str, Any] | Any) -> Family:
     """
     if not isinstance(config, Mapping) and not hasattr(config, "to_dict"):
         raise TypeError(
-            f"{_WHO}: expected a config of transformers, or the dict of a config.json, got {shown(config)}; pass model.config"
+            f"{WHO}: expected a config of transformers, or the dict of a config.json, got {shown(config)}; pass model.config"
         )
-    found = _Config(config)
+    found = Config(config)
     kind = found.get("model_type")
     if kind not in FAMILIES:
         raise ValueError(
-            f"{_WHO}: expected a model_type among {', '.join(FAMILIES)}, got {shown(kind)}; compose the model of polyattn.layers"
+            f"{WHO}: expected a model_type among {', '.join(FAMILIES)}, got {shown(kind)}; compose the model of polyattn.layers"
         )
     return FAMILIES[kind](found)

@@ -8,8 +8,9 @@
 ['in_proj_bias', 'in_proj_weight', 'out_proj.bias', 'out_proj.weight']
 """
 
+from polyattn.weights.conversion import from_format, to_format
 from polyattn.weights.files import load, save
-from polyattn.weights.formats import FORMATS, from_format, to_format
+from polyattn.weights.formats import FORMATS
 from polyattn.weights.gguf import Gguf, read_gguf
 from polyattn.weights.modules import read, write
 from polyattn.weights.permutations import (
