@@ -182,12 +182,12 @@ def _pool(cache: PagedCache) -> list[tuple[str, float, str]]:
     return slots
 
 
-#: what a layer attends by: a letter and a colour, in the order of the legend
+#: what a layer attends by: a colour and an opacity that tell them apart without hue, in the order of the legend
 KINDS = {
     "full, rotary": (BLUE, 0.75),
-    "full, no positions": ("#0d9488", 0.75),
+    "full, no positions": (BLUE, 0.0),
     "window": (BLUE, 0.25),
-    "latent": ("#a855a8", 0.75),
+    "latent": (INK, 0.9),
     "linear, a delta rule": (ORANGE, 0.75),
 }
 

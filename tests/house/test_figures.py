@@ -61,7 +61,8 @@ def test_a_picture_is_read_by_its_page(script: str, name: str) -> None:
     """It says itself what it is, in words that fit into it; its page says what is seen."""
     svg = ElementTree.fromstring((FIGURES / f"{name}.svg").read_text(encoding="utf-8"))
     title = svg.find("{*}title")
-    assert title is not None and title.text
+    assert title is not None
+    assert title.text
     width, height = float(svg.attrib["width"]), float(svg.attrib["height"])
     assert width <= 840
     for text in svg.iter("{*}text"):
@@ -69,9 +70,11 @@ def test_a_picture_is_read_by_its_page(script: str, name: str) -> None:
             continue
         x, room = float(text.attrib["x"]), 7.0 * len(text.text or "")
         start = x - room * {"middle": 0.5, "end": 1.0}.get(text.attrib.get("text-anchor", ""), 0.0)
-        assert start >= -4 and start + room <= width + 4, text.text
+        assert start >= -4, text.text
+        assert start + room <= width + 4, text.text
         assert 0 < float(text.attrib["y"]) <= height, text.text
     folder = DOCS / "mechanisms" if script == "mechanisms" else DOCS
     place = f"{'../' * (script == 'mechanisms')}figures/{name}.svg"
     words = re.findall(rf"!\[([^\]]+)\]\({re.escape(place)}\)", (folder / f"{name}.md").read_text("utf-8"))
-    assert len(words) == 1 and len(words[0]) > 40
+    assert len(words) == 1
+    assert len(words[0]) > 40
