@@ -68,7 +68,7 @@ def talking_heads_attention(
     mixing and softmax. options: mask, bias, is_causal, scale and positions, as `attention` takes them. return_aux:
     weights (u, which need not be positive) and scores can be asked for. A row that sees nothing gives 0. Memory O(Hq L S).
 
-    Source: Shazeer 2020, arXiv:2003.02436, section 4.
+    Source: Shazeer 2020, arXiv:2003.02436.
 
     >>> import numpy as np
     >>> x, swap = np.array([[[0.0]], [[9.0]]]), np.array([[0.0, 1.0], [1.0, 0.0]])

@@ -122,7 +122,7 @@ class GatedDeltaNet(_DeltaRule):
     E), conv (kernel_size, 2 H D + Hv E), w_beta, w_decay (embed_dim, Hv), a_log, dt_bias (Hv,), norm, w_o (Hv, E,
     embed_dim). The call is that of `RecurrentLayer`; chunk_size: as `polyattn.linear.linear_attention` has it.
 
-    Source: Yang 2024, arXiv:2412.06464, equation 10; Qwen3-Next, whose weights `polyattn.weights` reads.
+    Source: Yang 2024, arXiv:2412.06464, section 3.1; Qwen3-Next, whose weights `polyattn.weights` reads.
 
     >>> import numpy as np
     >>> layer = GatedDeltaNet(8, 2, num_value_heads=4, head_dim=3)

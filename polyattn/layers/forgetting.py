@@ -39,7 +39,7 @@ class ForgettingAttention(AttentionLayer):
     cache: a `KVCache` whose keys are one entry wider, for log f (`empty_cache`); its slots must be in the order of
     the tokens.
 
-    Source: Lin 2025, arXiv:2503.02130, section 3.
+    Source: Lin 2025, arXiv:2503.02130.
 
     >>> import numpy as np
     >>> layer = ForgettingAttention(8, 2)

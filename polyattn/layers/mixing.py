@@ -120,7 +120,7 @@ class TalkingHeadsAttention(_Mixing):
     and w_weights (H, H), at first the identity. No biases. The call is that of `MultiHeadAttention` without cache
     and dropout_seed; `run` gives the mixed weights and scores. Memory O(H L S): `polyattn.mixing` says why.
 
-    Source: Shazeer 2020, arXiv:2003.02436, section 4.
+    Source: Shazeer 2020, arXiv:2003.02436.
 
     >>> import numpy as np
     >>> layer = TalkingHeadsAttention(8, 2)

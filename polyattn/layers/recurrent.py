@@ -184,7 +184,7 @@ class LightningAttention(_Heads):
     w_gate (embed_dim, H, D), norm, w_o (H, D, embed_dim). The call is that of `RecurrentLayer`; chunk_size: as
     `polyattn.linear.linear_attention` has it.
 
-    Source: Qin 2024, arXiv:2401.04658; MiniMax 2025, arXiv:2501.08313, section 2.2.
+    Source: Qin 2024, arXiv:2401.04658; MiniMax 2025, arXiv:2501.08313.
 
     >>> import numpy as np
     >>> from polyattn.linear import lightning_slopes

@@ -36,7 +36,7 @@ class TensorProductAttention(AttentionLayer):
 
     The attention is that of all heads: beside a cache the keys and values of its tokens are formed for each call.
 
-    Source: Zhang 2025, arXiv:2501.06425, section 3.
+    Source: Zhang 2025, arXiv:2501.06425, section 3.1.
 
     >>> import numpy as np
     >>> layer = TensorProductAttention(8, 2, q_rank=3, k_rank=2, v_rank=2)

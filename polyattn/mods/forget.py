@@ -68,7 +68,7 @@ def forgetting(log_forget: Array) -> Mod:
     sum in the compute dtype, u |c_i|. It is the array of the mod, with a NaN behind it: `attention_vjp` gives dc, and
     d log f_l is the sum of dc from l on. Autodiff goes to log_forget by itself.
 
-    Source: Lin 2025, arXiv:2503.02130, section 3.
+    Source: Lin 2025, arXiv:2503.02130.
 
     >>> import numpy as np
     >>> q, kv, h = np.arange(3)[:, None], np.arange(3), np.array(0)

@@ -28,7 +28,7 @@ class Sigmoid(Foldable):
     bias: a number, 0 by default. Since S weights of about a half are a large sum, models begin with -log S, which makes
     the sum of a row of small scores about 1: Sigmoid(-math.log(S)).
 
-    Source: Ramapuram 2024, arXiv:2409.04431, section 3 for the definition, and for the bias.
+    Source: Ramapuram 2024, arXiv:2409.04431, for the definition, and for the bias.
 
     >>> import numpy as np
     >>> Sigmoid().weights(np.array([0.0, np.log(3.0), -np.inf]))

@@ -19,7 +19,7 @@ from polyattn.normalizers.softmax import largest
 class Sparsemax(Normalizer):
     """w = max(0, s - t), with t such that a row sums to 1: the point of the simplex next to the scores.
 
-    Source: Martins and Astudillo 2016, arXiv:1602.02068, algorithm 1; its derivative is equation 10 there.
+    Source: Martins and Astudillo 2016, arXiv:1602.02068, which has the derivative too.
 
     >>> import numpy as np
     >>> Sparsemax().weights(np.array([1.0, 0.5, -1.0, -np.inf]))

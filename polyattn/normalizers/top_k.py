@@ -21,7 +21,7 @@ class TopK(Normalizer):
     scores and not on their order. A row that sees at most k keys is that of the softmax. With a sink, which is no key,
     the softmax has that too.
 
-    Source: Gupta 2021, arXiv:2106.06899, section 2.
+    Source: Gupta 2021, arXiv:2106.06899.
 
     >>> import numpy as np
     >>> TopK(2).weights(np.array([0.0, np.log(3.0), -1.0, -np.inf]))

@@ -33,7 +33,7 @@ class Rotary:
     ("interleaved", Qwen3-VL), or each with frequencies of its own, of width 2 n ("axial", vision encoders).
     Angles are reduced to one turn exactly, so that positions up to 2^20 cost float32 no accuracy (`angles`).
 
-    Source: Su 2021, arXiv:2104.09864, equation 34; sections: Wang 2024, arXiv:2409.12191, section 2.1.
+    Source: Su 2021, arXiv:2104.09864, equation 34; sections: Wang 2024, arXiv:2409.12191.
 
     >>> import numpy as np
     >>> Rotary()(np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([0, 1])).round(4)

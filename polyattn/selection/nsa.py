@@ -47,7 +47,7 @@ def nsa_attention(
     overlap, and selected keys and those of the window are the same: the paper allows others. No gradient goes
     through the selection. Memory O(L N) for the weights of blocks.
 
-    Source: Yuan 2025, arXiv:2502.11089, section 3.
+    Source: Yuan 2025, arXiv:2502.11089, section 3.3.
 
     >>> import numpy as np
     >>> x, gates = np.ones((4, 1)), np.array([[0.0, 0.25, 0.5]] * 4)
