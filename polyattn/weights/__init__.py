@@ -8,6 +8,7 @@
 ['in_proj_bias', 'in_proj_weight', 'out_proj.bias', 'out_proj.weight']
 """
 
+from polyattn.weights.ctranslate2 import CTranslate2, read_ctranslate2
 from polyattn.weights.files import load, save
 from polyattn.weights.formats import FORMATS, from_format, to_format
 from polyattn.weights.gguf import Gguf, read_gguf
@@ -22,6 +23,7 @@ from polyattn.weights.tree import convert, flatten, unflatten
 
 __all__ = [
     "FORMATS",
+    "CTranslate2",
     "Gguf",
     "convert",
     "flatten",
@@ -31,6 +33,7 @@ __all__ = [
     "interleaved_to_half",
     "load",
     "read",
+    "read_ctranslate2",
     "read_gguf",
     "save",
     "tiled_to_grouped",

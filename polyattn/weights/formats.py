@@ -27,6 +27,7 @@ from polyattn.layers import (
 )
 from polyattn.weights.mixtures import deepseek_experts, gpt_oss_experts, qwen3_next_experts
 from polyattn.weights.projections import (
+    ctranslate2_attention,
     fused,
     gated,
     gpt2_attention,
@@ -50,7 +51,7 @@ def from_format(
     format: "torch" (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer and their
     stacks), "flax" (nnx), "keras", "equinox", "gpt2", "llama" (also Qwen, Mistral, the attention of GPT-OSS), "bert" (the
     last three as Hugging Face names them), and its recurrent layers "qwen3_next", "kimi_linear", "minimax"; "gguf" (Llama
-    as llama.cpp names it). prefix: only names that begin with it count, without it. Every name must be
+    as llama.cpp names it), "ctranslate2". prefix: only names that begin with it count, without it. Every name must be
     used and every parameter found: a ValueError lists what is not. `polyattn.weights.read(module)` gives
     the tensors of a module.
 
@@ -190,10 +191,14 @@ def _part(f: Format, layer: Layer, ours: str, theirs: str) -> list[Rule]:
     ]
 
 
-def _affine(names: Mapping[str, str]) -> dict[str, str]:
+def _affine(names: Mapping[str, str], separator: str = ".") -> dict[str, str]:
     """The names of the arrays of linear maps, from those of the maps."""
     arrays = (("w", "weight"), ("b", "bias"))
-    return {f"{kind}_{ours}": f"{theirs}.{array}" for ours, theirs in names.items() for kind, array in arrays}
+    return {
+        f"{kind}_{ours}": f"{theirs}{separator}{array}"
+        for ours, theirs in names.items()
+        for kind, array in arrays
+    }
 
 
 _NORM = {"scale": "weight", "bias": "bias"}
@@ -310,6 +315,27 @@ FORMATS: Mapping[str, Format] = {
         encoder={"attention": "", "norm_1": "attn_norm.", "mlp": "", "norm_2": "ffn_norm."},
         stack=("blk.{}.", "output_norm."),
         language={"embedding": "token_embd.", "trunk": "", "head": "output."},
+    ),
+    "ctranslate2": Format(
+        ctranslate2_attention,
+        {"scale": "gamma", "bias": "beta"},
+        embedding="weight",
+        mlp=_affine({"in": "linear_0", "out": "linear_1"}, "/"),
+        encoder={
+            "attention": "self_attention/",
+            "norm_1": "self_attention/layer_norm/",
+            "mlp": "ffn/",
+            "norm_2": "ffn/layer_norm/",
+        },
+        decoder={
+            "self_attention": "self_attention/",
+            "norm_1": "self_attention/layer_norm/",
+            "cross_attention": "attention/",
+            "norm_2": "attention/layer_norm/",
+            "mlp": "ffn/",
+            "norm_3": "ffn/layer_norm/",
+        },
+        stack=("layer_{}/", "layer_norm/"),
     ),
     "bert": Format(
         separate("self.query self.key self.value output.dense", ".weight", ".bias", True),
