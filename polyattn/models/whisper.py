@@ -82,7 +82,7 @@ class Convolution(Layer):
 
 @dataclass(frozen=True)
 class Whisper(Layer):
-    """Spectrogram (..., 3000, 80) and tokens (..., L) -> logits (..., L, vocabulary), for the token after each."""
+    """Spectrogram (..., T, 80), T <= 3000, and tokens (..., L) -> logits (..., L, vocabulary), for the token after each."""
 
     encoder: Encoder
     decoder: LanguageModel
@@ -101,11 +101,15 @@ class Whisper(Layer):
         return self.decoder(params["decoder"], tokens, self.encode(params, features))
 
     def encode(self, params: Params, features: Array) -> Array:
-        """What was heard, (..., 1500, 384)."""
+        """What was heard, (..., T / 2, 384)."""
         parts, x = self.parameters(), features
+        if x.shape[-2] > FRAMES:
+            raise ValueError(
+                f"{_WHO}.Whisper.encode: expected at most {FRAMES} frames, got {x.shape[-2]}; cut the recording into pieces"
+            )
         for name in ("first", "second"):
             x = gelu(parts[name](params[name], x))
-        return self.encoder(params["encoder"], x + params["positions"]["table"])
+        return self.encoder(params["encoder"], x + params["positions"]["table"][: x.shape[-2], :])
 
 
 WHISPER = Whisper(
@@ -149,6 +153,10 @@ class Tokens:
         self.never, self.not_first = (
             np.asarray(config[name]) for name in ("suppress_ids", "suppress_ids_begin")
         )
+
+    def encode(self, text: str) -> list[int]:
+        """The numbers of the tokens of a text."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of tokens, without those that only steer."""
