@@ -79,7 +79,7 @@ def _formulas(
         )
         return gelu(y)
 
-    def attend(q: Floats, k: Floats, v: Floats, seen: Floats | float) -> Floats:
+    def attend(seen: Floats | float, q: Floats, k: Floats, v: Floats) -> Floats:
         q, k, v = (x.reshape(len(x), 6, 64).swapaxes(0, 1) for x in (q, k, v))
         s = q @ k.swapaxes(1, 2) / 8.0
         e = np.exp(s - s.max(-1, keepdims=True)) * seen
@@ -88,7 +88,7 @@ def _formulas(
 
     def to_itself(x: Floats, here: str, seen: Floats | float) -> Floats:
         qkv = np.split(dense(norm(x, f"{here}/layer_norm"), f"{here}/linear_0"), 3, -1)
-        return x + dense(attend(*qkv, seen), f"{here}/linear_1")
+        return x + dense(attend(seen, *qkv), f"{here}/linear_1")
 
     def thought(x: Floats, here: str) -> Floats:
         hidden = gelu(dense(norm(x, f"{here}/layer_norm"), f"{here}/linear_0"))
@@ -105,7 +105,7 @@ def _formulas(
     for i in range(4):
         x, here = to_itself(x, f"decoder/layer_{i}/self_attention", np.tri(n)), f"decoder/layer_{i}/attention"
         q = dense(norm(x, f"{here}/layer_norm"), f"{here}/linear_0")
-        x = x + dense(attend(q, *np.split(dense(source, f"{here}/linear_1"), 2, -1), 1.0), f"{here}/linear_2")
+        x = x + dense(attend(1.0, q, *np.split(dense(source, f"{here}/linear_1"), 2, -1)), f"{here}/linear_2")
         x = thought(x, f"decoder/layer_{i}/ffn")
     logits: Floats = norm(x, "decoder/layer_norm") @ table.T
     return logits
