@@ -48,7 +48,7 @@ def log_mel(samples: Floats) -> Floats:
         power = |FFT(hann * frame)|^2,   x = log10(max(power @ bands, 1e-10)),   (max(x, max(x) - 8) + 4) / 4
 
     What is shorter than thirty seconds is followed by silence. Frames are 25 ms long, and the first is centred on the
-    first sample. Source: Radford 2022, arXiv:2212.04356, section 2.2.
+    first sample. Source: Radford 2022, arXiv:2212.04356, section 2.2; the last two steps as in its authors' code.
     """
     if not is_array(samples) or samples.ndim != 1 or not 0 < len(samples) <= SAMPLES:
         raise ValueError(

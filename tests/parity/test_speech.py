@@ -139,6 +139,25 @@ def test_a_recording_is_written_down_as_transformers_does() -> None:
         assert model.tokens.decode(token.number for token in found) == speech_trial.SAID
 
 
+@pytest.mark.slow
+@needs_the_wheels
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_the_decoder_listens_to_one_word_after_the_other(library: str) -> None:
+    bench = load_bench(library)
+    model, samples = whisper.load(bench.array(np.zeros(()), "float32")), sound.read_wave(sound.recording())
+    tokens = model.tokens.encode(speech_trial.SAID)
+    seen = bench.numpy(whisper.alignment(model, bench.array(heard(), "float32"), tokens))
+    assert seen.shape == (len(tokens), sound.FRAMES // 2)
+    assert np.abs(seen.sum(-1) - 1).max() <= 2.0**-18  # a mean of averages
+    at = 0.02 * seen.argmax(-1)
+    assert (np.diff(at) >= 0).all()
+    assert at[-1] <= len(samples) / sound.RATE + 0.02  # and to nothing in the silence behind
+    breath = np.array([np.abs(samples[i : i + 3200]).mean() for i in range(0, len(samples), 3200)])
+    words = [at[i] for i, token in enumerate(tokens) if model.tokens.decode([token]).strip().isalpha()]
+    loud = [breath[int(t / 0.2) - 1 : int(t / 0.2) + 2].max() for t in words]  # within a fifth of a second
+    assert min(loud) > 2 * np.median(breath)
+
+
 def said_by_transformers(features: Any, **steer: list[int]) -> list[int]:
     """The greedy tokens behind the prompt, the one that ends among them, by their processors of logits."""
     from transformers import LogitsProcessorList
