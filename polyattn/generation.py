@@ -11,8 +11,8 @@ import numpy as np
 
 from polyattn.arrays import Array, Backend, backend_of, is_array
 from polyattn.arrays.random import key_of, threefry2x32
-from polyattn.calls import answers, number, seed, size
-from polyattn.layers import LanguageModel, Params
+from polyattn.calls import answers, array, number, seed, size
+from polyattn.layers import Decoder, LanguageModel, Params
 
 __all__ = ["Choice", "Sampling", "Token", "generate", "likeliest"]
 
@@ -99,13 +99,15 @@ def generate(
     tokens: Sequence[int],
     *,
     length: int,
+    context: Array | None = None,
     choose: Choice = likeliest,
     stop: Collection[int] = (),
     piece: int = 32,
 ) -> Iterator[Token]:
     """The tokens that follow, at most `length`, each as soon as it is chosen; none of `stop`, before which it ends.
 
-    tokens: the text so far, at least one. choose: `likeliest`, a `Sampling`, or any function of logits and position.
+    tokens: the text so far, at least one. context (1, S, C): what a trunk that is a `Decoder` looks at, whose keys and
+    values are made once. choose: `likeliest`, a `Sampling`, or any function of logits and position.
     The text goes into the caches of the model `piece` tokens at a time, then each token as it comes; on JAX through
     compiled blocks, which serve every position. The choice is made in float64 on NumPy for all libraries, so that they
     differ by their logits alone; `margin` tells how near a choice came to being another one.
@@ -127,7 +129,18 @@ def generate(
         )
     if piece < 1:
         raise ValueError(f"{who}: expected piece of at least 1, got {piece}; so many tokens go in at a time")
-    return _tokens(model, params, text, length, choose, frozenset(stop), piece)
+    if (context is None) == isinstance(model.trunk, Decoder):
+        raise ValueError(
+            f"{who}: expected a context with a trunk that is a Decoder and only there, got a trunk that is "
+            f"{type(model.trunk).__name__} and {'no' if context is None else 'a'} context; a Decoder looks at what an "
+            "encoder gives"
+        )
+    if model.positions is not None and len(text) + length > model.positions.size:
+        raise ValueError(
+            f"{who}: expected tokens and length of at most {model.positions.size} together, which have positions, got "
+            f"{len(text)} and {length}; ask for fewer"
+        )
+    return _tokens(model, params, text, length, context, choose, frozenset(stop), piece)
 
 
 def _tokens(
@@ -135,6 +148,7 @@ def _tokens(
     params: Params,
     text: list[int],
     length: int,
+    context: Array | None,
     choose: Choice,
     stop: frozenset[int],
     piece: int,
@@ -145,6 +159,10 @@ def _tokens(
     model.trunk.check_params(params["trunk"], like)
     params = _constant(params)
     step, scores_of = _programs(model, backend)
+    memory: Sequence[Any] = ()
+    if context is not None:
+        context = array(f"{_WHO}.generate", "context", context).stop_gradient(context)
+        memory = model.trunk.remember(params["trunk"], context)
     capacity = len(text) + length
     if backend.jits:
         capacity += -capacity % ROOM
@@ -157,7 +175,7 @@ def _tokens(
         rest = len(text) - done
         n = piece if rest >= piece else 1 if backend.jits else rest  # programs of two sizes alone
         part = backend.asarray([text[done : done + n]], backend.xp.int32, like)
-        x, caches = step(params, part, caches)
+        x, caches = step(params, part, caches, memory)
         done += n
     for _ in range(length):
         scores = choose(np.asarray(backend.to_numpy(scores_of(params, x)), np.float64), done)
@@ -165,7 +183,7 @@ def _tokens(
         if int(best) in stop:
             return
         yield Token(int(best), float(scores[best] - scores[second]))
-        x, caches = step(params, backend.asarray([[int(best)]], backend.xp.int32, like), caches)
+        x, caches = step(params, backend.asarray([[int(best)]], backend.xp.int32, like), caches, memory)
         done += 1
 
 
@@ -173,7 +191,7 @@ def _tokens(
 def _programs(model: LanguageModel, backend: Backend) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The way of n tokens through the blocks, and what its end says of the next token.
 
-        (params, tokens (1, n), caches) -> vectors (1, n, embed_dim), and the caches with the n tokens
+        (params, tokens (1, n), caches, memory) -> vectors (1, n, embed_dim), and the caches with the n tokens
         (params, vectors) -> logits (vocabulary,)
 
     Equal blocks share a program: as one program, thirty of them compile thirty times as long. It may write into the
@@ -181,8 +199,8 @@ def _programs(model: LanguageModel, backend: Backend) -> tuple[Callable[..., Any
     """
     trunk = model.trunk
 
-    def through(block: Any, params: Params, x: Array, cache: Any) -> tuple[Array, Any]:
-        found = block.run(params, x, cache=cache)
+    def through(block: Any, params: Params, x: Array, cache: Any, *memory: Any) -> tuple[Array, Any]:
+        found = block.run(params, x, *memory, cache=cache)
         return found.out, found.cache
 
     def last(params: Params, norm: Any, x: Array) -> Array:
@@ -198,10 +216,13 @@ def _programs(model: LanguageModel, backend: Backend) -> tuple[Callable[..., Any
     ) -> Params:  # a program is given what it reads: each array costs a call some time
         return {name: x for name, x in params.items() if name != "trunk"}
 
-    def step(params: Params, tokens: Array, caches: Sequence[Any]) -> tuple[Array, list[Any]]:
-        x, longer = enter(around(params), tokens), []
+    def step(
+        params: Params, tokens: Array, caches: Sequence[Any], memory: Sequence[Any]
+    ) -> tuple[Array, list[Any]]:
+        start = () if model.positions is None else (caches[0].length,)
+        x, longer = enter(around(params), tokens, *start), []
         for i, (block, earlier) in enumerate(zip(blocks, caches, strict=True)):
-            x, all_of_them = block(params["trunk"][f"block_{i}"], x, earlier)
+            x, all_of_them = block(params["trunk"][f"block_{i}"], x, earlier, *memory[i : i + 1])
             longer.append(all_of_them)
         return x, longer
 

@@ -9,7 +9,7 @@
 """
 
 from polyattn.layers.alignment import AdditiveAttention, LuongAttention
-from polyattn.layers.attending import AttentionLayer
+from polyattn.layers.attending import AttentionLayer, Memory
 from polyattn.layers.blocks import DecoderAux, DecoderBlock, EncoderBlock, EncoderDecoderAttention
 from polyattn.layers.delta import GatedDeltaNet, KimiDeltaAttention
 from polyattn.layers.dense import MLP, Embedding, Linear
@@ -67,6 +67,7 @@ __all__ = [
     "Linear",
     "LinearAttention",
     "LuongAttention",
+    "Memory",
     "MixtureOfExperts",
     "MultiHeadAttention",
     "MultiHeadCrossAttention",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 from polyattn._attention import AttentionAux, AuxRequest, attend
 from polyattn.arrays import Array
@@ -10,7 +10,23 @@ from polyattn.arrays.numbers import SameArray
 from polyattn.calls import shown
 from polyattn.layers.layer import Layer, LayerResult, Params
 
-__all__ = ["AttentionLayer", "OneAttention"]
+__all__ = ["AttentionLayer", "Memory", "OneAttention"]
+
+
+class Memory(NamedTuple):
+    """The keys and values that a layer makes of a context, once for all calls that look at it.
+
+    >>> import numpy as np
+    >>> from polyattn.layers import MultiHeadAttention
+    >>> layer, x, context = MultiHeadAttention(8, 2), np.ones((5, 8)), np.ones((7, 8))
+    >>> params = layer.init(0, like=x)
+    >>> memory = layer.remember(params, context)
+    >>> memory.key.shape, bool((layer(params, x, memory) == layer(params, x, context)).all())
+    ((2, 7, 4), True)
+    """
+
+    key: Array  # (..., Hkv, S, D), before rotation
+    value: Array  # (..., Hkv, S, D)
 
 
 class AttentionLayer(Layer):
@@ -36,6 +52,10 @@ class AttentionLayer(Layer):
         raise TypeError(
             f"{self.name}: expected a layer that keeps keys and values, got one without a cache; compute all"
         )
+
+    def remember(self, params: Params, context: Array) -> Any:
+        """What calls take in place of this context: made of it once (`Memory`) where a layer can, or the context itself."""
+        return context
 
     @overload
     def __call__(self, params: Params, x: SameArray, *others: Any, **options: Any) -> SameArray: ...

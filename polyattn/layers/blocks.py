@@ -10,7 +10,7 @@ from polyattn._attention import AttentionAux, AuxRequest
 from polyattn.arrays import Array
 from polyattn.calls import seed_like
 from polyattn.dropout import drop, fold_in
-from polyattn.layers.attending import AttentionLayer
+from polyattn.layers.attending import AttentionLayer, Memory
 from polyattn.layers.dense import MLP
 from polyattn.layers.experts import MixtureOfExperts
 from polyattn.layers.layer import Layer, LayerResult, Params
@@ -131,7 +131,7 @@ class EncoderDecoderAttention(_Residual):
 
         layer(params, x, context, *, mask=None, bias=None, context_mask=None, context_bias=None, is_causal=True, ...)
 
-    x (..., L, E) is the target so far, context (..., S, C) the encoded source. mask and bias are about target
+    x (..., L, E) is the target so far, context (..., S, C) the encoded source, or what `remember` makes of it. mask and bias are about target
     positions, context_mask and context_bias about source positions: (..., H, L, S), or a mask such as
     `masks.key_lengths(n)`. cache holds the earlier tokens of the target. Params:
     "self_attention", "norm_1", "cross_attention", "norm_2". aux is a `DecoderAux`. cross_attention may be any
@@ -166,11 +166,16 @@ class EncoderDecoderAttention(_Residual):
         """A cache for the self-attention, without tokens."""
         return self.self_attention.empty_cache(batch, capacity, like=like)
 
+    def remember(self, params: Params, context: Array) -> Any:
+        """The keys and values of the source, which calls take in its place."""
+        self.check_params(params, context)
+        return self.cross_attention.remember(params["cross_attention"], context)
+
     def run(
         self,
         params: Params,
         x: Array,
-        context: Array,
+        context: Array | Memory,
         *,
         context_mask: Any = None,
         context_bias: Array | None = None,
@@ -181,7 +186,8 @@ class EncoderDecoderAttention(_Residual):
     ) -> LayerResult:
         if context is None:
             raise ValueError(f"{self.name}: expected a context, got None; without one take EncoderBlock")
-        self.check(params, self.self_attention.embed_dim, x=x, context=context)
+        source = {} if isinstance(context, Memory) else {"context": context}
+        self.check(params, self.self_attention.embed_dim, x=x, **source)
         options |= {"is_causal": is_causal, "return_aux": return_aux}
         own = self._around("self_attention", 1, params, x, dropout_seed, **options)
         options = {"context": context, "mask": context_mask, "return_aux": return_aux}
@@ -217,6 +223,6 @@ class DecoderBlock(EncoderDecoderAttention):
     def parameters(self) -> Mapping[str, Layer]:
         return {**super().parameters(), "mlp": self.mlp, **self._norms(3)}
 
-    def run(self, params: Params, x: Array, context: Array, **options: Any) -> LayerResult:
+    def run(self, params: Params, x: Array, context: Array | Memory, **options: Any) -> LayerResult:
         found = super().run(params, x, context, **options)
         return found._replace(out=self._around("mlp", 3, params, found.out, options.get("dropout_seed")).out)

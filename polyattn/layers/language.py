@@ -9,8 +9,9 @@ from typing import Any
 from polyattn.arrays import Array, backend_of
 from polyattn.layers.attending import AttentionLayer
 from polyattn.layers.dense import Embedding, Linear
+from polyattn.layers.heads import positions_of
 from polyattn.layers.layer import Layer, LayerResult, Params, linear
-from polyattn.layers.stacks import Encoder
+from polyattn.layers.stacks import Decoder, Encoder
 
 __all__ = ["LanguageModel"]
 
@@ -20,11 +21,13 @@ class LanguageModel(AttentionLayer):
     """logits = head(trunk(embedding(tokens))): integers (..., L) -> (..., L, vocabulary), for the token after each.
 
     head: a `Linear` from the last vector to the logits, or None: the table of the embedding serves again, x E^T
-    (Press and Wolf 2017, arXiv:1608.05859). embedding_scale multiplies the vectors that enter the first block
+    (Press and Wolf 2017, arXiv:1608.05859). positions: a table of vectors for the places 0, 1, ..., which are added to
+    those of the tokens there (GPT-2, Whisper). embedding_scale multiplies the vectors that enter the first block
     (Gemma: sqrt(embed_dim)). logits_cap c bends logits to c tanh(logits / c) (Gemma 2). The blocks of `trunk` should be
-    causal. Params: "embedding", "trunk", "head".
+    causal; those of a `Decoder` look at a context besides. Params: "embedding", "positions", "trunk", "head".
 
         model(params, tokens, ...) -> logits;   model.run(params, tokens, cache=, ...) -> LayerResult
+        model(params, tokens, context, ...)     with a Decoder
 
     Options are those of the trunk. `polyattn.generation.generate` goes on with a text.
 
@@ -38,38 +41,65 @@ class LanguageModel(AttentionLayer):
     """
 
     embedding: Embedding
-    trunk: Encoder
+    trunk: Encoder | Decoder
     _: KW_ONLY
+    positions: Embedding | None = None
     head: Linear | None = None
     embedding_scale: float | None = None
     logits_cap: float | None = None
 
     def parameters(self) -> Mapping[str, Layer]:
-        found: dict[str, Layer] = {"embedding": self.embedding, "trunk": self.trunk}
-        return found if self.head is None else found | {"head": self.head}
+        parts = {
+            "embedding": self.embedding,
+            "positions": self.positions,
+            "trunk": self.trunk,
+            "head": self.head,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
 
     def empty_cache(self, batch: int, capacity: int, *, like: Array) -> tuple[Any, ...]:
         """A cache for each block, without tokens."""
         return self.trunk.empty_cache(batch, capacity, like=like)
 
     def run(
-        self, params: Params, tokens: Array, *, cache: Sequence[Any] | None = None, **options: Any
+        self,
+        params: Params,
+        tokens: Array,
+        *context: Any,
+        cache: Sequence[Any] | None = None,
+        **options: Any,
     ) -> LayerResult:
         """Logits, the longer caches, and what each attention saw."""
-        found = self.trunk_of(params, tokens, cache=cache, **options)
+        found = self.trunk_of(params, tokens, *context, cache=cache, **options)
         return found._replace(out=self.logits(params, found.out))
 
-    def trunk_of(self, params: Params, tokens: Array, **options: Any) -> LayerResult:
+    def trunk_of(
+        self,
+        params: Params,
+        tokens: Array,
+        *context: Any,
+        cache: Sequence[Any] | None = None,
+        **options: Any,
+    ) -> LayerResult:
         """The same before the head: vectors (..., L, embed_dim)."""
         self.check_params(params, tokens)
-        return self.trunk.run(params["trunk"], self.vectors(params, tokens), **options)
+        if self.positions is not None and options.get("cu_seqlens") is not None:
+            raise ValueError(
+                f"{self.name}: expected one text with a table of positions, got cu_seqlens; pad the documents instead"
+            )
+        if cache is not None:
+            self.trunk.check_cache(cache)
+        x = self.vectors(params, tokens, 0 if cache is None else cache[0].length)
+        return self.trunk.run(params["trunk"], x, *context, cache=cache, **options)
 
-    def vectors(self, params: Params, tokens: Array) -> Array:
-        """What enters the first block, (..., L, embed_dim)."""
+    def vectors(self, params: Params, tokens: Array, start: int | Array = 0) -> Array:
+        """What enters the first block, (..., L, embed_dim), where the tokens stand at start, start + 1, ..."""
         x = self.embedding(params["embedding"], tokens)
-        if self.embedding_scale is None:
+        if self.embedding_scale is not None:
+            x = x * backend_of(x).asarray(self.embedding_scale, x.dtype, x)
+        if self.positions is None:
             return x
-        return x * backend_of(x).asarray(self.embedding_scale, x.dtype, x)
+        return x + self.positions(params["positions"], positions_of(x, start))
 
     def logits(self, params: Params, x: Array) -> Array:
         """What the last vectors (..., embed_dim) say of the next tokens, (..., vocabulary)."""

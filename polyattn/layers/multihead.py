@@ -15,7 +15,7 @@ from polyattn._attention import AttentionAux, AuxRequest, Wish
 from polyattn.arrays import Array, backend_of, is_array
 from polyattn.caches import Cache, KVCache
 from polyattn.layers.activations import sigmoid
-from polyattn.layers.attending import OneAttention
+from polyattn.layers.attending import Memory, OneAttention
 from polyattn.layers.heads import all_of, heads_first, positions_of, reach
 from polyattn.layers.initializers import ZEROS, Distribution, initializer
 from polyattn.layers.layer import Layer, LayerResult, Parameter, Params, linear
@@ -51,7 +51,7 @@ class MultiHeadAttention(OneAttention):
 
     mask: hides in addition; broadcasts to (..., H, L, S), as does bias, which is added to the scores. positions: where
     `rotary` takes the tokens of x to stand, (L,), (B, L), or as it has them; None = in a row. The mask goes by the order
-    of the tokens even so. cu_seqlens (n + 1,): x is n documents without padding, each attends to itself alone, and its
+    of the tokens even so. context may be a `Memory`, which `remember` makes of it once for many calls. cu_seqlens (n + 1,): x is n documents without padding, each attends to itself alone, and its
     positions begin anew. cache: one of `polyattn.caches` with the earlier tokens of x; x
     continues them, and S is the number of its slots.
     dropout_seed: weights are dropped only where there is one.
@@ -165,16 +165,32 @@ class MultiHeadAttention(OneAttention):
 
     def project(self, params: Params, x: Array, context: Array) -> tuple[Array, Array, Array]:
         """The queries, keys and values of every head, (..., H, L, D) and (..., Hkv, S, D), before rotation."""
+        return self._queries(params, x), *self._keys_values(params, context)
 
-        def heads(name: str, given: Array) -> Array:
-            return linear(given, params[f"w_{name}"], params.get(f"b_{name}"))  # (..., L, H, D)
+    def remember(self, params: Params, context: Array) -> Memory:
+        """The keys and values of a context (..., S, context_dim), which calls take in its place."""
+        self.check(params, self.source_dim, context=context)
+        return Memory(*self._keys_values(params, context))
 
-        found = {"q": heads("q", x), "k": heads("k", context)}
-        found["v"] = found["k"] if self.tied_kv else heads("v", context)
-        for name, norm in self.head_norms.items():
-            found[name[0]] = _normed(norm, params[name], found[name[0]])
-        q, k, v = (heads_first(found[name]) for name in "qkv")
-        return q, k, v
+    def _queries(self, params: Params, x: Array) -> Array:
+        return heads_first(self._normed(params, "q", self._mapped(params, "q", x)))
+
+    def _keys_values(self, params: Params, context: Array) -> tuple[Array, Array]:
+        k = self._mapped(params, "k", context)
+        v = k if self.tied_kv else self._mapped(params, "v", context)
+        return heads_first(self._normed(params, "k", k)), heads_first(self._normed(params, "v", v))
+
+    def _mapped(self, params: Params, name: str, x: Array) -> Array:
+        """x through the linear map of that name: (..., L, H, D)."""
+        return linear(x, params[f"w_{name}"], params.get(f"b_{name}"))
+
+    def _normed(self, params: Params, name: str, x: Array) -> Array:
+        """The norm of each head of x (..., L, H, D), or of all of them together, as its dim says; x where there is none."""
+        norm = self.head_norms.get(f"{name}_norm")
+        if norm is None or norm.dim == x.shape[-1]:
+            return x if norm is None else norm(params[f"{name}_norm"], x)
+        xp = backend_of(x).xp
+        return xp.reshape(norm(params[f"{name}_norm"], xp.reshape(x, (*x.shape[:-2], norm.dim))), x.shape)
 
     def empty_cache(self, batch: int, capacity: int, *, like: Array) -> KVCache:
         """A cache for this layer, without tokens."""
@@ -184,7 +200,7 @@ class MultiHeadAttention(OneAttention):
         self,
         params: Params,
         x: Array,
-        context: Array | None = None,
+        context: Array | Memory | None = None,
         *,
         mask: Any = None,
         bias: Array | None = None,
@@ -196,7 +212,12 @@ class MultiHeadAttention(OneAttention):
         dropout_seed: int | Array | None = None,
         return_aux: AuxRequest | None = None,
     ) -> LayerResult:
-        q, k, v = self.project(params, x, self.source(params, x, context))
+        if isinstance(context, Memory):
+            k, v = context
+            self.check(params, self.embed_dim, x=x, **{"context.key": k, "context.value": v})
+            q = self._queries(params, x)
+        else:
+            q, k, v = self.project(params, x, self.source(params, x, context))
         if cache is not None or cu_seqlens is not None:
             others = {"context": context, "query_offset": query_offset}
             if cu_seqlens is not None:
@@ -308,11 +329,3 @@ class MultiHeadAttention(OneAttention):
             return rotary.both(q, k, position, **reach(rotary, position))
         at_keys = backend.arange(0, keys, k)
         return rotary(q, position, **reach(rotary, position)), rotary(k, at_keys, **reach(rotary, at_keys))
-
-
-def _normed(norm: Norm, params: Params, x: Array) -> Array:
-    """The norm of each head of x (..., L, H, D), or of all of them together, as its dim says."""
-    if norm.dim == x.shape[-1]:
-        return norm(params, x)
-    xp = backend_of(x).xp
-    return xp.reshape(norm(params, xp.reshape(x, (*x.shape[:-2], norm.dim))), x.shape)

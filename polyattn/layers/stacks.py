@@ -10,7 +10,7 @@ from polyattn._attention import AuxRequest
 from polyattn.arrays import Array
 from polyattn.calls import seed_like, shown
 from polyattn.dropout import fold_in
-from polyattn.layers.attending import AttentionLayer
+from polyattn.layers.attending import AttentionLayer, Memory
 from polyattn.layers.blocks import EncoderBlock, EncoderDecoderAttention
 from polyattn.layers.layer import Layer, LayerResult, Params
 from polyattn.layers.norm import Norm
@@ -53,30 +53,25 @@ class _Stack(AttentionLayer):
         self,
         params: Params,
         x: Array,
-        *context: Array,
+        *context: Any,
         cache: Sequence[Any] | None = None,
         dropout_seed: int | Array | None = None,
         return_aux: AuxRequest | None = None,
         **options: Any,
     ) -> LayerResult:
         self.check_params(params, x)
-        if cache is not None and not isinstance(cache, (tuple, list)):
-            raise TypeError(
-                f"{self.name}: expected a tuple of caches, got {shown(cache)}; write "
-                "cache=layer.empty_cache(batch, capacity, like=x)"
-            )
-        if cache is not None and len(cache) != self.depth:
-            raise ValueError(
-                f"{self.name}: expected a cache for each of the {self.depth} blocks, got {len(cache)}; "
-                "make them with empty_cache"
-            )
+        if cache is not None:
+            self.check_cache(cache)
         if dropout_seed is not None:
             dropout_seed = seed_like(self.name, "dropout_seed", dropout_seed)
+        sources = [context] * self.depth
+        if context and isinstance(context[0], tuple) and not isinstance(context[0], Memory):
+            sources = [(remembered,) for remembered in self._of_each("memory", context[0])]
         caches, aux = [], []
         for i, block in enumerate(self.blocks):
             own = {"cache": None if cache is None else cache[i], "return_aux": return_aux}
             seed = None if dropout_seed is None else fold_in(dropout_seed, i)
-            found = block.run(params[f"block_{i}"], x, *context, dropout_seed=seed, **own, **options)
+            found = block.run(params[f"block_{i}"], x, *sources[i], dropout_seed=seed, **own, **options)
             x = found.out
             caches.append(found.cache)
             aux.append(found.aux)
@@ -85,6 +80,24 @@ class _Stack(AttentionLayer):
         return LayerResult(
             x, None if cache is None else tuple(caches), None if return_aux is None else tuple(aux)
         )
+
+    def check_cache(self, cache: Any) -> None:
+        """A TypeError or ValueError unless these are caches, one for each block."""
+        if not isinstance(cache, (tuple, list)):
+            raise TypeError(
+                f"{self.name}: expected a tuple of caches, got {shown(cache)}; write "
+                "cache=layer.empty_cache(batch, capacity, like=x)"
+            )
+        self._of_each("cache", cache)
+
+    def _of_each(self, what: str, given: Sequence[Any]) -> Sequence[Any]:
+        """One for each block, or a ValueError."""
+        if len(given) != self.depth:
+            raise ValueError(
+                f"{self.name}: expected a {what} for each of the {self.depth} blocks, got {len(given)}; "
+                f"make them with {'empty_cache' if what == 'cache' else 'remember'}"
+            )
+        return given
 
 
 @dataclass(frozen=True)
@@ -110,7 +123,7 @@ class Decoder(_Stack):
     """`depth` decoder blocks one after the other, then final_norm if there is one.
 
     Params: "block_0", ..., and "norm". The call is that of `DecoderBlock`; cache and aux are tuples with an
-    entry for each block.
+    entry for each block, and so is what `remember` makes of a context.
 
     >>> import numpy as np
     >>> from polyattn.layers import DecoderBlock
@@ -120,3 +133,8 @@ class Decoder(_Stack):
     """
 
     block: EncoderDecoderAttention | tuple[EncoderDecoderAttention, ...]
+
+    def remember(self, params: Params, context: Array) -> tuple[Any, ...]:
+        """What each block makes of the context, which calls take in its place."""
+        self.check_params(params, context)
+        return tuple(block.remember(params[f"block_{i}"], context) for i, block in enumerate(self.blocks))

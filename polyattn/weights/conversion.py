@@ -38,7 +38,7 @@ def from_format(
     """The params of `layer` from the named arrays of another library, in the library these are arrays of.
 
     format: one of `FORMATS`: "torch" (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer and
-    their stacks), "flax" (nnx), "keras", "equinox"; "gguf" (Llama as llama.cpp names it); the others are families as
+    their stacks), "flax" (nnx), "keras", "equinox"; "gguf" (Llama as llama.cpp names it), "ctranslate2"; the others are families as
     Hugging Face names their weights, "llama" for all that are named as Llama's are. prefix: only names that begin with it
     count, without it. Every name must be used and every parameter found: a ValueError lists what is not.
     `polyattn.weights.read(module)` gives the tensors of a module.

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field, replace
 
 from polyattn.layers import LatentAttention, Layer, MixtureOfExperts, MultiHeadAttention, RecurrentLayer
 from polyattn.weights.mixtures import deepseek_experts, gpt_oss_experts, qwen3_next_experts
-from polyattn.weights.projections import fused, gated, gpt2_attention, latent, separate, torch_attention
+from polyattn.weights.projections import (
+    ctranslate2_attention,
+    fused,
+    gated,
+    gpt2_attention,
+    latent,
+    separate,
+    torch_attention,
+)
 from polyattn.weights.recurrent import kimi_linear, minimax, qwen3_next
 from polyattn.weights.rules import Rule
 
@@ -40,10 +48,14 @@ class Format:
     fused_mlp: str = ""  # gate and input in one matrix
 
 
-def _affine(names: Mapping[str, str]) -> dict[str, str]:
+def _affine(names: Mapping[str, str], separator: str = ".") -> dict[str, str]:
     """The names of the arrays of linear maps, from those of the maps."""
     arrays = (("w", "weight"), ("b", "bias"))
-    return {f"{kind}_{ours}": f"{theirs}.{array}" for ours, theirs in names.items() for kind, array in arrays}
+    return {
+        f"{kind}_{ours}": f"{theirs}{separator}{array}"
+        for ours, theirs in names.items()
+        for kind, array in arrays
+    }
 
 
 _NORM = {"scale": "weight", "bias": "bias"}
@@ -160,6 +172,27 @@ FORMATS: Mapping[str, Format] = {
         encoder={"attention": "", "norm_1": "attn_norm.", "mlp": "", "norm_2": "ffn_norm."},
         stack=("blk.{}.", "output_norm."),
         language={"embedding": "token_embd.", "trunk": "", "head": "output."},
+    ),
+    "ctranslate2": Format(
+        ctranslate2_attention,
+        {"scale": "gamma", "bias": "beta"},
+        embedding="weight",
+        mlp=_affine({"in": "linear_0", "out": "linear_1"}, "/"),
+        encoder={
+            "attention": "self_attention/",
+            "norm_1": "self_attention/layer_norm/",
+            "mlp": "ffn/",
+            "norm_2": "ffn/layer_norm/",
+        },
+        decoder={
+            "self_attention": "self_attention/",
+            "norm_1": "self_attention/layer_norm/",
+            "cross_attention": "attention/",
+            "norm_2": "attention/layer_norm/",
+            "mlp": "ffn/",
+            "norm_3": "ffn/layer_norm/",
+        },
+        stack=("layer_{}/", "layer_norm/"),
     ),
     "bert": Format(
         separate("self.query self.key self.value output.dense", ".weight", ".bias", True),

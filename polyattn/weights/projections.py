@@ -5,10 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from polyattn.layers import LatentAttention, Layer, MultiHeadAttention
+from polyattn.layers import LatentAttention, Layer, MultiHeadAttention, MultiHeadCrossAttention
 from polyattn.weights.rules import Rule, by_group, packed, picked, same, shapes, turned
 
-__all__ = ["fused", "gated", "gpt2_attention", "latent", "none_such", "separate", "torch_attention"]
+__all__ = [
+    "ctranslate2_attention",
+    "fused",
+    "gated",
+    "gpt2_attention",
+    "latent",
+    "none_such",
+    "separate",
+    "torch_attention",
+]
 
 
 def none_such(layer: Layer) -> list[Rule]:
@@ -66,6 +75,32 @@ def fused(qkv: str, out: str, *, side_by_side: bool = False) -> Callable[[MultiH
         return [*found, same(f"{out}.bias", "b_o", own["b_o"])] if layer.out_bias else found
 
     return rules
+
+
+def ctranslate2_attention(layer: MultiHeadAttention) -> list[Rule]:
+    """Linear maps by number: q, k and v in one and the output; where the keys are of a context, q, then k and v."""
+    own = shapes(layer)
+    if (
+        not (_plain_heads(layer) and layer.qkv_bias and layer.out_bias)
+        or layer.tied_kv
+        or layer.output_gate
+        or layer.source_dim != layer.embed_dim
+    ):
+        raise LookupError(
+            f"{layer}, where CTranslate2 has as many kv heads as heads, of width embed_dim / num_heads, no gate, and a bias "
+            "everywhere"
+        )
+    across = isinstance(layer, MultiHeadCrossAttention)
+    last = 2 if across else 1
+    found = [
+        turned(f"linear_{last}/weight", "w_o", own["w_o"], inputs=2),
+        same(f"linear_{last}/bias", "b_o", own["b_o"]),
+    ]
+    for i, names in enumerate(("q", "kv") if across else ("qkv",)):
+        for kind, array in (("w", "weight"), ("b", "bias")):
+            ours = picked(own, " ".join(f"{kind}_{name}" for name in names))
+            found.append(by_group(f"linear_{i}/{array}", ours, 1))
+    return found
 
 
 def gated(layer: MultiHeadAttention) -> list[Rule]:

@@ -19,7 +19,7 @@ from polyattn.models import minilm
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
-FEATURES = {"jax", "torch", "autograd", "cli", "pretrained", "chat", "plot", "transformers", "onnx"}
+FEATURES = {"jax", "torch", "autograd", "cli", "pretrained", "chat", "listen", "plot", "transformers", "onnx"}
 WORKSHOP = {"examples", "docs", "bench", "dev"}
 COMPILERS = {"aot"}  # which change how JAX starts
 FRAMEWORKS = "{'numpy', 'jax', 'torch'} & set(sys.modules)"

@@ -34,6 +34,7 @@ ROTATED = layers.EncoderBlock(
     norm_first=True,
 )
 LLAMA = layers.Encoder(ROTATED, 2, final_norm=layers.RMSNorm(8, epsilon=1e-6))
+NORM = layers.LayerNorm(8, epsilon=1e-5)
 SEQ2SEQ = layers.Decoder(layers.DecoderBlock.preset("torch", 8, 2, 12), 2)
 
 
@@ -233,6 +234,46 @@ def test_a_decoder_with_caches_gives_the_rows_of_the_full_result(library: str) -
         out, caches, _ = SEQ2SEQ.run(given, xs[:, start:stop], source, cache=caches)
         pieces.append(bench.numpy(out))
     assert np.abs(np.concatenate(pieces, 1) - true).max() <= bound
+
+
+@on_every_library
+@pytest.mark.parametrize("cross", ["as wide", "rotated", "normed, grouped", "tied", "additive"])
+def test_what_a_decoder_remembers_stands_for_its_context(cross: str, library: str) -> None:
+    sizes: dict[str, dict[str, Any]] = {
+        "as wide": {},
+        "rotated": {"rotary": Rotary()},
+        "normed, grouped": {
+            "num_kv_heads": 1,
+            "qk_norm": (layers.RMSNorm(8, epsilon=1e-6), layers.RMSNorm(4, epsilon=1e-6)),
+            "context_dim": 6,
+        },
+        "tied": {"tied_kv": True, "v_norm": layers.RMSNorm(4, epsilon=1e-6)},
+    }
+    seen: Any = layers.AdditiveAttention(8, 4) if cross == "additive" else None
+    seen = seen or layers.MultiHeadCrossAttention(8, 2, **sizes[cross])
+    block = layers.DecoderBlock(
+        layers.MultiHeadAttention(8, 2), seen, NORM, mlp=layers.MLP(8, 12, activation="gelu"), norm_first=True
+    )
+    layer, bench = layers.Decoder(block, 2, final_norm=NORM), bench_of(library)
+    given = mapped(lambda x: bench.array(x, "float32"), drawn(layer))
+    x, context = (bench.array(normal(2, n, width), "float32") for n, width in ((4, 8), (4, seen.source_dim)))
+    memory = layer.remember(given, context)
+    assert [isinstance(part, layers.Memory) for part in memory] == [cross != "additive"] * 2
+    mask = masks.key_lengths(bench.array(np.array([4, 2], np.int32)))
+    whole, again = (layer(given, x, source, context_mask=mask) for source in (context, memory))
+    assert np.array_equal(bench.numpy(whole), bench.numpy(again))
+    assert not np.array_equal(bench.numpy(whole), bench.numpy(layer(given, x, context)))  # the mask is heard
+
+
+def test_the_gradient_of_a_context_goes_through_what_is_remembered() -> None:
+    params = mapped(torch.as_tensor, drawn(SEQ2SEQ))
+    x, found = torch.as_tensor(normal(2, 4, 8)), []
+    for through in (lambda context: context, lambda context: SEQ2SEQ.remember(params, context)):
+        context = torch.as_tensor(normal(2, 5, 8, seed=1)).requires_grad_()
+        (SEQ2SEQ(params, x, through(context)) * x).sum().backward()
+        found.append(context.grad)
+    assert (found[0] == found[1]).all()
+    assert found[0].abs().min() > 0
 
 
 # what comes back

@@ -41,6 +41,9 @@ def run(layer: Any, *inputs: Any, **options: Any) -> Callable[[], Any]:
 
 PARAMS = init(ATTEND)
 CACHE = ATTEND.empty_cache(2, 6, like=X)
+MEMORY = ATTEND.remember(PARAMS, X)
+WRITER = layers.Decoder(SEQ2SEQ, 2)
+PLACED = layers.LanguageModel(layers.Embedding(4, 8), STACK, positions=layers.Embedding(6, 8))
 TURNED = MHA(8, 2, rotary=Rotary())
 ENDS = np.asarray([0, 2, 5])
 ALONE = "they say where the documents of x begin, which see themselves alone"
@@ -116,6 +119,12 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
     "packed documents that end early": (call(ATTEND, X, cu_seqlens=ENDS[:2]), "MultiHeadAttention: expected cu_seqlens_q to go from 0 to L = 5 and never to fall, got [0, 2]; it is 0 and then the sums of the lengths"),
     "positions of a context": (call(TURNED, X, X, positions=np.arange(5)), "MultiHeadAttention: expected positions in a layer with rotary and without context, got some beside a context; the mask goes by query_offset"),
     "caches of a stack": (run(STACK, X, cache=(CACHE,)), "Encoder: expected a cache for each of the 2 blocks, got 1; make them with empty_cache"),
+    "memories of a stack": (call(WRITER, X, (MEMORY,)), "Decoder: expected a memory for each of the 2 blocks, got 1; make them with remember"),
+    "a memory of another width": (lambda: ATTEND.remember(PARAMS, WIDE), "MultiHeadAttention: expected context of shape (..., length, 8), got (2, 7, 6); the last axis is the width that the layer was made for"),
+    "a memory of another batch": (call(ATTEND, np.zeros((3, 5, 8)), MEMORY), "MultiHeadAttention: expected leading axes that broadcast against each other, got query (3, 2, 5, 4), key (2, 2, 5, 4), value (2, 2, 5, 4) in layout BHLD; give each axis one size, or 1"),
+    "a memory for causal attention": (call(CAUSAL, X, MEMORY), "CausalSelfAttention: expected self-attention that is causal, got a context; take MultiHeadAttention"),
+    "positions of packed documents": (call(PLACED, np.asarray([1, 2, 3]), cu_seqlens=ENDS), "LanguageModel: expected one text with a table of positions, got cu_seqlens; pad the documents instead"),
+    "a token beyond the positions": (call(PLACED, np.zeros(7, int)), "Embedding: expected tokens from 0 to 5, got some from 0 to 6; the table has no such rows"),
     "params that miss one": (lambda: NORM({"bias": X}, X), "LayerNorm: expected params with the names ['bias', 'scale'], got dict without ['scale'] and with unexpected []; make them with layer.init(seed, like=x), or read them with polyattn.weights"),
     "params with one more": (lambda: NORM({**init(NORM), "gain": X}, X), "LayerNorm: expected params with the names ['bias', 'scale'], got dict without [] and with unexpected ['gain']; make them with layer.init(seed, like=x), or read them with polyattn.weights"),
     "params as a list": (lambda: NORM([X], X), "LayerNorm: expected params with the names ['bias', 'scale'], got list without ['bias', 'scale'] and with unexpected []; make them with layer.init(seed, like=x), or read them with polyattn.weights"),  # type: ignore[arg-type]
@@ -136,6 +145,8 @@ KINDS: dict[str, tuple[Callable[[], Any], str]] = {
     "params of another dtype": (lambda: ATTEND(PARAMS, X.astype("f4")), "MultiHeadAttention: expected params['w_q'] of the dtype of x, float32, got float64; cast one of the two"),
     "context of another library": (call(ATTEND, X, torch.zeros(2, 7, 8)), f"MultiHeadAttention: expected context to be an array of numpy like x, got torch{CONVERT}"),
     "context of another dtype": (call(ATTEND, X, X.astype("f4")), "MultiHeadAttention: expected context of the dtype of x, float64, got float32; cast one of the two"),
+    "a memory of another library": (lambda: ATTEND(PARAMS, X, layers.Memory(*map(torch.as_tensor, MEMORY))), f"MultiHeadAttention: expected context.key to be an array of numpy like x, got torch{CONVERT}"),
+    "caches that are one": (run(PLACED, np.zeros(3, int), cache=3), "Encoder: expected a tuple of caches, got 3; write cache=layer.empty_cache(batch, capacity, like=x)"),
     "a float mask": (call(ATTEND, X, mask=np.ones((5, 5))), "MultiHeadAttention: expected a bool mask (True = may attend), got dtype float64; write mask=(mask != 0) if its numbers are 1 and 0, bias=mask if they are 0 and -inf or large negative ones"),
     "tokens that are no integers": (call(TABLE, np.array([1.0])), "Embedding: expected an array of integer tokens, got dtype('float64'); convert them to integers"),
     "tokens as a list": (call(TABLE, [1]), "Embedding: expected an array of integer tokens, got [1]; convert them to integers"),

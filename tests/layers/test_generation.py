@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shared.running import bench_of, drawn, mapped
+from shared.running import bench_of, drawn, mapped, normal
 
 from polyattn import layers
 from polyattn.arrays import backend_of
 from polyattn.generation import Sampling, generate, gumbel, likeliest
 from polyattn.rotary import Rotary
+from polyattn.truth.rounding import noise
 from polyattn.weights import from_format, to_format
 
 NORM = layers.RMSNorm(12, epsilon=1e-5)
@@ -127,6 +128,46 @@ def test_the_table_of_the_embedding_is_the_head_where_there_is_none() -> None:
     assert np.abs(body).max() <= 2.0**-45
 
 
+SMALL = layers.LayerNorm(12, epsilon=1e-5)
+ACROSS = layers.DecoderBlock(
+    layers.MultiHeadAttention(12, 3), layers.MultiHeadCrossAttention(12, 2, context_dim=6), SMALL,
+    mlp=layers.MLP(12, 16, activation="gelu"), norm_first=True,
+)  # fmt: skip
+WRITER = layers.LanguageModel(layers.Embedding(40, 12), layers.Decoder(ACROSS, 2, final_norm=SMALL), positions=layers.Embedding(24, 12))  # fmt: skip
+SOURCE = normal(1, 7, 6)
+
+
+@pytest.mark.parametrize("library", ["numpy", "strict", "jax", "torch"])
+def test_a_decoder_goes_on_with_a_text_about_a_context_at_learned_positions(library: str) -> None:
+    params, expected, margin = drawn(WRITER), list(TEXT), np.inf
+    for _ in range(12):  # by the whole text each time, from the context itself
+        scores = WRITER(params, np.asarray([expected]), SOURCE)[0, -1]
+        margin = min(margin, float(np.diff(np.sort(scores)[-2:])[0]))
+        expected.append(int(scores.argmax()))
+    assert margin > 1e-3
+    bench = bench_of(library)
+    given = mapped(lambda x: bench.array(x, "float32"), params)
+    context = bench.array(SOURCE, "float32")
+    found = [t.number for t in generate(WRITER, given, TEXT, length=12, piece=3, context=context)]
+    assert found == expected[len(TEXT) :]
+    other = [t.number for t in generate(WRITER, given, TEXT, length=12, context=-context)]
+    assert other != found  # what is heard matters
+
+
+def test_learned_positions_are_those_of_the_tokens_and_continue_a_cache() -> None:
+    plain = layers.LanguageModel(MODEL.embedding, TRUNK)
+    model = layers.LanguageModel(MODEL.embedding, TRUNK, positions=layers.Embedding(9, 12))
+    params, x = drawn(model), np.asarray([TEXT])
+    added = plain.vectors(params, x) + params["positions"]["table"][:8]
+    assert (model.vectors(params, x) == added).all()
+    caches, pieces = model.empty_cache(1, 8, like=SOURCE), []
+    for start, stop in ((0, 3), (3, 4), (4, 8)):
+        out, caches, _ = model.run(params, x[:, start:stop], cache=caches)
+        pieces.append(out)
+    room = 4 * noise(lambda number: model(mapped(number, params), x)) * 2.0**-29  # in float64
+    assert np.abs(np.concatenate(pieces, 1) - model(params, x)).max() <= room < 1e-9
+
+
 @pytest.mark.parametrize("format", ["gguf", "llama"])
 def test_a_model_goes_through_a_format_and_back(format: str) -> None:
     plain = layers.LanguageModel(MODEL.embedding, layers.Encoder(block(), 2, final_norm=NORM))
@@ -139,6 +180,9 @@ def test_a_model_goes_through_a_format_and_back(format: str) -> None:
 CALLS: dict[str, tuple[Any, str]] = {
     "no text": (lambda: generate(MODEL, PARAMS, [], length=3), "generate: expected tokens to go on from, got none; begin with the token that begins a text"),
     "no piece": (lambda: generate(MODEL, PARAMS, TEXT, length=3, piece=0), "generate: expected piece of at least 1, got 0; so many tokens go in at a time"),
+    "no context": (lambda: generate(WRITER, {}, TEXT, length=3), "generate: expected a context with a trunk that is a Decoder and only there, got a trunk that is Decoder and no context; a Decoder looks at what an encoder gives"),
+    "a context": (lambda: generate(MODEL, PARAMS, TEXT, length=3, context=SOURCE), "generate: expected a context with a trunk that is a Decoder and only there, got a trunk that is Encoder and a context; a Decoder looks at what an encoder gives"),
+    "positions": (lambda: generate(WRITER, {}, TEXT, length=17, context=SOURCE), "generate: expected tokens and length of at most 24 together, which have positions, got 8 and 17; ask for fewer"),
     "temperature": (lambda: Sampling(seed=0, temperature=0.0), "Sampling: expected temperature > 0 and finite, got 0.0; without chance take likeliest"),
     "top_k": (lambda: Sampling(seed=0, top_k=0), "Sampling: expected top_k of at least 1, got 0; None is all of them"),
     "top_p": (lambda: Sampling(seed=0, top_p=0.0), "Sampling: expected 0 < top_p <= 1, got 0.0; it is a probability"),

@@ -135,6 +135,13 @@ KINDS: dict[str, list[Layer]] = {
     ],
     "kimi_linear": [layers.KimiDeltaAttention(8, 2, head_dim=3), latent(None), RMS, layers.Linear(8, 5)],
     "gguf": [PLAIN, LLAMA_BLOCK, layers.Linear(8, 5), MODEL],
+    "ctranslate2": [
+        *(ATTEND, layers.MultiHeadCrossAttention(8, 2), NORM, MLP, BLOCK, layers.Embedding(5, 8)),
+        layers.Encoder(BLOCK, 2, final_norm=NORM),
+        layers.Decoder(
+            replace(DECODER_BLOCK, cross_attention=layers.MultiHeadCrossAttention(8, 2)), 2, final_norm=NORM
+        ),
+    ],
     "gpt_neox": [ATTEND, GROUPED_SELF, MLP, NORM, layers.Linear(8, 5)],
     "minimax": [layers.LightningAttention(8, 2, slopes=(0.5, 0.25)), GROUPED, RMS, layers.Linear(8, 5)],
 }
@@ -190,6 +197,7 @@ _GPT2_HAS = (
     "where GPT-2 has as many kv heads as heads, of width embed_dim / num_heads, an output projection, and a bias "
     "everywhere"
 )
+_CTRANSLATE2_HAS = "where CTranslate2 has as many kv heads as heads, of width embed_dim / num_heads, no gate, and a bias everywhere"
 _NORMED = layers.MultiHeadAttention(8, 2, qk_norm=layers.RMSNorm(4, epsilon=1e-6))
 _ADDITIVE = layers.AdditiveAttention(8, 4)
 _TABLE = layers.Embedding(5, 8)
@@ -214,6 +222,10 @@ REFUSED: list[tuple[str, Layer, str]] = [
     ("qwen3_next", layers.LinearAttention(8, 2), str(layers.LinearAttention(8, 2))),
     ("qwen3_next", ATTEND, f"{ATTEND}, where Qwen3-Next has a gate for every entry of a head, and no bias"),
     ("phi3", CROSS, f"{CROSS}, where q, k and v come from x alone, by one matrix, without a gate"),
+    *(
+        ("ctranslate2", layer, f"{layer}, {_CTRANSLATE2_HAS}")
+        for layer in (PLAIN, GROUPED, CROSS, _HALF_BIASED)
+    ),
     ("deepseek", mixture(None), f"{mixture(None)}, where an MLP that every token asks is shared"),
     ("gpt_oss", mixture(GATED), f"{mixture(GATED)}, where none is shared"),
     ("llama", mixture(None), str(mixture(None))),
@@ -241,7 +253,7 @@ def test_an_unknown_format_is_refused() -> None:
         weights.from_format(ATTEND, {}, "pytorch")
     assert str(refusal.value) == (
         "polyattn.weights.from_format: expected a format among torch, flax, keras, equinox, gpt2, llama, olmo2, gemma, phi3, "
-        "gpt_oss, deepseek, qwen3_next, kimi_linear, gguf, bert, minimax, gpt_neox, got "
+        "gpt_oss, deepseek, qwen3_next, kimi_linear, gguf, ctranslate2, bert, minimax, gpt_neox, got "
         "'pytorch'; take one of these, or give the arrays the names and shapes of layer.shapes()"
     )
 
