@@ -48,9 +48,11 @@ class LanguageModel(AttentionLayer):
         found: dict[str, Layer] = {"embedding": self.embedding, "trunk": self.trunk}
         return found if self.head is None else found | {"head": self.head}
 
-    def empty_cache(self, batch: int, capacity: int, *, like: Array) -> tuple[Any, ...]:
-        """A cache for each block, without tokens."""
-        return self.trunk.empty_cache(batch, capacity, like=like)
+    def empty_cache(
+        self, batch: int, capacity: int, *, like: Array, circular: bool = False
+    ) -> tuple[Any, ...]:
+        """A cache for each block, without tokens; circular: as the trunk has it."""
+        return self.trunk.empty_cache(batch, capacity, like=like, circular=circular)
 
     def run(
         self, params: Params, tokens: Array, *, cache: Sequence[Any] | None = None, **options: Any
