@@ -94,6 +94,13 @@ class _Stack(AttentionLayer):
                 f"{self.name}: expected a cache for each of the {self.depth} blocks, got {len(cache)}; "
                 "make them with empty_cache"
             )
+        if cache is not None:
+            for i, source in enumerate(self.sources):
+                if source is not None and cache[i] is not None:
+                    raise ValueError(
+                        f"{self.name}: expected None as the cache of block {i}, which shares the keys and values of block "
+                        f"{source}, got {shown(cache[i])}; make them with empty_cache"
+                    )
         if dropout_seed is not None:
             dropout_seed = seed_like(self.name, "dropout_seed", dropout_seed)
         left: list[Any] = []  # by each block: its longer cache, or what others share of this call
