@@ -9,7 +9,7 @@ from typing import Any
 
 from polyattn.arrays import Array, backend_of
 from polyattn.caches import Cache, KVCache
-from polyattn.calls import flag, seed_like, shown
+from polyattn.calls import flag, seed_like, shown, size
 from polyattn.layers.activations import sigmoid, silu
 from polyattn.layers.heads import heads_first, positions_of, turned
 from polyattn.layers.initializers import Distribution, Normal, initializer
@@ -180,8 +180,7 @@ class NativeSparseAttention(_Selecting):
     def __post_init__(self) -> None:
         self.check_sizes(window_size=self.window_size, compression_dim=self.compression_dim)
         for name, n in (("initial", self.initial), ("local", self.local)):
-            if n != 0:
-                self.check_sizes(**{name: n})
+            size(self.name, name, n)
         super().__post_init__()
 
     @cached_property  # made with the layer, as compilers make none
