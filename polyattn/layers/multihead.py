@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from polyattn._attention import AuxRequest, Wish
 from polyattn.arrays import Array, backend_of
 from polyattn.caches import Cache, CircularCache, KVCache
+from polyattn.calls import flag, size
 from polyattn.layers.heads import Handed, all_of, check_length, positions_of, turned
 from polyattn.layers.initializers import ZEROS
 from polyattn.layers.layer import Layer, LayerResult, Parameter, Params
@@ -126,15 +127,17 @@ class MultiHeadAttention(Projections):
                 f"{self.name}: expected a layer with keys and values of its own, got one that shares those of another; "
                 "make the cache of that one"
             )
-        window = self.window if circular else capacity
-        if window is None:
+        sizes = (batch, self.kv_heads, capacity, self.width)
+        if not flag(self.name, "circular", circular):
+            return KVCache.empty(*sizes, like=like)
+        if self.window is None:
             raise ValueError(
                 f"{self.name}: expected a window with circular=True, such as mask=masks.sliding_window(n), got "
                 f"{self.mask}; leave circular out"
             )
-        if window < capacity:
-            return CircularCache.empty(batch, self.kv_heads, window, self.width, like=like)
-        return KVCache.empty(batch, self.kv_heads, capacity, self.width, like=like)
+        if self.window >= size(self.name, "capacity", capacity):
+            return KVCache.empty(*sizes, like=like)
+        return CircularCache.empty(batch, self.kv_heads, self.window, self.width, like=like)
 
     def run(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 
 from polyattn._attention import AuxRequest
 from polyattn.arrays import Array
-from polyattn.calls import seed_like, shown
+from polyattn.calls import flag, seed_like, shown
 from polyattn.dropout import fold_in
 from polyattn.layers.attending import AttentionLayer
 from polyattn.layers.blocks import EncoderBlock, EncoderDecoderAttention
@@ -60,6 +60,7 @@ class _Stack(AttentionLayer):
 
         circular: those of blocks with a window have no more slots than that (`CircularCache`).
         """
+        circular = flag(self.name, "circular", circular)
         windows = [circular and block.window is not None for block in self.blocks]
         if circular and not any(windows):
             raise ValueError(

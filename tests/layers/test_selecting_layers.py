@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from shared.libraries import jax, jnp, torch
-from shared.running import bench_of, drawn, mapped, normal
+from shared.running import bench_of, decoded, drawn, mapped, normal
 
 from polyattn import AuxRequest, layers
 from polyattn.caches import CircularCache, PagedCache
@@ -32,15 +32,6 @@ def room(layer: Any, params: Any, dtype: str = "float64") -> float:
     return found * (2.0**-29 if dtype == "float64" else 1.0)
 
 
-def pieces_of(run: Callable[..., Any], params: Any, x: Any, cache: Any, pieces: tuple[int, ...]) -> list[Any]:
-    rows, start = [], 0
-    for n in pieces:
-        out, cache, _ = run(params, x[:, start : start + n, :], cache=cache)
-        rows.append(out)
-        start += n
-    return rows
-
-
 @each
 @pytest.mark.parametrize("pieces", [(1,) * N, (3,) * 7, (17, 1, 3)], ids=["1", "3", "17"])
 @pytest.mark.parametrize("library", ["numpy", "torch"])
@@ -49,7 +40,7 @@ def test_decoding_in_pieces_gives_the_rows_of_the_whole(
 ) -> None:
     bench, params = bench_of(library), drawn(layer)
     given, x = mapped(lambda w: bench.array(w, "float64"), params), bench.array(X, "float64")
-    rows = pieces_of(layer.run, given, x, layer.empty_cache(2, N + 4, like=x), pieces)
+    rows, _ = decoded(layer.run, given, x, layer.empty_cache(2, N + 4, like=x), pieces)
     whole = layer(params, X)
     assert np.abs(np.concatenate([bench.numpy(r) for r in rows], 1) - whole).max() <= room(layer, params)
 
@@ -65,7 +56,7 @@ def test_one_compiled_step_serves_every_position(layer: Any) -> None:
 
     x = jnp.float32(X)
     cache = layer.empty_cache(2, N, like=x)._replace(length=jnp.asarray(0))
-    rows = pieces_of(step, mapped(jnp.float32, params), x, cache, (1,) * N)
+    rows, _ = decoded(step, mapped(jnp.float32, params), x, cache, (1,) * N)
     assert np.abs(np.concatenate(rows, 1) - layer(params, X)).max() <= room(layer, params, "float32")
     assert len(programs) == 1
 

@@ -1,4 +1,4 @@
-"""Stacks whose blocks share keys and values, and whose windows keep rings: the same numbers, in less memory."""
+"""Stacks whose blocks share keys and values: the formula, with every cache, in less memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 from shared import formulas, mechanisms
 from shared.libraries import jax, jnp
-from shared.running import LIBRARIES, Floats, apart, applied, bench_of, drawn, mapped, normal, torch_gradients
+from shared.running import (
+    LIBRARIES,
+    Floats,
+    apart,
+    applied,
+    bench_of,
+    decoded,
+    drawn,
+    mapped,
+    normal,
+    torch_gradients,
+)
 
 from polyattn import AuxRequest, layers, masks
 from polyattn.caches import CircularCache, EvictingCache, KVCache, PagedCache, QuantizedCache
@@ -150,17 +161,6 @@ def in_bytes(x: Any) -> Any:
     return np.round(x / scale) * scale
 
 
-def decoded(
-    run: Callable[..., Any], params: Any, x: Any, caches: Any, pieces: tuple[int, ...]
-) -> tuple[list[Any], Any]:
-    rows, start = [], 0
-    for n in pieces:
-        out, caches, _ = run(params, x[:, start : start + n, :], cache=caches)
-        rows.append(out)
-        start += n
-    return rows, caches
-
-
 @pytest.mark.parametrize("pieces", PIECES, ids=IDS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("library", ["numpy", "torch"])
@@ -198,64 +198,10 @@ def size(caches: Any) -> int:
     return sum(c.key.size + c.value.size for c in caches if c is not None)
 
 
-@pytest.mark.parametrize("pieces", PIECES, ids=IDS)
-def test_a_window_keeps_a_ring_of_its_size_and_gives_the_same_rows(pieces: tuple[int, ...]) -> None:
-    """Five blocks with a window for one without, and no capacity for the five."""
-    layer = layers.Encoder((NEAR,) * 5 + (FAR,), 6)
-    params = drawn(layer)
-    empty = layer.empty_cache(B, N, like=X, circular=True)
-    assert [type(c).__name__ for c in empty] == ["CircularCache"] * 5 + ["KVCache"]
-    rows, caches = decoded(layer.run, params, X, empty, pieces)
-    right = 4 * noise(lambda number: layer(mapped(number, params), number(X))) * 2.0**-29
-    assert np.abs(np.concatenate(rows, 1) - layer(params, X)).max() <= right
-    if max(pieces) == 1:  # no piece is longer than the ring has room for
-        assert size(caches) == size(empty)
-    token = 2 * 2 * B * 2
-    assert [size([c]) for c in empty] == [W * token] * 5 + [N * token]
-    longer = layer.empty_cache(B, 100 * N, like=X, circular=True)
-    assert size(longer[:5]) == size(empty[:5])
-    assert size(layer.empty_cache(B, N, like=X)) == 6 * N * token
-
-
 def test_what_shares_keeps_nothing() -> None:
     alone, shared = (replace(LAYER, kv_from=kv).empty_cache(B, N, like=X) for kv in (None, SOURCES))
     assert size(shared) * 5 == size(alone) * 2
     assert shared[2:] == (None, None, None)
-
-
-@pytest.mark.parametrize(
-    ("mask", "window"),
-    [
-        (masks.sliding_window(3), 3),
-        (masks.window(2, None) & masks.causal(), 3),
-        (masks.sliding_window(5) & ~masks.prefix(2), 5),
-        (masks.chunked(4) & masks.causal(), 4),
-        (masks.causal(), None),
-        (masks.window(2, 2), None),
-        (masks.sliding_window(3) | masks.prefix(1), None),
-        (~masks.sliding_window(3), None),
-        (None, None),
-    ],
-    ids=str,
-)
-def test_a_window_is_what_a_mask_says_by_distance_alone(mask: Any, window: int | None) -> None:
-    layer = layers.MultiHeadAttention(8, 2, mask=mask)
-    assert layer.window == window
-    if window is None:
-        assert isinstance(layer.empty_cache(1, 12, like=X), KVCache)
-        return
-    cache, rows = layer.empty_cache(B, 12, like=X, circular=True), []
-    assert isinstance(cache, CircularCache)
-    assert isinstance(
-        layer.empty_cache(B, window, like=X, circular=True), KVCache
-    )  # no more tokens than a window
-    params = drawn(layer)
-    for n in (5, 1, 1, 5):
-        start = cache.length
-        out, cache, _ = layer.run(params, X[:, start : start + n], cache=cache)
-        rows.append(out)
-    right = 4 * noise(lambda number: layer(mapped(number, params), number(X[:, :12]))) * 2.0**-29
-    assert np.abs(np.concatenate(rows, 1) - layer(params, X[:, :12])).max() <= right
 
 
 def test_aux_of_a_block_that_shares_has_its_own_weights() -> None:
@@ -297,8 +243,6 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "another rotary": (stack(None, None, 0, 1, blocks=(NEAR, FAR, NEAR, block(**OTHER))), f"Encoder: expected the rotary of block 1 in block 3, which shares its keys and values, got {Rotary(base=5.0)} beside {Rotary()}; make them alike"),
     "nobody named": (lambda: layers.Encoder(LAYER.blocks[2], 1), "Encoder: expected kv_from to say whose keys and values block 0 shares, which has shares_kv=True, got None; write the number of an earlier block"),
     "a cache for what shares": (lambda: LAYER.run(PARAMS, X, cache=(SHORT,) * 5), "Encoder: expected None as the cache of block 2, which shares the keys and values of block 0, got a KVCache; make them with empty_cache"),
-    "no window in a stack": (lambda: layers.Encoder(FAR, 2).empty_cache(1, 2, like=X, circular=True), "Encoder: expected a block with a window with circular=True, such as one with mask=masks.sliding_window(n), got none; leave circular out"),
-    "no window in a layer": (lambda: FAR.empty_cache(1, 2, like=X, circular=True), "MultiHeadAttention: expected a window with circular=True, such as mask=masks.sliding_window(n), got None; leave circular out"),
     "nothing to share": (lambda: READER(drawn(READER), X), "MultiHeadAttention: expected with shares_kv the cache that the layer left whose keys and values these are, got None; write cache=layer.run(params, x, cache=...).cache, or take an Encoder with kv_from"),
     "too early": (lambda: READER.run(drawn(READER), X, cache=SHORT), "MultiHeadAttention: expected with shares_kv a cache that has the 21 tokens of x already, got one of 0; run the layer first that appends to it"),
     "norms of what is not there": (lambda: layers.MultiHeadAttention(8, 2, shares_kv=True, tied_kv=True), "MultiHeadAttention: expected no tied_kv, no v_norm and one qk_norm, that of q, with shares_kv, got another; keys and values come as the layer left them that has them"),
