@@ -30,6 +30,7 @@ from polyattn.generation import generate
 from polyattn.parity import UNIT_ROUNDOFF
 from polyattn.rotary import Rotary
 from polyattn.truth.rounding import noise
+from polyattn.weights import from_format, to_format
 
 B, N, W, EPSILON = 2, 21, 4, 1e-6
 PIECES = [(1,) * N, (3,) * 7, (17, 1, 3)]
@@ -219,6 +220,18 @@ def test_a_language_model_that_shares_goes_on_with_a_text(library: str) -> None:
         expected.append(int(model(params, np.asarray(expected))[-1].argmax()))
     given = mapped(lambda w: bench.array(w, "float32"), params)
     assert [t.number for t in generate(model, given, text, length=4, piece=3)] == expected[5:]
+
+
+def test_formats_leave_out_what_is_shared_or_refuse() -> None:
+    layer = layers.MultiHeadAttention(8, 4, qkv_bias=False, out_bias=False, shares_kv=True)
+    params = drawn(layer)
+    arrays = to_format(layer, params, "llama")
+    assert sorted(arrays) == ["o_proj.weight", "q_proj.weight"]
+    again = from_format(layer, arrays, "llama")
+    assert all(np.array_equal(again[name], params[name]) for name in params)
+    for name in ("torch", "phi3"):  # which have one matrix for q, k and v
+        with pytest.raises(ValueError, match=f"expected a layer that '{name}' has"):
+            to_format(layer, params, name)
 
 
 # what is refused

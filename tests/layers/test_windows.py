@@ -50,6 +50,8 @@ def test_a_window_keeps_a_ring_of_its_size_and_gives_the_same_rows(pieces: tuple
     assert [size([c]) for c in empty] == [W * token] * 5 + [N * token]
     longer = layer.empty_cache(B, 100 * N, like=X, circular=True)
     assert size(longer[:5]) == size(empty[:5])
+    model = layers.LanguageModel(layers.Embedding(5, 8), layer)
+    assert size(model.empty_cache(B, N, like=X, circular=True)) == size(empty)
     assert size(layer.empty_cache(B, N, like=X)) == 6 * N * token
 
 
