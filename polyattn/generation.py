@@ -169,7 +169,10 @@ def _tokens(
     caches = model.empty_cache(1, capacity, like=like)
     if backend.jits:  # an array, so that one program serves every position
         int32 = backend.xp.int32
-        caches = tuple(empty._replace(length=backend.asarray(0, int32, like)) for empty in caches)
+        caches = tuple(
+            empty if empty is None else empty._replace(length=backend.asarray(0, int32, like))
+            for empty in caches
+        )
     done = 0
     while done < len(text):
         rest = len(text) - done
@@ -195,7 +198,8 @@ def _programs(model: LanguageModel, backend: Backend) -> tuple[Callable[..., Any
         (params, vectors) -> logits (vocabulary,)
 
     Equal blocks share a program: as one program, thirty of them compile thirty times as long. It may write into the
-    cache that it is given, since nobody else has that one.
+    cache that it is given, since nobody else has that one; a block that shares the keys and values of another reads its
+    cache alone.
     """
     trunk = model.trunk
 
@@ -207,8 +211,17 @@ def _programs(model: LanguageModel, backend: Backend) -> tuple[Callable[..., Any
         x = x[..., -1:, :]
         return model.logits(params, x if trunk.final_norm is None else trunk.final_norm(norm, x))[0, 0, :]
 
-    programs = {block: backend.jit(partial(through, block), given_up=2) for block in set(trunk.blocks)}
-    blocks = [programs[block] for block in trunk.blocks]
+    def reading(block: Any, params: Params, x: Array, cache: Any) -> Array:
+        return block.run(params, x, cache=cache).out
+
+    shared = [source is not None for source in trunk.sources]
+    programs = {
+        (block, reads): backend.jit(partial(reading, block))
+        if reads
+        else backend.jit(partial(through, block), given_up=2)
+        for block, reads in set(zip(trunk.blocks, shared, strict=True))
+    }
+    blocks = [programs[pair] for pair in zip(trunk.blocks, shared, strict=True)]
     enter, leave = backend.jit(model.vectors), backend.jit(last)
 
     def around(
@@ -221,9 +234,14 @@ def _programs(model: LanguageModel, backend: Backend) -> tuple[Callable[..., Any
     ) -> tuple[Array, list[Any]]:
         start = () if model.positions is None else (caches[0].length,)
         x, longer = enter(around(params), tokens, *start), []
-        for i, (block, earlier) in enumerate(zip(blocks, caches, strict=True)):
-            x, all_of_them = block(params["trunk"][f"block_{i}"], x, earlier, *memory[i : i + 1])
-            longer.append(all_of_them)
+        for i, (block, earlier, source) in enumerate(zip(blocks, caches, trunk.sources, strict=True)):
+            own = params["trunk"][f"block_{i}"]
+            if source is None:
+                x, all_of_them = block(own, x, earlier, *memory[i : i + 1])
+                longer.append(all_of_them)
+            else:
+                x = block(own, x, longer[source])
+                longer.append(None)
         return x, longer
 
     def scores(params: Params, x: Array) -> Any:

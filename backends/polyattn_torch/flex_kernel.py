@@ -13,6 +13,7 @@ from polyattn.arrays import Array
 from polyattn.arrays.leaves import says_all, take_out
 from polyattn.implementations import Implementation, Output
 from polyattn.implementations.reference import modified, visible_keys
+from polyattn.masks import Mask
 from polyattn.masks.tiles import FULL, PARTIAL, grid
 from polyattn.places import Places, gather, positions
 from polyattn.problem import Problem
@@ -88,7 +89,7 @@ def _run(p: Problem, settings: Any) -> Output:
             k,
             v,
             score_mod=None if plain else score_mod,
-            block_mask=None if mask is None else _block_mask(p, places),
+            block_mask=None if mask is None else _block_mask(p, mask, places),
             scale=p.scale if isinstance(p.scale, float) else 1.0,
             **grouped(q, k),
             return_aux=AuxRequest(lse=True),
@@ -120,12 +121,11 @@ def _seen(p: Problem) -> Seen:
     return Seen(torch.cat([allowed.any(-1, keepdim=True) for allowed in tiles], 2), keys)
 
 
-def _block_mask(p: Problem, places: Places) -> BlockMask:
+def _block_mask(p: Problem, mask: Mask, places: Places) -> BlockMask:
     """What blocks the mask empties and fills, from the mask itself: no score matrix of bools is made for it."""
     from torch.nn.attention.flex_attention import BlockMask
 
-    mask, frame = p.mask, p.frame
-    assert mask is not None
+    frame = p.frame
     each = mask.batch_size() > 1 or p.places.per_item
     lines = [
         grid(mask, frame.rows, frame.keys, (BLOCK, BLOCK), b=b, places=p.places, remember=True)

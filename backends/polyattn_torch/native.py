@@ -9,6 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from polyattn.arrays import Array
 from polyattn.implementations import Implementation, Output
+from polyattn.masks import Mask
 from polyattn.masks.tiles import EMPTY, FULL, grid
 from polyattn.problem import Problem
 from polyattn_torch.hidden import Seen, allowed_in, clean, seen_in, zero
@@ -44,21 +45,21 @@ def grouped(q: Array, k: Array) -> dict[str, bool]:
 def _run_sdpa(p: Problem, settings: Any) -> Output:
     if p.bias is None and (p.mask is None or p.is_causal_square):
         return Output(_sdpa(p, p.q, p.k, p.v, is_causal=p.mask is not None))
-    return _by_key_ranges(p) if p.bias is None and _can_skip(p) else _dense(p)
+    mask = _known(p) if p.bias is None else None
+    return _dense(p) if mask is None else _by_key_ranges(p, mask)
 
 
-def _can_skip(p: Problem) -> bool:
-    """Whether it is known which keys a range of queries may attend to, for all items alike."""
+def _known(p: Problem) -> Mask | None:
+    """The mask, if it is known which keys a range of queries may attend to, for all items alike."""
     mask = p.mask
     if mask is None or not mask.exact or not p.places.fixed or not can_read(p.q) or p.frame.rows <= ROWS:
-        return False
-    return mask.head_count() == 1 and mask.batch_size() == 1
+        return None
+    return mask if mask.head_count() == 1 and mask.batch_size() == 1 else None
 
 
-def _by_key_ranges(p: Problem) -> Output:
+def _by_key_ranges(p: Problem, mask: Mask) -> Output:
     """A query tile at a time, each with the keys from the first to the last that it may see."""
-    frame, mask = p.frame, p.mask
-    assert mask is not None
+    frame = p.frame
     lines = grid(mask, frame.rows, frame.keys, (ROWS, ROWS), places=p.places, remember=True)
     met = [[j for j, tile in enumerate(line) if tile is not EMPTY] for line in lines]
     if not any(met):

@@ -81,7 +81,7 @@ def tune(
             f"{WHO}: expected --dtype to be one of {', '.join(DTYPES)}, got {unknown[0][:40]!r}; choose one of them",
             USAGE,
         )
-    kernels = _kernels(interpret)
+    kernels, chip = _kernels(interpret)
     usual = USUAL[interpret]
     trials = [
         Trial(w, d, n, interpret)
@@ -102,14 +102,14 @@ def tune(
                 f"{reason}; choose another",
                 USAGE,
             )
-    measured = [_measured(kernels, trial) for trial in trials]
+    measured = [_measured(kernels, chip, trial) for trial in trials]
     if output is not None:
         write_file(WHO, output, as_text(measured))
         typer.echo(f"written to {output}", err=True)
 
 
-def _kernels(interpret: bool) -> Kernels:
-    """Those of the chip at hand, or the end of the program."""
+def _kernels(interpret: bool) -> tuple[Kernels, tuple[str, str]]:
+    """Those of the chip at hand, and what that is; or the end of the program."""
     found = kernels_of(BENCHES)
     if found is None:
         raise stop(
@@ -117,23 +117,22 @@ def _kernels(interpret: bool) -> Kernels:
             MISSING,
         )
     library, kernels = found
-    if kernels.chip(interpret) is None:
+    chip = kernels.chip(interpret)
+    if chip is None:
         raise stop(
             f"{WHO}: expected a chip for which there are kernels, a TPU or a GPU, got none that {library} computes on; "
             "run it where one is, or add --interpret to try the command",
             MISSING,
         )
-    return kernels
+    return kernels, chip
 
 
-def _measured(kernels: Kernels, trial: Trial) -> Measured:
+def _measured(kernels: Kernels, chip: tuple[str, str], trial: Trial) -> Measured:
     """One trial, with its table."""
-    chip = kernels.chip(trial.interpret)
-    assert chip is not None
     with progress_bar() as progress:
         total = sum(len(kernels.candidates(trial, way)) for way in WAYS)
         task = progress.add_task("tune", total=total)
-        found, tried = measure(kernels, trial, lambda _: progress.update(task, advance=1))
+        found, tried = measure(kernels, chip, trial, lambda _: progress.update(task, advance=1))
     how = ", interpreted" if trial.interpret else ""
     typer.echo(f"{chip[0]}{how}: width {trial.width}, {trial.dtype}, {trial.length} queries and keys, causal")
     table = Table(box=None, padding=(0, 1, 0, 0))

@@ -169,12 +169,12 @@ def _keras(backend: str) -> Library:
     )
     atexit.register(_end, process, home)
 
+    there, back = (pipe for pipe in (process.stdin, process.stdout) if pipe is not None)
+
     def call(given: Mapping[str, Any]) -> Any:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        pickle.dump(dict(given), process.stdin)
-        process.stdin.flush()
-        found = pickle.load(process.stdout)
+        pickle.dump(dict(given), there)
+        there.flush()
+        found = pickle.load(back)
         if isinstance(found, str):
             raise Unable(found)
         return found

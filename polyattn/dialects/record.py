@@ -88,9 +88,8 @@ class Record:
         """Those of the function, then those of the module."""
         found = []
         for text in (self.signature, f"*, {self.module}" if self.module else ""):
-            made = ast.parse(f"def f({text}): ...").body[0]
-            assert isinstance(made, ast.FunctionDef)
-            args = made.args
+            made = ast.parse(f"def f({text}): ...").body
+            (args,) = (node.args for node in made if isinstance(node, ast.FunctionDef))
             required = [None] * (len(args.args) - len(args.defaults))
             given = [
                 *(

@@ -34,6 +34,7 @@ from polyattn.layers.named import (
 from polyattn.layers.norm import LayerNorm, RMSNorm
 from polyattn.layers.presets import PRESETS
 from polyattn.layers.recurrent import LightningAttention, LinearAttention, RecurrentLayer
+from polyattn.layers.selecting import MixtureOfBlockAttention, NativeSparseAttention
 from polyattn.layers.stacks import Decoder, Encoder
 from polyattn.layers.tensor_product import TensorProductAttention
 
@@ -68,11 +69,13 @@ __all__ = [
     "LinearAttention",
     "LuongAttention",
     "Memory",
+    "MixtureOfBlockAttention",
     "MixtureOfExperts",
     "MultiHeadAttention",
     "MultiHeadCrossAttention",
     "MultiQueryAttention",
     "MultiTokenAttention",
+    "NativeSparseAttention",
     "Normal",
     "Parameter",
     "Params",

@@ -47,6 +47,11 @@ class AttentionLayer(Layer):
     embed_dim: int  # of x
     dropout_rate: float = 0.0
 
+    @property
+    def window(self) -> int | None:
+        """How many of the latest keys a token sees at most, itself among them; None = all, or as the call says."""
+        return None
+
     def empty_cache(self, batch: int, capacity: int, *, like: Array) -> Any:
         """A cache for this layer with room for so many tokens, without any."""
         raise TypeError(
@@ -109,6 +114,21 @@ class AttentionLayer(Layer):
         rate = 0.0 if dropout_seed is None else self.dropout_rate
         given: dict[str, Any] = {"dropout_rate": rate, "dropout_seed": dropout_seed, "return_aux": return_aux}
         found = attend(self.name, query, key, value, **given, **options)
+        return (found, None) if return_aux is None else found
+
+    def attend_by(
+        self,
+        cache: Any,
+        query: Array,
+        *_: Array,
+        dropout_seed: int | Array | None,
+        return_aux: AuxRequest | None,
+        **options: Any,
+    ) -> tuple[Array, AttentionAux | None]:
+        """`attend` to what a cache holds that reads it in a way of its own, the new keys and values among it."""
+        rate = 0.0 if dropout_seed is None else self.dropout_rate
+        given: dict[str, Any] = {"dropout_rate": rate, "dropout_seed": dropout_seed, "return_aux": return_aux}
+        found = cache.attend(query, **given, **options)
         return (found, None) if return_aux is None else found
 
 

@@ -113,9 +113,14 @@ class EncoderBlock(_Residual):
     def parameters(self) -> Mapping[str, Layer]:
         return {"attention": self.attention, **self._norms(1), "mlp": self.mlp, **self._norms(2)}
 
-    def empty_cache(self, batch: int, capacity: int, *, like: Array) -> Any:
-        """A cache for the attention of this block, without tokens."""
-        return self.attention.empty_cache(batch, capacity, like=like)
+    @property
+    def window(self) -> int | None:
+        """That of its attention."""
+        return self.attention.window
+
+    def empty_cache(self, batch: int, capacity: int, *, like: Array, **kind: Any) -> Any:
+        """A cache for the attention of this block, without tokens; kind: as that has it."""
+        return self.attention.empty_cache(batch, capacity, like=like, **kind)
 
     def run(self, params: Params, x: Array, *, dropout_seed: Any = None, **options: Any) -> LayerResult:
         if "context" in options:
@@ -162,9 +167,14 @@ class EncoderDecoderAttention(_Residual):
             **self._norms(2),
         }
 
-    def empty_cache(self, batch: int, capacity: int, *, like: Array) -> Any:
-        """A cache for the self-attention, without tokens."""
-        return self.self_attention.empty_cache(batch, capacity, like=like)
+    @property
+    def window(self) -> int | None:
+        """That of its self-attention."""
+        return self.self_attention.window
+
+    def empty_cache(self, batch: int, capacity: int, *, like: Array, **kind: Any) -> Any:
+        """A cache for the self-attention, without tokens; kind: as that has it."""
+        return self.self_attention.empty_cache(batch, capacity, like=like, **kind)
 
     def remember(self, params: Params, context: Array) -> Any:
         """The keys and values of the source, which calls take in its place."""

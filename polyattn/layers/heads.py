@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from functools import reduce
 from operator import and_
-from typing import Any
+from typing import Any, NamedTuple
 
 from polyattn.arrays import Array, backend_of, is_array
 from polyattn.layers.layer import linear
 from polyattn.masks import Mask, from_array, mask_mod
 from polyattn.rotary import Rotary
 
-__all__ = ["all_of", "heads_first", "joined", "positions_of", "reach"]
+__all__ = ["Handed", "all_of", "check_length", "heads_first", "joined", "positions_of", "reach", "turned"]
+
+
+class Handed(NamedTuple):
+    """Where a call without earlier tokens has its cache: the keys and values, turned, that other layers share."""
+
+    key: Any = None  # (..., Hkv, S, D), None before the layer came that has them
+    value: Any = None
 
 
 def reach(rotary: Rotary, positions: Array) -> dict[str, Array]:
@@ -53,3 +60,29 @@ def positions_of(x: Array, start: int | Array) -> Array:
     if is_array(start) and start.ndim == 1:
         start = start[:, None]
     return backend.arange(0, x.shape[-2], x) + start
+
+
+def turned(
+    rotary: Rotary, q: Array, k: Array | None, at: Array, at_keys: Array
+) -> tuple[Array, Array | None]:
+    """q and k, if it is there, turned to their positions; angles that are those of both are computed once."""
+    if k is not None and at is at_keys:
+        return rotary.both(q, k, at, **reach(rotary, at))
+    q = rotary(q, at, **reach(rotary, at))
+    return q, k if k is None else rotary(k, at_keys, **reach(rotary, at_keys))
+
+
+def check_length(who: str, most: int | None, keys: int | Array) -> None:
+    """A ValueError where more tokens come than a layer is made for, if their number is known."""
+    if most is None:
+        return
+    if is_array(keys):
+        backend = backend_of(keys)
+        if not backend.is_concrete(keys):
+            return
+        with backend.eager():
+            keys = backend.to_list(backend.xp.max(keys))
+    if keys > most:
+        raise ValueError(
+            f"{who}: expected at most context_length={most} tokens, got {keys}; cut the input, or make the layer for more"
+        )

@@ -57,9 +57,11 @@ class LanguageModel(AttentionLayer):
         }
         return {name: part for name, part in parts.items() if part is not None}
 
-    def empty_cache(self, batch: int, capacity: int, *, like: Array) -> tuple[Any, ...]:
-        """A cache for each block, without tokens."""
-        return self.trunk.empty_cache(batch, capacity, like=like)
+    def empty_cache(
+        self, batch: int, capacity: int, *, like: Array, circular: bool = False
+    ) -> tuple[Any, ...]:
+        """A cache for each block, without tokens; circular: as the trunk has it."""
+        return self.trunk.empty_cache(batch, capacity, like=like, circular=circular)
 
     def run(
         self,

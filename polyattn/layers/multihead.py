@@ -5,22 +5,22 @@ The way of a call: `__call__` -> `run` -> `project` (x to heads) -> `attend` (he
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from polyattn._attention import AttentionAux, AuxRequest, Wish
-from polyattn.arrays import Array, backend_of, is_array
-from polyattn.caches import Cache, KVCache
-from polyattn.layers.activations import sigmoid
-from polyattn.layers.attending import Memory, OneAttention
-from polyattn.layers.heads import all_of, heads_first, positions_of, reach
-from polyattn.layers.initializers import ZEROS, Distribution, initializer
-from polyattn.layers.layer import Layer, LayerResult, Parameter, Params, linear
-from polyattn.layers.norm import Norm
+from polyattn._attention import AuxRequest, Wish
+from polyattn.arrays import Array, backend_of
+from polyattn.caches import Cache, CircularCache, KVCache
+from polyattn.calls import flag, size
+from polyattn.layers.attending import Memory
+from polyattn.layers.heads import Handed, all_of, check_length, positions_of, turned
+from polyattn.layers.initializers import ZEROS
+from polyattn.layers.layer import Layer, LayerResult, Parameter, Params
+from polyattn.layers.projections import Projections
 from polyattn.masks import Mask
+from polyattn.masks.relative import latest
 from polyattn.mods import ScoreMod
 from polyattn.normalizers import Normalizer
 from polyattn.problem import packed_positions
@@ -30,7 +30,7 @@ __all__ = ["MultiHeadAttention"]
 
 
 @dataclass(frozen=True)
-class MultiHeadAttention(OneAttention):
+class MultiHeadAttention(Projections):
     """out = concat_h(softmax(q_h k_h^T / sqrt(D)) v_h) W_o, with q = x W_q + b_q, k, v likewise from context.
 
     Shapes: x (..., L, embed_dim), context (..., S, context_dim); context=None is self-attention. Params, with
@@ -44,16 +44,17 @@ class MultiHeadAttention(OneAttention):
     (Qwen3), of dim H D and Hkv D of all heads together (OLMo 2). v_norm: one of dim D for v. tied_kv: v is k before norm
     and rotation, and there is no w_v (Gemma 4). output_gate: the heads times sigma(x W_g) before W_o, an "entry" or a
     "head" at a time: w_g (E, H, D) or (E, H), no bias (Qwen3-Next). is_causal: the default of the call.
-    context_length: the most keys that a call may have.
+    context_length: the most keys that a call may have. shares_kv: without w_k, w_v and their biases and norms; cache is
+    then what the layer left that has them, is read, and stays as it is (`Encoder` with kv_from; Gemma 3n, YOCO).
 
         layer(params, x, context=None, mask=, bias=, is_causal=, query_offset=, positions=, cu_seqlens=, ...) -> out
         layer.run(params, x, ..., cache=, return_aux=) -> LayerResult(out, cache, aux)
 
     mask: hides in addition; broadcasts to (..., H, L, S), as does bias, which is added to the scores. positions: where
     `rotary` takes the tokens of x to stand, (L,), (B, L), or as it has them; None = in a row. The mask goes by the order
-    of the tokens even so. context may be a `Memory`, which `remember` makes of it once for many calls. cu_seqlens (n + 1,): x is n documents without padding, each attends to itself alone, and its
-    positions begin anew. cache: one of `polyattn.caches` with the earlier tokens of x; x
-    continues them, and S is the number of its slots.
+    of the tokens even so. context may be a `Memory`, which `remember` makes of it once for many calls. cu_seqlens (n + 1,):
+    x is n documents without padding, each attends to itself alone, and its positions begin anew. cache: one of
+    `polyattn.caches` with the earlier tokens of x; x continues them, and S is the number of its slots.
     dropout_seed: weights are dropped only where there is one.
 
     Source: Vaswani 2017, arXiv:1706.03762, section 3.2.2; sinks: Xiao 2023, arXiv:2309.17453, section 3.3; gate: Qiu
@@ -65,15 +66,8 @@ class MultiHeadAttention(OneAttention):
     (3, 5, 8)
     """
 
-    embed_dim: int
-    num_heads: int
     _: KW_ONLY
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
     context_dim: int | None = None
-    qkv_bias: bool = True
-    out_bias: bool = True
-    output_projection: bool = True
     is_causal: bool = False
     context_length: int | None = None
     dropout_rate: float = 0.0
@@ -83,118 +77,70 @@ class MultiHeadAttention(OneAttention):
     score_mod: ScoreMod | None = None
     sinks: bool = False
     rotary: Rotary | None = None
-    qk_norm: Norm | tuple[Norm, Norm] | None = None
-    v_norm: Norm | None = None
-    tied_kv: bool = False
-    output_gate: Literal["entry", "head"] | None = None
+    shares_kv: bool = False
     implementation: Wish = "auto"
-    initializer: str | Distribution = "xavier_packed"
 
     def __post_init__(self) -> None:
-        self.check_sizes(
-            embed_dim=self.embed_dim,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            context_dim=self.context_dim,
-            context_length=self.context_length,
-        )
-        self.check_heads(self.num_heads, self.head_dim, self.kv_heads)
+        self.check_sizes(context_dim=self.context_dim, context_length=self.context_length)
         self.check_rate(self.dropout_rate)
-        for name, norm in self.head_norms.items():
-            count = self.num_heads if name == "q_norm" else self.kv_heads
-            if norm.dim != self.width and (name == "v_norm" or norm.dim != count * self.width):
-                which = "qk_norm" if name != "v_norm" else name
-                all_heads = (
-                    "" if name == "v_norm" else f", or {count * self.width}, that of all heads of {name[0]}"
-                )
-                raise ValueError(
-                    f"{self.name}: expected {which} of dim {self.width}, the width of a head{all_heads}, got {norm.dim}; "
-                    f"make it for {self.width}"
-                )
+        if self.shares_kv and (self.tied_kv or self.v_norm or isinstance(self.qk_norm, tuple)):
+            raise ValueError(
+                f"{self.name}: expected no tied_kv, no v_norm and one qk_norm, that of q, with shares_kv, got another; "
+                "keys and values come as the layer left them that has them"
+            )
         if not isinstance(self.sinks, bool):
             raise TypeError(
                 f"{self.name}: expected sinks=True or False, got {self.sinks!r}; the logits themselves are the "
                 "parameter 'sinks'"
             )
-        _ = self.parameters()  # refuses an unknown initializer
+        super().__post_init__()
 
     @property
-    def kv_heads(self) -> int:
-        """The number of key and value heads."""
-        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+    def source_dim(self) -> int:
+        """The width of what keys and values are made from."""
+        return self.embed_dim if self.context_dim is None else self.context_dim
 
     @property
-    def width(self) -> int:
-        """The width D of a head."""
-        return self.embed_dim // self.num_heads if self.head_dim is None else self.head_dim
+    def own_kv(self) -> bool:
+        """Whether it has keys and values of its own."""
+        return not self.shares_kv
 
     @property
-    def head_norms(self) -> dict[str, Norm]:
-        """The norms of q, k and v, by the names of their params."""
-        pair = self.qk_norm if isinstance(self.qk_norm, tuple) else (self.qk_norm, self.qk_norm)
-        found = dict(zip(("q_norm", "k_norm", "v_norm"), (*pair, self.v_norm), strict=True))
-        return {name: norm for name, norm in found.items() if norm is not None}
+    def window(self) -> int | None:
+        """How many of the latest keys a token sees at most, itself among them, as `mask` says; None = all."""
+        return latest(self.mask)
+
+    def without_kv(self) -> Self:
+        """The same with shares_kv: queries of its own to the keys and values of another layer."""
+        norm = self.qk_norm[0] if isinstance(self.qk_norm, tuple) else self.qk_norm
+        return replace(self, shares_kv=True, tied_kv=False, v_norm=None, qk_norm=norm)
 
     def parameters(self) -> Mapping[str, Parameter | Layer]:
-        heads = {"q": self.num_heads, "k": self.kv_heads}
-        if not self.tied_kv:
-            heads["v"] = self.kv_heads
-        packed = sum(heads.values()) * self.width if self.initializer == "xavier_packed" else None
-        into, out_of = (
-            ("glorot_uniform", "torch_linear") if packed is not None else (self.initializer, self.initializer)
-        )
-        found: dict[str, Parameter | Layer] = {}
-        for name, count in heads.items():
-            fan_in = self.embed_dim if name == "q" else self.source_dim
-            drawn = initializer(self.name, into, fan_in, packed or count * self.width)
-            found[f"w_{name}"] = Parameter((fan_in, count, self.width), drawn)
-            if self.qkv_bias:
-                found[f"b_{name}"] = Parameter((count, self.width), ZEROS)
-        found |= self.head_norms
-        if self.output_gate is not None:
-            gates = (self.num_heads, self.width) if self.output_gate == "entry" else (self.num_heads,)
-            drawn = initializer(self.name, into, self.embed_dim, packed or math.prod(gates))
-            found["w_g"] = Parameter((self.embed_dim, *gates), drawn)
-        if self.output_projection:
-            drawn = initializer(self.name, out_of, self.num_heads * self.width, self.embed_dim)
-            found["w_o"] = Parameter((self.num_heads, self.width, self.embed_dim), drawn)
-            if self.out_bias:
-                found["b_o"] = Parameter((self.embed_dim,), ZEROS)
-        return found | {"sinks": Parameter((self.num_heads,), ZEROS)} if self.sinks else found
-
-    def project(self, params: Params, x: Array, context: Array) -> tuple[Array, Array, Array]:
-        """The queries, keys and values of every head, (..., H, L, D) and (..., Hkv, S, D), before rotation."""
-        return self._queries(params, x), *self._keys_values(params, context)
+        found = super().parameters()
+        return {**found, "sinks": Parameter((self.num_heads,), ZEROS)} if self.sinks else found
 
     def remember(self, params: Params, context: Array) -> Memory:
         """The keys and values of a context (..., S, context_dim), which calls take in its place."""
+        self._check_own_kv()
         self.check(params, self.source_dim, context=context)
-        return Memory(*self._keys_values(params, context))
+        return Memory(*self.keys_values(params, context))
 
-    def _queries(self, params: Params, x: Array) -> Array:
-        return heads_first(self._normed(params, "q", self._mapped(params, "q", x)))
-
-    def _keys_values(self, params: Params, context: Array) -> tuple[Array, Array]:
-        k = self._mapped(params, "k", context)
-        v = k if self.tied_kv else self._mapped(params, "v", context)
-        return heads_first(self._normed(params, "k", k)), heads_first(self._normed(params, "v", v))
-
-    def _mapped(self, params: Params, name: str, x: Array) -> Array:
-        """x through the linear map of that name: (..., L, H, D)."""
-        return linear(x, params[f"w_{name}"], params.get(f"b_{name}"))
-
-    def _normed(self, params: Params, name: str, x: Array) -> Array:
-        """The norm of each head of x (..., L, H, D), or of all of them together, as its dim says; x where there is none."""
-        norm = self.head_norms.get(f"{name}_norm")
-        if norm is None or norm.dim == x.shape[-1]:
-            return x if norm is None else norm(params[f"{name}_norm"], x)
-        xp = backend_of(x).xp
-        return xp.reshape(norm(params[f"{name}_norm"], xp.reshape(x, (*x.shape[:-2], norm.dim))), x.shape)
-
-    def empty_cache(self, batch: int, capacity: int, *, like: Array) -> KVCache:
-        """A cache for this layer, without tokens."""
-        return KVCache.empty(batch, self.kv_heads, capacity, self.width, like=like)
+    def empty_cache(
+        self, batch: int, capacity: int, *, like: Array, circular: bool = False
+    ) -> KVCache | CircularCache:
+        """A cache for this layer, without tokens; circular: of no more slots than its window has."""
+        self._check_own_kv()
+        sizes = (batch, self.kv_heads, capacity, self.width)
+        if not flag(self.name, "circular", circular):
+            return KVCache.empty(*sizes, like=like)
+        if self.window is None:
+            raise ValueError(
+                f"{self.name}: expected a window with circular=True, such as mask=masks.sliding_window(n), got "
+                f"{self.mask}; leave circular out"
+            )
+        if self.window >= size(self.name, "capacity", capacity):
+            return KVCache.empty(*sizes, like=like)
+        return CircularCache.empty(batch, self.kv_heads, self.window, self.width, like=like)
 
     def run(
         self,
@@ -215,9 +161,12 @@ class MultiHeadAttention(OneAttention):
         if isinstance(context, Memory):
             k, v = context
             self.check(params, self.embed_dim, x=x, **{"context.key": k, "context.value": v})
-            q = self._queries(params, x)
+            q = self.queries(params, x)
         else:
             q, k, v = self.project(params, x, self.source(params, x, context))
+        handed, cache = (cache, None) if isinstance(cache, Handed) else (None, cache)
+        if self.shares_kv and handed is None:
+            self._check_shared(x, cache)
         if cache is not None or cu_seqlens is not None:
             others = {"context": context, "query_offset": query_offset}
             if cu_seqlens is not None:
@@ -233,26 +182,31 @@ class MultiHeadAttention(OneAttention):
                 )
         if cache is not None:
             self.check_cache(cache)
-            query_offset = cache.length
+            query_offset = cache.length - (x.shape[-2] if self.shares_kv else 0)
         if cu_seqlens is not None and positions is None and self.rotary is not None:
             positions = packed_positions(cu_seqlens, x.shape[-2])
-        if positions is not None:
-            if self.rotary is None or context is not None:
-                raise ValueError(
-                    f"{self.name}: expected positions in a layer with rotary and without context, got some "
-                    f"{'beside a context' if self.rotary else 'without rotary'}; the mask goes by query_offset"
-                )
-            q, k = self.rotary.both(q, k, positions, **reach(self.rotary, positions))
-        elif self.rotary is not None:
-            q, k = self._turn(self.rotary, q, k, query_offset, cached=cache is not None)
+        if positions is not None and (self.rotary is None or context is not None):
+            raise ValueError(
+                f"{self.name}: expected positions in a layer with rotary and without context, got some "
+                f"{'beside a context' if self.rotary else 'without rotary'}; the mask goes by query_offset"
+            )
+        if self.rotary is not None:
+            at = at_keys = positions
+            if positions is None:
+                keys = x.shape[-2] if k is None else k.shape[-2]
+                at, at_keys = self._places(q, keys, query_offset, together=cache is not None)
+            q, k = turned(self.rotary, q, k, at, at_keys)
         attend: Callable[..., Any] = self.attend
+        if handed is not None:
+            k, v = handed = handed if self.shares_kv else Handed(k, v)
         if cache is not None:
-            cache = cache.append(k, v)
+            if not self.shares_kv:
+                cache = cache.append(k, v)
             if hasattr(cache, "attend"):  # its keys are never there as one array
-                attend = partial(self._attend_by, cache)
+                attend = partial(self.attend_by, cache)
             else:
                 k, v = cache.key, cache.value
-        self._check_length(k.shape[-2] if cache is None else cache.length)
+        check_length(self.name, self.context_length, k.shape[-2] if cache is None else cache.length)
         heads, aux = attend(
             q,
             k,
@@ -271,61 +225,36 @@ class MultiHeadAttention(OneAttention):
             return_aux=return_aux,
             implementation=self.implementation,
         )
-        return LayerResult(self._join(params, x, heads), cache, aux)
+        return LayerResult(self.join(params, x, heads), cache if handed is None else handed, aux)
 
-    def _attend_by(
-        self,
-        cache: Any,
-        query: Array,
-        *_: Array,
-        dropout_seed: int | Array | None,
-        return_aux: AuxRequest | None,
-        **options: Any,
-    ) -> tuple[Array, AttentionAux | None]:
-        """`attend` to what a cache holds that reads it in a way of its own, the new keys and values among it."""
-        rate = 0.0 if dropout_seed is None else self.dropout_rate
-        given: dict[str, Any] = {"dropout_rate": rate, "dropout_seed": dropout_seed, "return_aux": return_aux}
-        found = cache.attend(query, **given, **options)
-        return (found, None) if return_aux is None else found
-
-    def _join(self, params: Params, x: Array, heads: Array) -> Array:
-        """The heads (..., H, L, D) side by side, through gate and output projection if these are there."""
-        xp, width = backend_of(heads).xp, self.num_heads * self.width
-        heads = heads_first(heads)  # its own inverse: (..., L, H, D)
-        if self.output_gate is not None:
-            gate = sigmoid(linear(x, params["w_g"]))
-            heads = heads * (gate if self.output_gate == "entry" else gate[..., None])
-        joined = xp.reshape(heads, (*heads.shape[:-2], width))
-        if not self.output_projection:
-            return joined
-        return linear(joined, xp.reshape(params["w_o"], (width, self.embed_dim)), params.get("b_o"))
-
-    def _check_length(self, keys: int | Array) -> None:
-        if self.context_length is None:
-            return
-        if is_array(keys):
-            backend = backend_of(keys)
-            if not backend.is_concrete(keys):
-                return
-            with backend.eager():
-                keys = backend.to_list(backend.xp.max(keys))
-        if keys > self.context_length:
-            raise ValueError(
-                f"{self.name}: expected at most context_length={self.context_length} tokens, got {keys}; cut the "
-                "input, or make the layer for more"
+    def _check_own_kv(self) -> None:
+        if self.shares_kv:
+            raise TypeError(
+                f"{self.name}: expected a layer with keys and values of its own, got one that shares those of another; "
+                "ask that one"
             )
 
-    def _turn(self, rotary: Rotary, q: Array, k: Array, offset: Any, *, cached: bool) -> tuple[Array, Array]:
-        """q and k turned to their positions: q from `offset` on, k from 0, or from `offset` if they continue a cache."""
-        backend, length, keys = backend_of(q), q.shape[-2], k.shape[-2]
+    def _check_shared(self, x: Array, cache: Any) -> None:
+        """An error unless there are keys and values to share, those of the tokens of x among them."""
+        if cache is None:
+            raise ValueError(
+                f"{self.name}: expected with shares_kv the cache that the layer left whose keys and values these are, got "
+                "None; write cache=layer.run(params, x, cache=...).cache, or take an Encoder with kv_from"
+            )
+        self.check_cache(cache)
+        if isinstance(cache.length, int) and cache.length < x.shape[-2]:
+            raise ValueError(
+                f"{self.name}: expected with shares_kv a cache that has the {x.shape[-2]} tokens of x already, got one of "
+                f"{cache.length}; run the layer first that appends to it"
+            )
+
+    def _places(self, q: Array, keys: int, offset: Any, *, together: bool) -> tuple[Array, Array]:
+        """Where q stands, from `offset` on, and the keys: there too if they come `together`, else from 0 on."""
+        length = q.shape[-2]
         if offset is None and length != keys:
             raise ValueError(
                 f"{self.name}: expected query_offset with rotary positions, {length} queries and {keys} keys, got None; "
                 "query_offset=0 aligns the first tokens, query_offset='end' the last"
             )
-        start = keys - length if isinstance(offset, str) else 0 if offset is None else offset
-        position = positions_of(q, start)
-        if cached or offset is None:
-            return rotary.both(q, k, position, **reach(rotary, position))
-        at_keys = backend.arange(0, keys, k)
-        return rotary(q, position, **reach(rotary, position)), rotary(k, at_keys, **reach(rotary, at_keys))
+        at = positions_of(q, keys - length if isinstance(offset, str) else 0 if offset is None else offset)
+        return at, at if together or offset is None else backend_of(q).arange(0, keys, q)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from polyattn.arrays import Array
 from polyattn.calls import answers
-from polyattn.masks.algebra import Mask
+from polyattn.masks.algebra import And, Mask
 from polyattn.masks.fitting import positive
 from polyattn.masks.tiles import UNSURE, Box, Tile, decide
 from polyattn.masks.words import word
@@ -94,6 +94,23 @@ class Dilated(Mask):
 
     def __str__(self) -> str:
         return f"dilated({self.step})"
+
+
+def latest(mask: Mask | None) -> int | None:
+    """How many of the latest keys a row sees at most, its own among them, if a mask says so by distance alone."""
+    back, ahead = _reach(mask)
+    return None if back is None or ahead != 0 else back + 1
+
+
+def _reach(mask: Mask | None) -> tuple[int | None, int | None]:
+    """How far behind a row and before it the keys lie at most that it sees; None = as far as they come."""
+    if isinstance(mask, And):
+        sides = zip(_reach(mask.left), _reach(mask.right), strict=True)
+        back, ahead = (min((n for n in side if n is not None), default=None) for side in sides)
+        return back, ahead
+    if isinstance(mask, Chunked):
+        return mask.size - 1, mask.size - 1
+    return (mask.left, mask.right) if isinstance(mask, Window) else (None, None)
 
 
 @word

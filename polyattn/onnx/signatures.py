@@ -108,7 +108,7 @@ def arguments(
     who: the function that was called; operator: its name in ONNX; inputs: all that the newest version has.
     """
     signature = _version(who, operator, opset)
-    backend: Backend | None = None
+    backends: list[Backend] = []
     for name, array in inputs.items():
         if array is None:
             if name in signature.inputs[: signature.required]:
@@ -126,11 +126,10 @@ def arguments(
                 f"{who}: expected {name} to be an array, got {type(array).__name__}; inputs are arrays, attributes "
                 "come by name"
             )
-        here = backend_of(array)
-        backend = backend or here
-        if here is not backend:
+        backends.append(backend_of(array))
+        if backends[-1] is not backends[0]:
             raise TypeError(
-                f"{who}: expected all inputs in one library, got {backend.name} and, for {name}, {here.name}; "
+                f"{who}: expected all inputs in one library, got {backends[0].name} and, for {name}, {backends[-1].name}; "
                 "convert them"
             )
     unknown = [name for name in attributes if name not in signature.attributes]
@@ -139,8 +138,7 @@ def arguments(
             f"{who}: expected attributes of {operator} of opset {opset} "
             f"({', '.join(sorted(signature.attributes))}), got {unknown[0]!r}; {_came(operator, unknown[0])}"
         )
-    assert backend is not None
-    return backend, {
+    return backends[0], {
         name: _value(who, name, attribute, attributes) for name, attribute in signature.attributes.items()
     }
 

@@ -128,6 +128,12 @@ class Rotary:
         True
         """
         cos, sin = self._waves(query, positions, length, "BHLD")
+        real(_WHO, "key", key)
+        if key.shape[-1:] != query.shape[-1:]:
+            raise ValueError(
+                f"{_WHO}.both: expected query and key of one width, got {tuple(query.shape)} and {tuple(key.shape)}; pairs of "
+                "another width turn by other angles, so call the rotary for each"
+            )
         q, k = (rotate(x, cos, sin, interleaved=self.interleaved) for x in (query, key))
         return q, k
 

@@ -60,6 +60,7 @@ def fused(qkv: str, out: str, *, side_by_side: bool = False) -> Callable[[MultiH
         own = shapes(layer)
         if (
             layer.tied_kv
+            or layer.shares_kv
             or layer.output_gate
             or not layer.output_projection
             or layer.source_dim != layer.embed_dim
@@ -106,7 +107,7 @@ def ctranslate2_attention(layer: MultiHeadAttention) -> list[Rule]:
 def gated(layer: MultiHeadAttention) -> list[Rule]:
     """Qwen3NextAttention: each head of q_proj has its query and its gate."""
     own = shapes(layer)
-    if layer.output_gate != "entry" or layer.qkv_bias or layer.out_bias:
+    if layer.output_gate != "entry" or layer.qkv_bias or layer.out_bias or layer.shares_kv:
         raise LookupError(f"{layer}, where Qwen3-Next has a gate for every entry of a head, and no bias")
     plain = [turned(f"{name}_proj.weight", f"w_{name}", own[f"w_{name}"]) for name in "kv"]
     out = turned("o_proj.weight", "w_o", own["w_o"], inputs=2)
@@ -173,4 +174,5 @@ def _plain_heads(layer: MultiHeadAttention) -> bool:
         layer.num_heads * layer.width == layer.embed_dim
         and layer.kv_heads == layer.num_heads
         and layer.output_projection
+        and layer.own_kv
     )

@@ -72,6 +72,7 @@ WRONG: Mapping[str, Any] = {
 MHA, NORM = layers.MultiHeadAttention(8, 2), layers.LayerNorm(8, epsilon=1e-5)
 MLP = layers.MLP(8, 16, activation="relu")
 BLOCK = layers.EncoderBlock(MHA, MLP, NORM, norm_first=True)
+MOBA = layers.MixtureOfBlockAttention(8, 2, block_size=2, count=2)
 SEQ2SEQ = layers.EncoderDecoderAttention(MHA, MHA, NORM, norm_first=True)
 CACHE = KVCache.empty(2, 4, 8, 8, like=Q)
 SQUARE = dict.fromkeys(("query", "key", "value"), Q)
@@ -170,11 +171,15 @@ CALLS: Mapping[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "compose": (lambda f: attention(Q, Q, Q, score_mod=mods.compose(f)), {"f": mods.softcap(3.0)}),
     "ScaledDotProductAttention": (layers.ScaledDotProductAttention, {"scale": 1.0, "dropout_rate": 0.1, "implementation": "auto"}),
     "ScaledDotProductAttention()": (layers.ScaledDotProductAttention(), {"params": {}} | SQUARE | {"dropout_seed": 0, "mask": None, "is_causal": True}),
-    "MultiHeadAttention": (layers.MultiHeadAttention, {"embed_dim": 8, "num_heads": 2, "num_kv_heads": 2, "head_dim": 4, "context_dim": 8, "qkv_bias": True, "out_bias": True, "output_projection": True, "is_causal": False, "context_length": 8, "dropout_rate": 0.1, "scale": 1.0, "mask": None, "score_mod": None, "sinks": False, "rotary": None, "qk_norm": None, "implementation": "auto", "initializer": "glorot_uniform"}),
+    "MultiHeadAttention": (layers.MultiHeadAttention, {"embed_dim": 8, "num_heads": 2, "num_kv_heads": 2, "head_dim": 4, "context_dim": 8, "qkv_bias": True, "out_bias": True, "output_projection": True, "is_causal": False, "context_length": 8, "dropout_rate": 0.1, "scale": 1.0, "mask": None, "score_mod": None, "sinks": False, "rotary": None, "qk_norm": None, "shares_kv": False, "implementation": "auto", "initializer": "glorot_uniform"}),
     "MultiHeadAttention()": (MHA, run(MHA) | {"context": X} | MORE),
     "MultiHeadAttention.run": (MHA.run, run(MHA) | {"context": None} | MORE | {"cache": MHA.empty_cache(2, 8, like=X), "return_aux": None}),
     "init": (MHA.init, {"seed": 0, "like": X}),
-    "empty_cache": (MHA.empty_cache, {"batch": 2, "capacity": 4, "like": X}),
+    "empty_cache": (MHA.empty_cache, {"batch": 2, "capacity": 4, "like": X, "circular": False}),
+    "empty_cache of a stack": (layers.Encoder(BLOCK, 2).empty_cache, {"batch": 2, "capacity": 4, "like": X, "circular": False}),
+    "MixtureOfBlockAttention": (layers.MixtureOfBlockAttention, {"embed_dim": 8, "num_heads": 2, "block_size": 2, "count": 2, "num_kv_heads": 1, "rotary": None, "scale": 1.0}),
+    "MixtureOfBlockAttention()": (MOBA, run(MOBA) | {"is_causal": True, "dropout_seed": 0}),
+    "NativeSparseAttention": (layers.NativeSparseAttention, {"embed_dim": 8, "num_heads": 2, "block_size": 2, "count": 2, "window_size": 2, "initial": 1, "local": 1, "compression_dim": 4}),
     "SelfAttention": (layers.SelfAttention, {"embed_dim": 8, "head_dim": 4}),
     "CausalSelfAttention": (layers.CausalSelfAttention, {"embed_dim": 8, "num_heads": 2, "context_length": 8}),
     "MultiHeadCrossAttention": (layers.MultiHeadCrossAttention, {"embed_dim": 8, "num_heads": 2, "context_dim": 8}),
@@ -202,7 +207,7 @@ CALLS: Mapping[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "DecoderBlock.preset": (layers.DecoderBlock.preset, {"name": "torch", "embed_dim": 8, "num_heads": 2, "mlp_dim": 8}),
     "EncoderDecoderAttention": (layers.EncoderDecoderAttention, {"self_attention": MHA, "cross_attention": MHA, "norm": NORM, "norm_first": True, "dropout_rate": 0.1}),
     "EncoderDecoderAttention()": (SEQ2SEQ, run(SEQ2SEQ) | {"context": X, "context_mask": None, "context_bias": None, "is_causal": True, "dropout_seed": 0}),
-    "Encoder": (layers.Encoder, {"block": BLOCK, "depth": 2, "final_norm": NORM}),
+    "Encoder": (layers.Encoder, {"block": BLOCK, "depth": 2, "final_norm": NORM, "kv_from": (None, 0)}),
     "Encoder()": (layers.Encoder(BLOCK, 2), run(layers.Encoder(BLOCK, 2)) | {"dropout_seed": 0, "mask": None}),
     "Encoder.run": (layers.Encoder(BLOCK, 2).run, run(layers.Encoder(BLOCK, 2)) | {"cache": layers.Encoder(BLOCK, 2).empty_cache(2, 8, like=X), "return_aux": None}),
     "Decoder": (layers.Decoder, {"block": SEQ2SEQ, "depth": 2, "final_norm": NORM}),

@@ -305,9 +305,6 @@ class Chip:
         self._seconds, self._tiles = seconds, iter([(w, t) for w in seconds for t in seconds[w]])
         self.preferred: list[Any] = []
 
-    def chip(self, interpret: bool) -> tuple[str, str]:
-        return "mine", "gpu"
-
     def candidates(self, trial: Trial, way: str) -> list[tuple[int, int]]:
         return list(self._seconds[way])
 
@@ -329,7 +326,7 @@ def test_the_fastest_tiles_are_found_the_backward_ones_beside_the_best_forward()
         }
     )
     told: list[Any] = []
-    found, tried = tune(chip, Trial(64, "bfloat16", 256, False), told.append)  # type: ignore[arg-type]
+    found, tried = tune(chip, ("mine", "gpu"), Trial(64, "bfloat16", 256, False), told.append)  # type: ignore[arg-type]
     assert found == Measured(
         "mine", "gpu", False, "bfloat16", 64, 256, Tiles(32, 16, 1.0), Tiles(64, 16, 2.0)
     )
@@ -339,6 +336,7 @@ def test_the_fastest_tiles_are_found_the_backward_ones_beside_the_best_forward()
     assert chip.preferred[-2:] == [((32, 16), (16, 32)), ((32, 16), (64, 16))]
     none, tried = tune(
         Chip({"forward": {(16, 16): "no"}, "backward": {(16, 16): 1.0}}),  # type: ignore[arg-type]
+        ("mine", "gpu"),
         Trial(64, "bfloat16", 256, False),
         told.append,
     )

@@ -24,6 +24,8 @@ LAYERS: list[Any] = [
     layers.MultiTokenAttention(8, 2, query_width=2, key_width=3, group_size=2, is_causal=True),
     layers.TensorProductAttention(8, 2, q_rank=2, k_rank=2, v_rank=2, rotary=Rotary(), is_causal=True),
     layers.ForgettingAttention(8, 2, rotary=Rotary()),
+    layers.MixtureOfBlockAttention(8, 2, num_kv_heads=1, block_size=2, count=2, rotary=Rotary()),
+    layers.NativeSparseAttention(8, 2, block_size=2, count=2, window_size=2, local=1, rotary=Rotary()),
 ]
 X = normal(2, 5, 8, seed=1)
 each = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: type(layer).__name__)

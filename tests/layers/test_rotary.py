@@ -68,6 +68,17 @@ def test_query_and_key_turned_together_are_those_turned_apart(library: str, at: 
         assert (bench.numpy(together) == bench.numpy(rotary(x, positions))).all()
 
 
+def test_query_and_key_of_two_widths_are_not_turned_together() -> None:
+    """A wider key would be turned by the angles of the query, in pairs that are not its own."""
+    q, k = np.ones((1, 2, 3, 4)), np.ones((1, 2, 3, 6))
+    with pytest.raises(ValueError) as caught:
+        Rotary().both(q, k, np.arange(3))
+    assert str(caught.value) == (
+        "polyattn.rotary.Rotary.both: expected query and key of one width, got (1, 2, 3, 4) and (1, 2, 3, 6); pairs of another "
+        "width turn by other angles, so call the rotary for each"
+    )
+
+
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_up_to_2_to_the_30_only_the_frequency_rounds(library: str) -> None:
     """By three roundings of float64, times the position: what is left of float32's accuracy there."""

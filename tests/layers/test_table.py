@@ -71,6 +71,7 @@ LATENT: dict[str, Any] = {
     "epsilon": 1e-6,
     "rotary": Rotary(interleaved=True),
 }
+NSA = {"block_size": 2, "count": 2, "window_size": 2, "initial": 0, "local": 1}
 
 
 def _decoder(norm_first: bool) -> Row:
@@ -228,6 +229,22 @@ ROWS = [
     *(
         Row(type(layer).__name__, layer, (8,), formula, causal=True, weighs=False)
         for layer, formula in RECURRENT
+    ),
+    Row(
+        "MixtureOfBlockAttention",
+        layers.MixtureOfBlockAttention(8, 2, num_kv_heads=1, block_size=2, count=2),
+        (8,),
+        partial(mechanisms.moba, block_size=2, count=2),
+        causal=True,
+        weighs=False,
+    ),
+    Row(
+        "NativeSparseAttention",
+        layers.NativeSparseAttention(8, 4, num_kv_heads=2, **NSA, compression_dim=3),
+        (8,),
+        partial(mechanisms.nsa, **NSA),
+        causal=True,
+        weighs=False,
     ),
     Row(
         "TensorProductAttention",

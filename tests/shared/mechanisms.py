@@ -131,6 +131,69 @@ def tensor_product(p: Params, x: Array, *, allowed: Array = 1.0, rotary: bool = 
     return sum(out @ p["w_o"][h] for h, (out, _) in enumerate(found)), of(x).stack([w for _, w in found], -3)
 
 
+def plain(x: Array) -> Any:
+    """The numbers of an array alone: what is selected by them has no derivative, and does not round."""
+    return np.asarray(x) if of(x) is np else x.detach().double().numpy()
+
+
+def selected(score: Any, block_size: int, count: int) -> Any:
+    """(..., L, S) from scores (..., L, N): the own block and the count - 1 best before it, up to the row."""
+    rows = score.shape[-2]
+    seen = np.zeros((*score.shape[:-2], rows, rows))
+    for where in np.ndindex(score.shape[:-1]):
+        own = where[-1] // block_size
+        best = sorted(range(own), key=lambda n: -score[*where, n])
+        for n in [own, *best][:count]:
+            seen[*where, n * block_size : (n + 1) * block_size] = 1
+    return seen * np.tri(rows)
+
+
+def moba(p: Params, x: Array, *, block_size: int, count: int) -> Any:
+    """Head by head, under the mask of its own selection."""
+    out, group = 0.0, p["w_q"].shape[1] // p["w_k"].shape[1]
+    for h in range(p["w_q"].shape[1]):
+        q, k, v = x @ p["w_q"][:, h], x @ p["w_k"][:, h // group], x @ p["w_v"][:, h // group]
+        keys = plain(k)
+        starts = range(0, keys.shape[-2], block_size)
+        means = np.stack([keys[..., n : n + block_size, :].mean(-2) for n in starts], -2)
+        seen = selected(plain(q) @ means.swapaxes(-1, -2), block_size, count)
+        out = out + attend(q, k, v, allowed=seen)[0] @ p["w_o"][h]
+    return out, ()
+
+
+def compressed(p: Params, x: Array, n: int) -> Array:
+    """Block by block, and of a block token by token; the last one, which nobody sees, with what there is of it."""
+    found = []
+    for start in range(0, x.shape[-2], n):
+        some = range(start, min(start + n, x.shape[-2]))
+        hidden = sum((x[..., i, :] + p["position"][i - start]) @ p["w_in"][i - start] for i in some)
+        found.append(hidden / (1 + of(x).exp(-hidden)) @ p["w_out"])
+    return of(x).stack(found, -2)
+
+
+def nsa(
+    p: Params, x: Array, *, block_size: int, count: int, window_size: int, initial: int, local: int
+) -> Any:
+    """The three attentions of every head, each under its own mask; the own block alone is always selected."""
+    assert (initial, local) == (0, 1)
+    out, rows, n = 0.0, x.shape[-2], block_size
+    heads, group = p["w_q"].shape[1], p["w_q"].shape[1] // p["w_k"].shape[1]
+    complete = (np.arange(0, rows, n) + n - 1 <= np.arange(rows)[:, None]).astype(float)
+    near = np.tri(rows) - np.tri(rows, k=-window_size)
+    for g in range(heads // group):
+        k, v = x @ p["w_k"][:, g], x @ p["w_v"][:, g]
+        block_k, block_v = compressed(p["compress_k"], k, n), compressed(p["compress_v"], v, n)
+        mine = range(g * group, (g + 1) * group)
+        queries = [x @ p["w_q"][:, h] for h in mine]
+        first = [attend(q, block_k, block_v, allowed=complete) for q in queries]
+        seen = selected(sum(plain(w) for _, w in first), n, count)
+        for h, q, (one, _) in zip(mine, queries, first, strict=True):
+            parts = (one, *(attend(q, k, v, allowed=m)[0] for m in (seen, near)))
+            gates = 1 / (1 + of(x).exp(-(x @ p["w_b"][:, h])))
+            out = out + sum(gates[..., i : i + 1] * part for i, part in enumerate(parts)) @ p["w_o"][h]
+    return out, ()
+
+
 def forgetting(p: Params, x: Array) -> Any:
     """The sums of log f from j + 1 to i as differences of cumulative ones, added to every score."""
     rows, out, weights = x.shape[-2], 0.0, []

@@ -67,6 +67,18 @@ def applied(
         return numpied(bench, f(mapped(given, params), *map(given, inputs)))
 
 
+def decoded(
+    run: Callable[..., Any], params: Any, x: Any, cache: Any, pieces: Sequence[int]
+) -> tuple[list[Any], Any]:
+    """The rows (B, n, E) of every piece of x (B, L, E), and the cache in the end."""
+    rows, start = [], 0
+    for n in pieces:
+        out, cache, _ = run(params, x[:, start : start + n, :], cache=cache)
+        rows.append(out)
+        start += n
+    return rows, cache
+
+
 def numpied(bench: Bench, found: Any) -> Any:
     """Arrays as NumPy arrays, tuples (named ones too) part by part."""
     if isinstance(found, tuple):

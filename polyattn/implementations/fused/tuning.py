@@ -24,11 +24,9 @@ class Try(NamedTuple):
 
 
 def tune(
-    kernels: Kernels, trial: Trial, tell: Callable[[Try], None]
+    kernels: Kernels, chip: tuple[str, str], trial: Trial, tell: Callable[[Try], None]
 ) -> tuple[Measured | None, tuple[Try, ...]]:
-    """What was measured, None where no tiles of a way run; and all that was tried, told one by one."""
-    chip = kernels.chip(trial.interpret)
-    assert chip is not None  # the caller has looked
+    """What was measured on a chip, None where no tiles of a way run; and all that was tried, told one by one."""
     width, dtype, length, interpret = trial
     fastest = {way: Tiles(*kernels.candidates(trial, way)[0], 0.0) for way in WAYS}
     tried: list[Try] = []
