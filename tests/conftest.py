@@ -36,6 +36,10 @@ VARIANTS: dict[str, Callable[[], Bench]] = {
 }
 
 
+#: Modules and folders of tests whose programs XLA optimises.
+OPTIMISED = {"test_conformance", "implementations", "parity"}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--libraries", help="only these of numpy, autograd, strict, jax and torch, joined by commas"
@@ -81,8 +85,16 @@ def _words(item: pytest.Item) -> set[str]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _compiled_programs_are_let_go() -> Iterator[None]:
-    """They fill gigabytes otherwise: hardly one serves two modules."""
+def _compiled_programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Those of a module are let go at its end: they fill gigabytes, and hardly one serves two modules.
+
+    XLA optimises them where programs themselves are tried: in the conformance suite, implementations and parity. The laws
+    that other tests show do not depend on it, and it takes a third of their time.
+    """
+    optimised = request.path.stem in OPTIMISED or request.path.parent.name in OPTIMISED
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0" if optimised else "1"  # read when JAX is imported
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_disable_most_optimizations", not optimised)
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
