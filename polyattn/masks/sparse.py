@@ -61,7 +61,9 @@ class RandomBlocks(Mask):
     size: int
     count: int
     seed: int
-    drawn: tuple[tuple[int, ...], ...] = field(compare=False)  # by the numbers above, once: compilers see a table
+    drawn: tuple[tuple[int, ...], ...] = field(
+        compare=False
+    )  # by the numbers above, once: compilers see a table
     compares_positions = True
 
     def allowed(self, at: Positions) -> Array:
