@@ -46,7 +46,7 @@ def unsaid(name: str) -> Iterator[str]:
         out = DIALECTS[name].result_of(out[0] if isinstance(out, tuple) else out, sample.spec.q.shape[1])
         if name.endswith("varlen"):  # the items of a batch are sequences
             batch, heads, rows, _ = sample.spec.shape
-            out = np.reshape(out, (heads, batch, rows, -1)).swapaxes(0, 1)
+            out = np.reshape(out, (heads, batch, rows, out.shape[-1])).swapaxes(0, 1)
         assert eta(np.asarray(out, np.float64), truth(sample.spec)["out"], "float32") <= ACCEPTANCE, case.name
 
 
