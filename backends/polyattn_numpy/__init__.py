@@ -188,6 +188,15 @@ class NumpyBackend(Backend):
             results = _by_workers(f, range(n - 1, -1, -1))[::-1]
         return tuple(xp.stack(parts) for parts in zip(*results, strict=True))
 
+    def summed_at(self, x: Array, index: Array, count: int) -> Array:
+        if type(x) is not np.ndarray:
+            return super().summed_at(x, index, count)
+        out = np.zeros((*x.shape[:2], count + 1), x.dtype)
+        index = np.where((index >= 0) & (index < count), index, count)[:, None, :]
+        item, head = np.ix_(np.arange(x.shape[0]), np.arange(x.shape[1]))
+        np.add.at(out, (item[..., None], head[..., None], index), x)
+        return out[..., :count]
+
     def put(self, x: Array, start: Any, tile: Array, axis: int) -> Array:
         start, end = int(start), int(start) + tile.shape[axis]
         if start < 0 or end > x.shape[axis]:

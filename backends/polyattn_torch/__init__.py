@@ -158,6 +158,12 @@ class TorchBackend(Backend):
             return x.index_select(axis, torch.arange(size, device=x.device) + start)
         return x.narrow(axis, start, size)
 
+    def summed_at(self, x: Array, index: Array, count: int) -> Array:
+        if x.device.type != "cpu":  # there the order of the sum is another one at every call
+            return super().summed_at(x, index, count)
+        index = torch.where((index >= 0) & (index < count), index, count).long()[:, None]
+        return x.new_zeros((*x.shape[:2], count + 1)).scatter_add(2, index.expand(x.shape), x)[..., :count]
+
     def put(self, x: Array, start: Any, tile: Array, axis: int) -> Array:
         if isinstance(start, torch.Tensor):  # traced: what would lie outside lies at the edge, as in JAX
             start = start.clamp(0, x.shape[axis] - tile.shape[axis])
