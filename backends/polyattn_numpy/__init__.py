@@ -197,11 +197,11 @@ class NumpyBackend(Backend):
         np.add.at(out, (item[..., None], head[..., None], index), x)
         return out[..., :count]
 
-    def put(self, x: Array, start: Any, tile: Array, axis: int) -> Array:
+    def put(self, x: Array, start: Any, tile: Array, axis: int, *, over: bool = False) -> Array:
         start, end = int(start), int(start) + tile.shape[axis]
         if start < 0 or end > x.shape[axis]:
             return super().put(x, start, tile, axis)
-        out = x.copy()
+        out = x if over and x.flags.writeable else x.copy()
         out[(..., slice(start, end), *(slice(None),) * (-axis - 1))] = tile
         return out
 
@@ -236,11 +236,12 @@ class NumpyBackend(Backend):
 
     def jit(self, f: Callable[..., Any], *, given_up: int | None = None) -> Callable[..., Any]:
         """f as it is, its products under one limit: to set that for each takes longer than a small product."""
+        run = super().jit(f, given_up=given_up)
 
         @wraps(f)
         def held(*arrays: Any) -> Any:
             with _one_blas_thread():
-                return f(*arrays)
+                return run(*arrays)
 
         return held
 

@@ -63,10 +63,10 @@ class Loops(Numbers):
         places = self.xp.reshape(self.arange(0, count, x), (1, 1, count))
         return self.matmul(x, self.astype(index[..., None] == places, x.dtype))
 
-    def put(self, x: Array, start: Any, tile: Array, axis: int) -> Array:
+    def put(self, x: Array, start: Any, tile: Array, axis: int, *, over: bool = False) -> Array:
         """`x` with `tile` in place of the part that begins at `start` of the negative `axis`; `x` stays as it is.
 
-        start: an integer, or a 0-d integer array that a compiler may trace.
+        start: an integer, or a 0-d integer array that a compiler may trace. over: `x` itself may become the result.
         """
         xp = self.xp
         size, new = x.shape[axis], tile.shape[axis]

@@ -147,7 +147,7 @@ class _Translation(ForeignCall):
                 raise self.no_array(f"ends_{side}", ends)
             if readable(ends) and ends.ndim == 1:
                 lengths = self.backend.to_list(ends[1:] - ends[:-1])
-                if not hasattr(longest, "__index__") or int(longest) < max(lengths, default=0):
+                if longest is None or int(longest) < max(lengths, default=0):
                     least = f"of at least {max(lengths, default=0)}, the length of the longest sequence"
                     raise self.wrong(f"longest_{side}", least, longest, "there it says how far is computed")
             found[f"cu_seqlens_{side}"] = ends

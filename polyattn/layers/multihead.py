@@ -14,6 +14,7 @@ from typing import Any, Literal
 from polyattn._attention import AttentionAux, AuxRequest, Wish
 from polyattn.arrays import Array, backend_of, is_array
 from polyattn.caches import Cache, KVCache
+from polyattn.caches.reading import without_empty
 from polyattn.layers.activations import sigmoid
 from polyattn.layers.attending import OneAttention
 from polyattn.layers.heads import all_of, heads_first, positions_of, reach
@@ -225,10 +226,14 @@ class MultiHeadAttention(OneAttention):
         elif self.rotary is not None:
             q, k = self._turn(self.rotary, q, k, query_offset, cached=cache is not None)
         attend: Callable[..., Any] = self.attend
+        mask, empty = all_of(self.mask, mask), None
         if cache is not None:
             cache = cache.append(k, v)
+            empty = cache.mask
             if hasattr(cache, "attend"):  # its keys are never there as one array
                 attend = partial(self._attend_by, cache)
+            elif (held := without_empty(cache, mask, bias, return_aux)) is not None:
+                (k, v), empty = held, None
             else:
                 k, v = cache.key, cache.value
         self._check_length(k.shape[-2] if cache is None else cache.length)
@@ -236,7 +241,7 @@ class MultiHeadAttention(OneAttention):
             q,
             k,
             v,
-            mask=all_of(self.mask, None if cache is None else cache.mask, mask),
+            mask=all_of(empty, mask),
             bias=bias,
             score_mod=self.score_mod,
             is_causal=self.is_causal if is_causal is None else is_causal,
