@@ -109,7 +109,8 @@ def generate(
     tokens: the text so far, at least one. context (1, S, C): what a trunk that is a `Decoder` looks at, whose keys and
     values are made once. choose: `likeliest`, a `Sampling`, or any function of logits and position.
     The text goes into the caches of the model `piece` tokens at a time, then each token as it comes; on JAX through
-    compiled blocks, which serve every position. The choice is made in float64 on NumPy for all libraries, so that they
+    compiled blocks of these two sizes, which serve every position of every text: its last piece begins earlier, or ends
+    later, and what is too much is overwritten. The choice is made in float64 on NumPy for all libraries, so that they
     differ by their logits alone; `margin` tells how near a choice came to being another one.
 
     >>> from polyattn.layers import MLP, CausalSelfAttention, Embedding, Encoder, EncoderBlock, RMSNorm
@@ -165,21 +166,27 @@ def _tokens(
         memory = model.trunk.remember(params["trunk"], context)
     capacity = len(text) + length
     if backend.jits:
+        capacity = max(capacity, piece)
         capacity += -capacity % ROOM
-    caches = model.empty_cache(1, capacity, like=like)
-    if backend.jits:  # an array, so that one program serves every position
-        int32 = backend.xp.int32
-        caches = tuple(
-            empty if empty is None else empty._replace(length=backend.asarray(0, int32, like))
-            for empty in caches
-        )
-    done = 0
-    while done < len(text):
-        rest = len(text) - done
-        n = piece if rest >= piece else 1 if backend.jits else rest  # programs of two sizes alone
-        part = backend.asarray([text[done : done + n]], backend.xp.int32, like)
-        x, caches = step(params, part, caches, memory)
+    caches: Sequence[Any] = model.empty_cache(1, capacity, like=like)
+    if backend.jits:
+        caches = _at(0, caches, like)
+    rewinds = all(kept is None or getattr(kept, "in_order", False) for kept in caches)
+    done, n, count = 0, 0, len(text)
+    while done < count:
+        n = min(piece, count - done)
+        if backend.jits and n < piece:  # programs of two sizes alone
+            n = 1
+            if count - done > 1 and rewinds:  # some tokens again, or one too often: both are overwritten
+                done, n = max(count - piece, 0), piece
+                caches = _at(done, caches, like)
+        part = text[done : done + n]
+        part += part[-1:] * (n - len(part))
+        x, caches = step(params, backend.asarray([part], backend.xp.int32, like), caches, memory)
         done += n
+    x = backend.take(x, backend.asarray([n - 1 - (done - count)], backend.xp.int32, like), -2)
+    if done > count:
+        done, caches = count, _at(count, caches, like)
     for _ in range(length):
         scores = choose(np.asarray(backend.to_numpy(scores_of(params, x)), np.float64), done)
         second, best = np.argsort(scores, kind="stable")[-2:] if len(scores) > 1 else (0, 0)
@@ -190,12 +197,21 @@ def _tokens(
         done += 1
 
 
+def _at(length: int, caches: Sequence[Any], like: Array) -> list[Any]:
+    """The caches with so many tokens, an array each, so that one program serves every position."""
+    backend = backend_of(like)
+    return [
+        None if kept is None else kept._replace(length=backend.asarray(length, backend.xp.int32, like))
+        for kept in caches
+    ]
+
+
 @cache
 def _programs(model: LanguageModel, backend: Backend) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The way of n tokens through the blocks, and what its end says of the next token.
 
         (params, tokens (1, n), caches, memory) -> vectors (1, n, embed_dim), and the caches with the n tokens
-        (params, vectors) -> logits (vocabulary,)
+        (params, vectors (1, 1, embed_dim)) -> logits (vocabulary,)
 
     Equal blocks share a program: as one program, thirty of them compile thirty times as long. It may write into the
     cache that it is given, since nobody else has that one; a block that shares the keys and values of another reads its
@@ -208,7 +224,6 @@ def _programs(model: LanguageModel, backend: Backend) -> tuple[Callable[..., Any
         return found.out, found.cache
 
     def last(params: Params, norm: Any, x: Array) -> Array:
-        x = x[..., -1:, :]
         return model.logits(params, x if trunk.final_norm is None else trunk.final_norm(norm, x))[0, 0, :]
 
     def reading(block: Any, params: Params, x: Array, cache: Any) -> Array:

@@ -106,7 +106,7 @@ class JaxBackend(Backend):
     def tile(self, x: Array, start: Any, size: int, axis: int) -> Array:
         return x if x.shape[axis] == size else jax.lax.dynamic_slice_in_dim(x, start, size, axis)
 
-    def put(self, x: Array, start: Any, tile: Array, axis: int) -> Array:
+    def put(self, x: Array, start: Any, tile: Array, axis: int, *, over: bool = False) -> Array:
         return jax.lax.dynamic_update_slice_in_dim(x, tile, start, axis)
 
     def add_at(self, x: Array, start: Sequence[Any], tile: Array) -> Array:

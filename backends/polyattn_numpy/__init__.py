@@ -188,11 +188,20 @@ class NumpyBackend(Backend):
             results = _by_workers(f, range(n - 1, -1, -1))[::-1]
         return tuple(xp.stack(parts) for parts in zip(*results, strict=True))
 
-    def put(self, x: Array, start: Any, tile: Array, axis: int) -> Array:
+    def summed_at(self, x: Array, index: Array, count: int) -> Array:
+        if type(x) is not np.ndarray:
+            return super().summed_at(x, index, count)
+        out = np.zeros((*x.shape[:2], count + 1), x.dtype)
+        index = np.where((index >= 0) & (index < count), index, count)[:, None, :]
+        item, head = np.ix_(np.arange(x.shape[0]), np.arange(x.shape[1]))
+        np.add.at(out, (item[..., None], head[..., None], index), x)
+        return out[..., :count]
+
+    def put(self, x: Array, start: Any, tile: Array, axis: int, *, over: bool = False) -> Array:
         start, end = int(start), int(start) + tile.shape[axis]
         if start < 0 or end > x.shape[axis]:
             return super().put(x, start, tile, axis)
-        out = x.copy()
+        out = x if over and x.flags.writeable else x.copy()
         out[(..., slice(start, end), *(slice(None),) * (-axis - 1))] = tile
         return out
 
@@ -227,11 +236,12 @@ class NumpyBackend(Backend):
 
     def jit(self, f: Callable[..., Any], *, given_up: int | None = None) -> Callable[..., Any]:
         """f as it is, its products under one limit: to set that for each takes longer than a small product."""
+        run = super().jit(f, given_up=given_up)
 
         @wraps(f)
         def held(*arrays: Any) -> Any:
             with _one_blas_thread():
-                return f(*arrays)
+                return run(*arrays)
 
         return held
 

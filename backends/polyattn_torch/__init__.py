@@ -26,7 +26,7 @@ from polyattn_torch.fused import FUSED
 from polyattn_torch.native import FLASH, SDPA
 from polyattn_torch.once import seal
 from polyattn_torch.reasons import passed_over_blockwise, why_not_blockwise, why_not_definition
-from polyattn_torch.state import can_read, derives_again, precisely
+from polyattn_torch.state import can_read, derives_again, may_write_into, precisely
 
 _OPAQUE: dict[Callable[..., Any], Callable[..., Any]] = {}
 
@@ -158,7 +158,16 @@ class TorchBackend(Backend):
             return x.index_select(axis, torch.arange(size, device=x.device) + start)
         return x.narrow(axis, start, size)
 
-    def put(self, x: Array, start: Any, tile: Array, axis: int) -> Array:
+    def summed_at(self, x: Array, index: Array, count: int) -> Array:
+        if x.device.type != "cpu":  # there the order of the sum is another one at every call
+            return super().summed_at(x, index, count)
+        index = torch.where((index >= 0) & (index < count), index, count).long()[:, None]
+        return x.new_zeros((*x.shape[:2], count + 1)).scatter_add(2, index.expand(x.shape), x)[..., :count]
+
+    def put(self, x: Array, start: Any, tile: Array, axis: int, *, over: bool = False) -> Array:
+        if over and x.is_contiguous() and may_write_into(x, tile):
+            x.narrow(axis, start, tile.shape[axis]).copy_(tile)
+            return x
         if isinstance(start, torch.Tensor):  # traced: what would lie outside lies at the edge, as in JAX
             start = start.clamp(0, x.shape[axis] - tile.shape[axis])
         return x.index_copy(axis, torch.arange(tile.shape[axis], device=x.device) + start, tile)

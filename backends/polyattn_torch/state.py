@@ -28,6 +28,12 @@ def wants_gradients(*given: Array | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in given)
 
 
+def may_write_into(x: Array, tile: Array) -> bool:
+    """Whether a part of `x` can be overwritten by `tile` without autograd, a transform or a compiler noticing."""
+    frozen = x.is_inference() and not torch.is_inference_mode_enabled()
+    return can_read(x) and can_read(tile) and not wants_gradients(x, tile) and not frozen
+
+
 def derives_again(x: Array) -> bool:
     """Whether a transform of torch.func or forward mode looks on."""
     if torch.compiler.is_compiling():

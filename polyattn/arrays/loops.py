@@ -55,10 +55,18 @@ class Loops(Numbers):
         x[tuple(slice(i, i + n) for i, n in zip(start, tile.shape, strict=True))] += tile
         return x
 
-    def put(self, x: Array, start: Any, tile: Array, axis: int) -> Array:
+    def summed_at(self, x: Array, index: Array, count: int) -> Array:
+        """(B, H, count) of x (B, H, n): at each place the sum of those whose `index` (1 or B, n) it is.
+
+        Those with an index beyond 0 .. count - 1 count nowhere.
+        """
+        places = self.xp.reshape(self.arange(0, count, x), (1, 1, count))
+        return self.matmul(x, self.astype(index[..., None] == places, x.dtype))
+
+    def put(self, x: Array, start: Any, tile: Array, axis: int, *, over: bool = False) -> Array:
         """`x` with `tile` in place of the part that begins at `start` of the negative `axis`; `x` stays as it is.
 
-        start: an integer, or a 0-d integer array that a compiler may trace.
+        start: an integer, or a 0-d integer array that a compiler may trace. over: `x` itself may become the result.
         """
         xp = self.xp
         size, new = x.shape[axis], tile.shape[axis]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
 from typing import Any
 
+from polyattn.arrays.giving import giving
 from polyattn.arrays.numbers import Array
 
 
@@ -61,7 +63,15 @@ class Tracing:
 
         given_up: the number of an argument that the caller has no more use for, whose memory the program may take.
         """
-        return f
+        if given_up is None:
+            return f
+
+        @wraps(f)
+        def given(*arguments: Any) -> Any:
+            with giving(arguments[given_up]):
+                return f(*arguments)
+
+        return given
 
     def derivative(self, f: Callable[[Array], Array], x: Array, cotangent: Array) -> Array:
         """The gradient of sum(f(x) * cotangent)."""

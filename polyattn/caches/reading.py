@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from polyattn._attention import AuxRequest, attend
-from polyattn.arrays import Array, is_array
+from polyattn.arrays import Array, backend_of, is_array
 from polyattn.caches.cache import Cache
 from polyattn.calls import answers, array
 from polyattn.masks import from_array, mask_mod
 from polyattn.masks.algebra import Mask
+from polyattn.masks.lengths import KeyLengths
 
-__all__ = ["cached_attention", "own_options"]
+__all__ = ["cached_attention", "own_options", "without_empty"]
 
 _WHO = "polyattn.caches.cached_attention"
 _KNOWN = ("key_offset", "key_positions")  # to the cache
@@ -51,8 +52,27 @@ def cached_attention(
     own = getattr(cache, "attend", None)
     if own is not None:
         return own(query, **given, **options)
-    options = own_options(_WHO, cache, options)
-    return attend(_WHO, query, cache.key, cache.value, **given, **options)
+    whole = own_options(_WHO, cache, options)
+    held = without_empty(cache, options.get("mask"), options.get("bias"), return_aux)
+    if held is not None:
+        return attend(_WHO, query, held[0], held[1], **given, **options)
+    return attend(_WHO, query, cache.key, cache.value, **given, **whole)
+
+
+def without_empty(cache: Cache, mask: Any, bias: Any, return_aux: Any) -> tuple[Array, Array] | None:
+    """Keys and values cut to the tokens that are there, so that the capacity costs nothing.
+
+    None where that cannot be: the number of tokens is no Python integer, something of the call goes by slots, or programs
+    are compiled, for which all steps are to have the same shapes.
+    """
+    hidden, backend = cache.mask, backend_of(cache.key)
+    n = hidden.lengths if isinstance(hidden, KeyLengths) and cache.in_order else None
+    if not isinstance(n, int) or backend.jits or not (backend.may_remember() and backend.lengths_are_fixed):
+        return None
+    by_slots = bias is not None or not (mask is None or (isinstance(mask, Mask) and mask.relative))
+    if by_slots or not (return_aux is None or return_aux == AuxRequest(lse=True)):
+        return None
+    return cache.key[..., :n, :], cache.value[..., :n, :]
 
 
 def own_options(who: str, cache: Cache, options: dict[str, Any]) -> dict[str, Any]:

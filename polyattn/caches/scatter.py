@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from polyattn.arrays import Array, backend_of, is_array
+from polyattn.arrays.giving import may_write
 
 __all__ = ["along_axis", "behind", "gather", "scatter"]
 
@@ -45,7 +46,8 @@ def scatter(cache: Array, new: Array, start: Array, axis: int, *, circular: bool
 def behind(old: Array, new: Array, length: int | Array) -> Array:
     """old (..., Hkv, N, W) with new (..., Hkv, n, W) from slot `length` on, a number or one for each batch item.
 
-    Where a compiler traces length and it turns out not to fit, NaN at the end instead; integers cannot say that.
+    Where a compiler traces length and it turns out not to fit, NaN at the end instead; integers cannot say that. A new
+    array, but for one that was given up: its slots from `length` on nobody could see.
     """
     backend = backend_of(old)
     xp = backend.xp
@@ -57,7 +59,8 @@ def behind(old: Array, new: Array, length: int | Array) -> Array:
         length = xp.clip(length, 0, last)
     if is_array(length) and length.ndim:
         return scatter(old, new, length, -2)
-    return backend.put(old, length, new, -2)
+    over = not is_array(length) and may_write(old, length, length + new.shape[-2])
+    return backend.put(old, length, new, -2, over=over)
 
 
 def gather(x: Array, index: Array) -> Array:

@@ -30,7 +30,7 @@ _ALWAYS: tuple[Way, ...] = ("query",)  # multiplied into the query, or part of a
 
 #: The features of `Problem.features`; after these, the finer ones that a translator finds in them.
 CARRIED: Mapping[str, Carried] = {
-    "causal": Carried(("causal", *_MASK), "causal"),
+    "causal": Carried(("causal", ("causal", "in the window"), *_MASK), "causal"),
     "mask": Carried(("causal", "window", "left", *_MASK), "bool mask"),
     "query_offset": Carried(_ALWAYS),
     "traced_offset": Carried(_ALWAYS),

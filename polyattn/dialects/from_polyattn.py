@@ -15,6 +15,8 @@ from polyattn.dialects.questions import QUESTIONS
 from polyattn.dialects.record import Record
 from polyattn.dialects.words import Words, adding, spell
 from polyattn.masks.algebra import And, Mask
+from polyattn.masks.arbitrary import Filled
+from polyattn.masks.documents import Segments
 from polyattn.masks.relative import Window
 from polyattn.mods import Compose, ScoreMod, Softcap
 from polyattn.problem import Problem, pose, say
@@ -28,19 +30,29 @@ def from_polyattn(
     d: Record, query: Array, key: Array, value: Array, repair: bool, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The keyword arguments of a foreign call."""
-    return express(d, pose(d.who("from_polyattn"), query, key, value, **options), repair)
+    problem = pose(d.who("from_polyattn"), query, key, value, **options)
+    if not problem.packed:
+        return express(d, problem, repair)
+    ends, key_ends = options["cu_seqlens_q"], options.get("cu_seqlens_k")
+    return express(d, problem, repair, (ends, ends if key_ends is None else key_ends))
 
 
-def express(d: Record, problem: Problem, repair: bool = True) -> dict[str, Any]:
-    """The keyword arguments of the foreign call that means a problem."""
-    return spell(d, _Adapting(d, problem).words(repair))
+def express(
+    d: Record, problem: Problem, repair: bool = True, ends: tuple[Array, Array] | None = None
+) -> dict[str, Any]:
+    """The keyword arguments of the foreign call that means a problem.
+
+    ends: where packed sequences end, if it is made of such; without words for that they are said by a mask.
+    """
+    adapting = _Adapting(d, problem, ends if d.has("ends_q") else None)
+    return spell(d, adapting.words(repair))
 
 
 class _Adapting:
     """One problem, adapted to what a dialect can say."""
 
-    def __init__(self, d: Record, p: Problem) -> None:
-        self.d, self.p = d, p
+    def __init__(self, d: Record, p: Problem, ends: tuple[Array, Array] | None) -> None:
+        self.d, self.p, self.ends = d, p, ends
         self.backend: Backend = p.backend
         self.xp = p.backend.xp
         self.batch, self.heads, self.rows, self.keys = p.scores_shape
@@ -50,6 +62,7 @@ class _Adapting:
         )
         self.bias: Array | None = None if p.bias is None else self.backend.astype(p.bias, p.q.dtype)
         self.allowed: Array | None = None  # what flags do not say: (B, H, L, S)
+        self.sequences: Mask | None = None  # what `ends` say
         self.score_mod: ScoreMod | None = None
 
     def cannot(self, feature: str, got: str) -> ValueError:
@@ -95,7 +108,8 @@ class _Adapting:
         scale = self.scale()
         mask, bias = self.places()
         own = None if own is None else self.xp.broadcast_to(self.xp.reshape(own, (-1,)), (self.heads,))
-        return Words(self.q, self.k, self.v, causal, window, mask, bias, scale, softcap, own, self.score_mod)
+        said = (self.q, self.k, self.v, causal, window, mask, bias, scale, softcap, own, self.score_mod)
+        return Words(*said, ends=self.ends)
 
     # masks
 
@@ -104,6 +118,11 @@ class _Adapting:
         d, p = self.d, self.p
         causal, window, rest = False, None, list[Mask]()
         for part in _conjuncts(p.mask):
+            if self.ends is not None and self.sequences is None and isinstance(part, Segments):
+                self.sequences = part  # the first ones: `pose` made them
+                continue
+            if self.ends is not None and isinstance(part, Filled):  # keys behind the last sequence
+                continue
             if not isinstance(part, Window):
                 rest.append(part)
                 continue
@@ -114,8 +133,11 @@ class _Adapting:
             causal = causal or part.right == 0
             if bounded:
                 window = (part.left, part.right)
+        if causal and d.chose("causal", "in the window"):
+            window = (None if window is None else window[0], 0)
         start = self.keys - self.rows if d.aligns_last else 0
         here = p.places.fixed and p.places.key == 0 and p.places.query == start
+        here = here or self.ends is not None  # the last row of each beside its last key, there as here
         windowed = (
             window is not None
             and here
@@ -154,8 +176,8 @@ class _Adapting:
         """What queries may attend to, everything together."""
         scores = self.p.scores_shape
         everything: Array = self.xp.ones(scores, dtype=self.xp.bool, device=self.backend.device(self.p.q))
-        if flags is not None:
-            everything = self.dense(flags)
+        for mask in (flags, self.sequences):
+            everything = everything if mask is None else everything & self.dense(mask)
         if self.allowed is not None:
             everything = everything & self.allowed
         return everything if self.bias is None else everything & (self.bias != -self.xp.inf)

@@ -17,12 +17,19 @@ def pack(layout: str, x: Array) -> Array:
         return xp.reshape(xp.permute_dims(x, (2, 0, 1, 3)), (n, b, h * d))
     if layout in ("B(L HD)", "BL(HD)"):
         return xp.reshape(xp.permute_dims(x, (0, 2, 1, 3)), (b, n, h * d))
+    if layout == "THD":
+        return xp.reshape(xp.permute_dims(x, (0, 2, 1, 3)), (b * n, h, d))
     return x
 
 
 def unpack(layout: str, x: Array, heads: int) -> Array:
-    """An array in a layout as (B, H, L, D); of rank 2 and 3 too, where the layout has them."""
+    """An array in a layout as (B, H, L, D); of rank 2 and 3 too, where the layout has them.
+
+    In "THD" all sequences are one item.
+    """
     xp = backend_of(x).xp
+    if layout == "THD":
+        return xp.permute_dims(x, (1, 0, 2))[None, ...]
     if layout in ("BHLD", "BLHD"):
         if x.ndim < 4:
             x = xp.reshape(x, (*(1,) * (4 - x.ndim), *x.shape))

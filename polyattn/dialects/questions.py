@@ -93,6 +93,7 @@ QUESTIONS: Mapping[str, Question] = {
             "BLHD": Convention("(B, L, H, D)", _laid_out("BLHD")),
             "LB(HD)": Convention("(L, B, H D), heads side by side", refuses=True),
             "B(L HD)": Convention("(L, H D) of one item, heads side by side", refuses=True),
+            "THD": Convention("(T, H, D), sequences one behind the other", refuses=True),
         },
         lambda case: True,
     ),
@@ -156,6 +157,9 @@ QUESTIONS: Mapping[str, Question] = {
             ),
             "first rows, last with a cache": Convention(
                 "first query with first key; after the cached keys if there are any", {"causal": "top-left"}
+            ),
+            "in the window": Convention(
+                "no flag: a window of (-1, 0); last query with last key", {"causal": "bottom-right"}
             ),
             "hint": Convention("a hint: error without a mask that says it", refuses=True),
             "in the mask": Convention("no flag: as the mask says"),

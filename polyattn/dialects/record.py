@@ -80,6 +80,7 @@ class Record:
     result: str = ""  # layout of the result, where it differs from that of query
     returns: str = "out"  # the parts of what comes back: out, weights, lse, None
     with_lse: str = "out, lse"  # those of a call that asks for lse
+    with_aux: str = "out, aux"  # those of a call with return_aux; empty if it counts for the lse in it alone
     mask_axes: tuple[str, ...] = ()  # of masks that do not just broadcast to BHLS; "(BH)" is one axis of both
     notes: tuple[str, ...] = ()
 

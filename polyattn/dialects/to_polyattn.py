@@ -12,7 +12,7 @@ from typing import Any
 
 from polyattn import masks, mods
 from polyattn._attention import AttentionAux, AuxRequest, attend
-from polyattn.arrays import Array, is_array
+from polyattn.arrays import Array, is_array, readable
 from polyattn.dialects.foreign_call import ForeignCall
 from polyattn.dialects.layout import pack, unpack
 from polyattn.dialects.record import Record
@@ -54,7 +54,8 @@ class _Translation(ForeignCall):
         if (rate := self.given.get("dropout") or 0.0) != 0.0:
             instead = "call polyattn.attention with dropout_rate and dropout_seed"
             raise self.wrong("dropout", "= 0.0", rate, f"no two libraries drop the same weights: {instead}")
-        arguments: dict[str, Any] = {"query": self.q, "key": self.k, "value": self.v}
+        sequences = self.sequences()
+        arguments: dict[str, Any] = {"query": self.q, "key": self.k, "value": self.v, **sequences}
         causal, offset = self.causality()
         windowed = self.window()
         for role in ("mask", "padding"):
@@ -82,7 +83,7 @@ class _Translation(ForeignCall):
             arguments["score_mod"] = self.mods[0] if len(self.mods) == 1 else mods.compose(*self.mods)
         if causal:
             arguments["is_causal"] = True
-        positional = causal or windowed or self.mods or self.has("block_mask")
+        positional = not sequences and (causal or windowed or self.mods or self.has("block_mask"))
         if positional and (is_array(offset) or offset != 0 or self.q.shape[2] != self.k.shape[2]):
             arguments["query_offset"] = offset
         return Meaning(self.who, arguments, *self.giving())
@@ -99,7 +100,7 @@ class _Translation(ForeignCall):
         if packed and layout == "BHLD":  # ONNX with heads side by side
             layout = "BL(HD)"
         self.layout = layout
-        ranks = (2, 3) if packed else (3, 4) if layout == "BLHD" else (2, 3, 4)
+        ranks = (2, 3) if packed else {"BLHD": (3, 4), "THD": (3,)}.get(layout, (2, 3, 4))
         if any(x.ndim != q.ndim or x.ndim not in ranks for x in (q, k, v)):
             raise self.wrong(
                 "query",
@@ -134,6 +135,23 @@ class _Translation(ForeignCall):
             )
         if self.d.chose("grouped heads", "h % Hkv"):
             self.k, self.v = (xp.concat([x] * (heads // kv_heads), axis=1) for x in (self.k, self.v))
+
+    def sequences(self) -> dict[str, Array]:
+        """Where packed sequences end, whose last query stands at their last key there as here."""
+        found = {}
+        for side in "qk":
+            ends, longest = (self.given.get(f"{role}_{side}") for role in ("ends", "longest"))
+            if self.d.of(f"ends_{side}") is None:
+                continue
+            if not is_array(ends):
+                raise self.no_array(f"ends_{side}", ends)
+            if readable(ends) and ends.ndim == 1:
+                lengths = self.backend.to_list(ends[1:] - ends[:-1])
+                if longest is None or int(longest) < max(lengths, default=0):
+                    least = f"of at least {max(lengths, default=0)}, the length of the longest sequence"
+                    raise self.wrong(f"longest_{side}", least, longest, "there it says how far is computed")
+            found[f"cu_seqlens_{side}"] = ends
+        return found
 
     # what is hidden
 
@@ -274,7 +292,9 @@ class _Translation(ForeignCall):
         xp, d, rank, astype = self.backend.xp, self.d, self.rank, self.backend.astype
         layout, asked = d.result or self.layout, self.given.get("aux")
         wants_lse = self.flag("lse") or bool(getattr(asked, "lse", False))
-        names = "out, aux" if asked is not None else d.with_lse if wants_lse else d.returns
+        names = d.with_lse if wants_lse else d.returns
+        if asked is not None and d.with_aux:
+            names = d.with_aux
 
         def give(out: Array, aux: AttentionAux) -> Any:
             out = pack(layout, out)
@@ -288,6 +308,8 @@ class _Translation(ForeignCall):
             if lse is not None and d.chose("lse", "natural, low"):
                 lse = astype(xp.permute_dims(lse, (0, 2, 1)), out.dtype)
                 lse = xp.reshape(lse, out.shape[:-1])
+            if lse is not None and layout == "THD":
+                lse = lse[0, ...]
             parts = {"out": out, "weights": weights, "lse": lse, "aux": AttentionAux(lse=lse), "None": None}
             found = tuple(parts[name] for name in names.split(", "))
             return found if len(found) > 1 else out

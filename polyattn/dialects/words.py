@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from polyattn import masks
-from polyattn.arrays import Array, backend_of
+from polyattn.arrays import Array, backend_of, readable
 from polyattn.dialects.layout import pack
 from polyattn.dialects.record import Record
 from polyattn.mods import ScoreMod
@@ -32,6 +32,7 @@ class Words:
     sinks: Array | None = None
     score_mod: ScoreMod | None = None
     lse: bool = False
+    ends: tuple[Array, Array] | None = None  # of packed sequences of queries and of keys, in every item
 
 
 def spell(d: Record, words: Words) -> dict[str, Any]:
@@ -43,6 +44,8 @@ def spell(d: Record, words: Words) -> dict[str, Any]:
     said: dict[str, Any] = {role: pack(layout, x) for role, x in operands.items()}
     if layout in ("LB(HD)", "B(L HD)"):
         said["heads"] = heads
+    if layout == "THD":
+        said |= _sequences(d, words)
     if words.mask is not None:
         said["mask"] = _shaped(d, words.mask, (batch, heads, length, keys))
     if words.bias is not None:
@@ -87,6 +90,27 @@ def spell(d: Record, words: Words) -> dict[str, Any]:
             f"{', '.join(missing)}; leave it out"
         )
     return {names[role]: value for role, value in said.items()}
+
+
+def _sequences(d: Record, words: Words) -> dict[str, Any]:
+    """Where the sequences begin and end, and how long the longest is: each item is one, or has those that were given."""
+    backend, said = backend_of(words.q), dict[str, Any]()
+    for i, (side, x) in enumerate((("q", words.q), ("k", words.k))):
+        batch, _, n, _ = x.shape
+        firsts = backend.arange(0, batch + 1, x) * n
+        ends = firsts if words.ends is None else backend.astype(words.ends[i], firsts.dtype)
+        known = readable(ends)
+        if words.ends is not None and batch > 1:
+            if not known:
+                raise ValueError(
+                    f"{d.who('from_polyattn')}: expected one batch item, or cu_seqlens_{side} that can be read, got {batch} "
+                    "items and traced ones; call it item by item"
+                )
+            within = backend.xp.reshape(firsts[:-1, None] + ends[None, :-1], (-1,))
+            ends = backend.xp.concat([within, firsts[-1:]])
+        lengths = backend.to_list(ends[1:] - ends[:-1]) if known else [n]
+        said |= {f"ends_{side}": ends, f"longest_{side}": max(lengths)}
+    return said
 
 
 def _shaped(d: Record, mask: Array, scores: tuple[int, int, int, int]) -> Array:

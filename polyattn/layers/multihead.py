@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from polyattn._attention import AuxRequest, Wish
 from polyattn.arrays import Array, backend_of
 from polyattn.caches import Cache, CircularCache, KVCache
+from polyattn.caches.reading import without_empty
 from polyattn.calls import flag, size
 from polyattn.layers.attending import Memory
 from polyattn.layers.heads import Handed, all_of, check_length, positions_of, turned
@@ -199,11 +200,15 @@ class MultiHeadAttention(Projections):
         attend: Callable[..., Any] = self.attend
         if handed is not None:
             k, v = handed = handed if self.shares_kv else Handed(k, v)
+        mask, empty = all_of(self.mask, mask), None
         if cache is not None:
             if not self.shares_kv:
                 cache = cache.append(k, v)
+            empty = cache.mask
             if hasattr(cache, "attend"):  # its keys are never there as one array
                 attend = partial(self.attend_by, cache)
+            elif (held := without_empty(cache, mask, bias, return_aux)) is not None:
+                (k, v), empty = held, None
             else:
                 k, v = cache.key, cache.value
         check_length(self.name, self.context_length, k.shape[-2] if cache is None else cache.length)
@@ -211,7 +216,7 @@ class MultiHeadAttention(Projections):
             q,
             k,
             v,
-            mask=all_of(self.mask, None if cache is None else cache.mask, mask),
+            mask=all_of(empty, mask),
             bias=bias,
             score_mod=self.score_mod,
             is_causal=self.is_causal if is_causal is None else is_causal,

@@ -39,12 +39,11 @@ class Forgetting(Mod):
     def derivative(self, score: Array, at: Positions, cotangent: Array) -> tuple[Array, tuple[Array, ...]]:
         backend = backend_of(score)
         xp = backend.xp
-        every = xp.reshape(backend.arange(0, self.kept.shape[-1], score), (1, 1, -1))
 
         def laid(x: Array, position: Array) -> Array:
             """(b, h, n) at the positions of a tile, as (b, h, N)."""
-            one = xp.reshape(position, (position.shape[0], -1, 1)) == every  # (1|b, n, N)
-            return backend.matmul(x, backend.astype(one, x.dtype))
+            index = xp.reshape(position, (position.shape[0], -1))
+            return backend.summed_at(x, index, self.kept.shape[-1])
 
         of_rows, of_keys = (xp.sum(cotangent, axis=axis) for axis in (3, 2))
         found = laid(of_rows, at.q) - laid(of_keys, at.kv)

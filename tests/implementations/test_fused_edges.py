@@ -18,10 +18,10 @@ from shared.running import normal
 from polyattn import AuxRequest, Fused, attention, masks, mods
 from polyattn.parity import ACCEPTANCE, eta
 from polyattn.parity.case import Case, Draw, Later, Sample
-from polyattn.parity.cases import kept
 from polyattn.testing import check_backend, judge
 from polyattn.truth import Spec, truth
 from polyattn.truth.definition import Judged
+from polyattn.truth.threefry import kept
 
 pytestmark = pytest.mark.rule("rule-20")
 

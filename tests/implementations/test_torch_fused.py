@@ -15,10 +15,11 @@ from polyattn import AuxRequest, attention, masks, mods
 from polyattn.arrays import TileSizes
 from polyattn.parity import ACCEPTANCE, eta, round_to
 from polyattn.parity.case import Case, Draw, Sample
-from polyattn.parity.cases import cases, kept
+from polyattn.parity.cases import cases
 from polyattn.testing import check_backend
 from polyattn.truth import Spec, truth
 from polyattn.truth.measure import UNIT_ROUNDOFF
+from polyattn.truth.threefry import kept
 
 pytestmark = pytest.mark.rule("rule-20")
 

@@ -74,6 +74,46 @@ def test_programs_of_two_sizes_serve_every_position_of_every_text(monkeypatch: p
     assert max(sizes) == 2  # for a piece, and for one token
 
 
+@pytest.mark.parametrize("kind", ["attention", "a state"])
+def test_a_text_of_any_length_goes_in_by_few_steps_of_two_sizes(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last piece begins earlier, or ends later; where a state remembers, token after token instead."""
+    trunk = TRUNK
+    if kind == "a state":
+        linear = layers.LinearAttention(12, 2, chunk_size=4)
+        mlp = layers.MLP(12, 16, activation="swiglu", use_bias=False)
+        trunk = layers.Encoder(layers.EncoderBlock(linear, mlp, NORM, norm_first=True), 1, final_norm=NORM)
+    model = replace(MODEL, trunk=trunk, logits_cap=20.0)  # no other test's
+    params = drawn(model)
+    backend, steps = backend_of(bench_of("jax").array(np.zeros(1))), []
+    jit = type(backend).jit
+
+    def counted(self: Any, f: Any, **options: Any) -> Any:
+        program = jit(self, f, **options)
+
+        def run(*given: Any) -> Any:
+            if options.get("given_up") is not None:
+                steps.append(given[1].shape[1])
+            return program(*given)
+
+        return run
+
+    monkeypatch.setattr(type(backend), "jit", counted)
+    for count in range(1, 10):
+        text = [*TEXT, 7][:count]
+        wrote = {}
+        for library in ("numpy", "jax"):
+            given = mapped(lambda x: bench_of(library).array(x, "float32"), params)  # noqa: B023
+            steps.clear()
+            wrote[library] = [t.number for t in generate(model, given, text, length=2, piece=4)]
+        assert wrote["jax"] == wrote["numpy"]
+        blocks, written = len(trunk.blocks), 2
+        whole, rest = divmod(count, 4)
+        pieces = [4] * whole + ([4] if rest > 1 and kind == "attention" else [1] * rest)
+        assert steps[::blocks] == [*pieces, *[1] * written]
+
+
 def test_a_text_ends_before_a_token_that_stops_it() -> None:
     whole = told("numpy")
     end = whole[4]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 from shared.libraries import jax, jnp, torch
+from shared.running import LIBRARIES, bench_of
 
 from polyattn import AuxRequest, Blockwise, Fused, attention, attention_vjp, mods
+from polyattn.arrays import backend_of
 from polyattn.parity import ACCEPTANCE, Spec, eta
+from polyattn.problem import pose
 from polyattn.testing import Bench
 from polyattn.truth import truth
 
@@ -246,3 +250,38 @@ def test_wrong_modifications_are_refused_with_a_sentence(make: Any, error: Any, 
     with pytest.raises(error) as caught:
         make()
     assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("items", [1, 2])
+def test_sums_by_index_are_those_of_a_loop(library: str, items: int) -> None:
+    bench, rng = bench_of(library), np.random.default_rng(1)
+    x, index = rng.integers(-9, 9, size=(2, 3, 20)), rng.integers(-2, 8, size=(items, 20)).astype(np.int32)
+    expected = np.zeros((2, 3, 6))
+    for b, h, i in np.ndindex(x.shape):
+        if 0 <= (place := index[b % items, i]) < 6:
+            expected[b, h, place] += x[b, h, i]
+    array = bench.array(x.astype(float), "float32")
+    found = backend_of(array).summed_at(array, bench.array(index), 6)
+    assert (bench.numpy(found) == expected).all()  # of small integers, so exact
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_the_gradient_of_a_tile_does_not_grow_with_all_positions(library: str) -> None:
+    """It was a product of a tile with one row for each position: 64 x 2**16 numbers."""
+    bench, n, count = bench_of(library), 64, 2**16
+    kept = bench.array(np.zeros((1, count), np.float32), "float32")
+    q, k, v = (bench.array(np.zeros((1, 1, n, 1), np.float32), "float32") for _ in range(3))
+    mod = mods.forgetting(kept)
+    at = pose("test", q, k, v, score_mod=mod).positions()
+    sizes: list[int] = []
+    backend = backend_of(q)
+    product = backend.matmul
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            type(backend), "matmul", lambda self, a, b: sizes.append(math.prod(b.shape)) or product(a, b)
+        )
+        scores = bench.array(np.zeros((1, 1, n, n)), "float32")
+        _, (gradient,) = mod.derivative(scores, at, scores + 1.0)
+    assert gradient.shape == (1, count + 1)
+    assert max(sizes) == 1  # of heads

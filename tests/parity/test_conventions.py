@@ -18,6 +18,7 @@ from polyattn.truth import Judged, eta, oracle, truth
 UNSAID = (
     "causal offset per item", "dropout", "functions on positions", "scale per head",
     "sigmoid", "softpick", "sparsemax", "entmax15", "top k and sinks", "sigmoid and dropout",
+    "packed with keys of their own", "packed with themselves", "packed windows slopes and sinks",
 )  # fmt: skip
 
 

@@ -46,6 +46,23 @@ DIALECTS = (
         notes=("ALiBi counts distances from the last query and key: |i + S - L - j|.",),
     ),
     Dialect(
+        name="flash_attn.varlen",
+        what="flash_attn.flash_attn_varlen_func",
+        package="flash_attn",
+        version="2",
+        signature="q: query, k: key, v: value, cu_seqlens_q: ends_q, cu_seqlens_k: ends_k, max_seqlen_q: longest_q, "
+        "max_seqlen_k: longest_k, dropout_p: dropout = 0.0, softmax_scale: scale = None, causal: causal = False, "
+        "window_size: window = (-1, -1), softcap: softcap = 0.0, alibi_slopes: slopes = None, "
+        "deterministic: free = False, return_attn_probs: lse = False, block_table: fixed = None",
+        with_lse="out, lse, None",
+        answers=claims(_FLASH, read={"layout": "THD"}),
+        notes=(
+            "cu_seqlens_q and cu_seqlens_k are int32, 0 and the sums of the lengths; positions, causality, windows and "
+            "ALiBi begin anew in every sequence, the last query of which stands at its last key.",
+            "lse comes as (H, T).",
+        ),
+    ),
+    Dialect(
         name="flash_attn.3",
         what="flash_attn_interface.flash_attn_func",
         package="flash_attn_interface",

@@ -59,6 +59,40 @@ DIALECTS = (
         notes=("score_mod comes before the mask, and may read captured arrays at [b, h, q_idx, kv_idx].",),
     ),
     Dialect(
+        name="torch.varlen",
+        what="torch.nn.attention.varlen.varlen_attn",
+        package="torch",
+        version="2.13",
+        signature="query: query, key: key, value: value, cu_seq_q: ends_q, cu_seq_k: ends_k, max_q: longest_q, "
+        "max_k: longest_k, *, return_aux: aux = None, scale: scale = None, window_size: window = (-1, -1), "
+        "enable_gqa: gqa = False, seqused_k: fixed = None, block_table: fixed = None, num_splits: free = None",
+        with_aux="",
+        answers=claims(
+            read=USUAL
+            | {
+                "layout": "THD",
+                "bool mask": "refused",
+                "float mask": "refused",
+                "empty bias row": "no bias",
+                "bias": "none",
+                "causal": "in the window",
+                "mask and causal": "no flag",
+                "window": "neighbours, last rows",
+                "grouped heads": "h // G, flag",
+                "value width": "same",
+                "lse": "natural, no gradient",
+                "poison": "unknown",
+                "float64": "refused",
+                "no keys": "unknown",
+            },
+            notes={
+                "window": "(W, 0) is W + 1 keys; -1 is unbounded; cuDNN takes none but (-1, -1) and (-1, 0)",
+                "grouped heads": "one kv head wants the flag too",
+            },
+        ),
+        notes=("For CUDA alone; it computes with flash-attention, or cuDNN.", "lse comes as (H, T)."),
+    ),
+    Dialect(
         name="torch.mha",
         what="torch.nn.MultiheadAttention",
         package="torch",

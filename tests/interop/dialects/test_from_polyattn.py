@@ -44,6 +44,9 @@ def unsaid(name: str) -> Iterator[str]:
         with np.errstate(all="ignore"):
             out = DIALECTS[name].attention(**said)
         out = DIALECTS[name].result_of(out[0] if isinstance(out, tuple) else out, sample.spec.q.shape[1])
+        if name.endswith("varlen"):  # the items of a batch are sequences
+            batch, heads, rows, _ = sample.spec.shape
+            out = np.reshape(out, (heads, batch, rows, out.shape[-1])).swapaxes(0, 1)
         assert eta(np.asarray(out, np.float64), truth(sample.spec)["out"], "float32") <= ACCEPTANCE, case.name
 
 
@@ -58,13 +61,17 @@ BIASED = {
     "alibi",
     "relative position bias",
     "bias per item and head",
+    "packed windows slopes and sinks",
 }
+PACKED = {"packed with keys of their own", "packed with themselves"}
 MASKED = {
     "mask polarity",
     "causal first rows",
     "causal offset per item",
     "prefix chunks dilation",
     "packed documents",
+    *PACKED,
+    "packed windows slopes and sinks",
     "rows that see nothing",
     "poison in hidden keys",
     "query and key lengths",
@@ -81,6 +88,8 @@ UNSAID = {
     "onnx.24": NEVER | {"no keys"},
     "onnx.25": NEVER | {"no keys"},
     "flash_attn.2": SOFT | NEVER | WIDE | BIASED | MASKED,
+    "flash_attn.varlen": SOFT | NEVER | WIDE | BIASED | MASKED - PACKED,
+    "torch.varlen": SOFT | NEVER | WIDE | BIASED | MASKED - PACKED,
     "flash_attn.3": SOFT | NEVER | BIASED | MASKED,
     "flash_attn.4": SOFT | NEVER | BIASED - {"sinks"} | MASKED,
     "xformers": SOFT | NEVER,
