@@ -70,7 +70,8 @@ def without_empty(cache: Cache, mask: Any, bias: Any, return_aux: Any) -> tuple[
     if not isinstance(n, int) or backend.jits or not (backend.may_remember() and backend.lengths_are_fixed):
         return None
     by_slots = bias is not None or not (mask is None or (isinstance(mask, Mask) and mask.relative))
-    if by_slots or not (return_aux is None or return_aux == AuxRequest(lse=True)):
+    seen = isinstance(return_aux, AuxRequest) and all(wanted is False for wanted in return_aux[1:])  # but for lse
+    if by_slots or not (return_aux is None or seen):
         return None
     return cache.key[..., :n, :], cache.value[..., :n, :]
 

@@ -31,9 +31,9 @@ class Answer(NamedTuple):
     @property
     def said(self) -> str:
         """Who says so, and who takes such a call as it is."""
-        # Versions of one library are one speaker.
+        # Versions and entries of one library are one speaker.
         names = [name.rstrip(".0123456789") for name in self.dialects] + [self.others] * bool(self.others)
-        speakers = list(dict.fromkeys(names))
+        speakers = [name for name in dict.fromkeys(names) if name.rpartition(".")[0] not in names]
         by = f"{', '.join(speakers[:-1])} and {speakers[-1]}" if len(speakers) > 1 else speakers[0]
         has = "have" if " and " in by or by in _SEVERAL else "has"
         if not self.dialects:

@@ -11,5 +11,10 @@ def standing_in(cu_seqlens: Array, tokens: int) -> tuple[Array, Array]:
     xp = backend.xp
     bounds = backend.astype(cu_seqlens, xp.int32)
     token = backend.astype(backend.arange(0, tokens, bounds), xp.int32)
-    document = backend.astype(xp.searchsorted(bounds[1:], token, side="right"), xp.int32)
-    return document, token - bounds[(document,)]
+    document, n = xp.zeros_like(token), bounds.shape[0] - 1
+    step = 1 << n.bit_length()
+    while step := step // 2:  # the last bound that is not behind the token, as searchsorted has it where there is int64
+        further = document + step
+        there = (further <= n) & (backend.take(bounds, backend.clip(further, 0, n), 0) <= token)
+        document = xp.where(there, further, document)
+    return document, token - backend.take(bounds, document, 0)
