@@ -53,27 +53,35 @@ def cached_attention(
     if own is not None:
         return own(query, **given, **options)
     whole = own_options(_WHO, cache, options)
-    held = without_empty(cache, options.get("mask"), options.get("bias"), return_aux)
+    held = without_empty(cache, options.get("mask"), options.get("bias"), return_aux, implementation)
     if held is not None:
         return attend(_WHO, query, held[0], held[1], **given, **options)
     return attend(_WHO, query, cache.key, cache.value, **given, **whole)
 
 
-def without_empty(cache: Cache, mask: Any, bias: Any, return_aux: Any) -> tuple[Array, Array] | None:
+def without_empty(
+    cache: Cache, mask: Any, bias: Any, return_aux: Any, implementation: Any
+) -> tuple[Array, Array] | None:
     """Keys and values cut to the tokens that are there, so that the capacity costs nothing.
 
-    None where that cannot be: the number of tokens is no Python integer, something of the call goes by slots, or programs
-    are compiled, for which all steps are to have the same shapes.
+    None where that cannot be: the number of tokens is no Python integer, something of the call goes by slots, programs are
+    compiled, for which all steps are to have the same shapes, or an implementation was named, which computes what is there.
     """
     hidden, backend = cache.mask, backend_of(cache.key)
     n = hidden.lengths if isinstance(hidden, KeyLengths) and cache.in_order else None
     if not isinstance(n, int) or backend.jits or not (backend.may_remember() and backend.lengths_are_fixed):
         return None
+    if not (isinstance(implementation, str) and implementation == "auto"):
+        return None
     by_slots = bias is not None or not (mask is None or (isinstance(mask, Mask) and mask.relative))
-    seen = isinstance(return_aux, AuxRequest) and all(wanted is False for wanted in return_aux[1:])  # but for lse
-    if by_slots or not (return_aux is None or seen):
+    if by_slots or not (return_aux is None or _has_no_keys(return_aux)):
         return None
     return cache.key[..., :n, :], cache.value[..., :n, :]
+
+
+def _has_no_keys(asked: Any) -> bool:
+    """Whether what is asked for beside the output has no axis of keys."""
+    return isinstance(asked, AuxRequest) and asked.weights is False and asked.scores is False
 
 
 def own_options(who: str, cache: Cache, options: dict[str, Any]) -> dict[str, Any]:

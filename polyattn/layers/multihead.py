@@ -207,7 +207,7 @@ class MultiHeadAttention(Projections):
             empty = cache.mask
             if hasattr(cache, "attend"):  # its keys are never there as one array
                 attend = partial(self.attend_by, cache)
-            elif (held := without_empty(cache, mask, bias, return_aux)) is not None:
+            elif held := without_empty(cache, mask, bias, return_aux, self.implementation):
                 (k, v), empty = held, None
             else:
                 k, v = cache.key, cache.value

@@ -13,7 +13,9 @@ def standing_in(cu_seqlens: Array, tokens: int) -> tuple[Array, Array]:
     token = backend.astype(backend.arange(0, tokens, bounds), xp.int32)
     document, n = xp.zeros_like(token), bounds.shape[0] - 1
     step = 1 << n.bit_length()
-    while step := step // 2:  # the last bound that is not behind the token, as searchsorted has it where there is int64
+    while (
+        step := step // 2
+    ):  # the last bound that is not behind the token, as searchsorted has it where there is int64
         further = document + step
         there = (further <= n) & (backend.take(bounds, backend.clip(further, 0, n), 0) <= token)
         document = xp.where(there, further, document)
