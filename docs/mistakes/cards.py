@@ -28,7 +28,7 @@ class Card(NamedTuple):
     page: str
     title: str
     numbers: tuple[int, ...]
-    often: str  # "twice", where it was found more than once
+    often: str  # "twice", where it was counted more than once
     cells: tuple[str, ...]
 
     @property
@@ -65,7 +65,7 @@ def cards(page: str) -> list[Card]:
     """The cards of a page, in order."""
     found = []
     for part in re.split(r"^## ", text_of(page), flags=re.MULTILINE)[1:]:
-        title, numbers, often = re.match(r"(.*)\n\nNo\. ([\d, ]+)(?:: found (.*))?\n\n", part).groups()  # type: ignore[union-attr]
+        title, numbers, often = re.match(r"(.*)\n\nNo\. ([\d, ]+)(?:: counted (.*))?\n\n", part).groups()  # type: ignore[union-attr]
         found.append(
             Card(page, title, tuple(map(int, numbers.split(", "))), often or "", tuple(CELL.findall(part)))
         )

@@ -45,7 +45,7 @@ def test_every_page_of_the_folder_is_read() -> None:
         assert f"\n{page}\n" in INDEX.split("{toctree}")[1]
 
 
-def test_a_card_says_how_often_it_was_found() -> None:
+def test_a_card_says_how_often_it_was_counted() -> None:
     assert [card.title for card in CARDS if card.often != OFTEN[len(card.numbers)]] == []
 
 
