@@ -32,7 +32,7 @@ def test_hidden_nan_stays_out_of_query_tiles_bit_for_bit(
     calls: list[Any] = []
     by_key_ranges = polyattn_torch.native._by_key_ranges
     monkeypatch.setattr(
-        polyattn_torch.native, "_by_key_ranges", lambda p: calls.append(p) or by_key_ranges(p)
+        polyattn_torch.native, "_by_key_ranges", lambda p, mask: calls.append(p) or by_key_ranges(p, mask)
     )
 
     def run(k: np.ndarray, v: np.ndarray) -> list[torch.Tensor]:
