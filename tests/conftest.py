@@ -36,8 +36,9 @@ VARIANTS: dict[str, Callable[[], Bench]] = {
 }
 
 
-#: Modules and folders of tests whose programs XLA optimises.
+#: Modules and folders of tests whose programs XLA optimises, and modules among them in which programs are only to run.
 OPTIMISED = {"test_conformance", "implementations", "parity"}
+UNOPTIMISED = {"test_fused", "test_fused_edges", "test_capabilities"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -91,7 +92,8 @@ def _compiled_programs(request: pytest.FixtureRequest) -> Iterator[None]:
     XLA optimises them where programs themselves are tried: in the conformance suite, implementations and parity. The laws
     that other tests show do not depend on it, and it takes a third of their time.
     """
-    optimised = request.path.stem in OPTIMISED or request.path.parent.name in OPTIMISED
+    name = request.path.stem
+    optimised = name not in UNOPTIMISED and not OPTIMISED.isdisjoint({name, request.path.parent.name})
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0" if optimised else "1"  # read when JAX is imported
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_disable_most_optimizations", not optimised)

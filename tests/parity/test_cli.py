@@ -26,9 +26,9 @@ def run(*args: str) -> Result:
 
 def test_verify_of_one_backend_agrees_and_writes_reports(tmp_path: Path) -> None:
     report, junit = tmp_path / "report.json", tmp_path / "report.xml"
-    result = run(
-        "verify", "--backend", "numpy", "--dtype", "float32", "--json", str(report), "--junit", str(junit)
-    )
+    cases = [part for name in ("golden", "MiniLM", "sinks") for part in ("--case", name)]
+    written = ("--json", str(report), "--junit", str(junit))
+    result = run("verify", "--backend", "numpy", "--dtype", "float32", *cases, *written)
     assert result.exit_code == 0, result.output
     assert "golden six tokens" in result.output
     assert "MiniLM layer 6" in result.output
