@@ -35,7 +35,7 @@ smoke: .venv/ready
 
 # Under a minute: the mathematics on NumPy and on the strict array API.
 quick: .venv/ready
-	$(BIN)/python -m pytest -q --libraries numpy,strict -m "not slow and not gpu and not browser and not aot" \
+	$(BIN)/python -m pytest -q -n 2 --libraries numpy,strict -m "not slow and not gpu and not browser and not aot" \
 	  tests/contract tests/masks tests/implementations tests/layers
 
 # The lowest versions that pyproject.toml allows do what is promised; PyTorch's is the one that `make test` runs on.

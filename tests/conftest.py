@@ -77,11 +77,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _words(item: pytest.Item) -> set[str]:
-    """The words that may name a library: in the name of a test, in its parameters ("jax-jit", "torch"), in its code."""
+    """The words that may name a library: in the name of a test, in its parameters ("jax-jit", "torch"), in its code.
+
+    In the code of functions beside it too, where its parameters name none: these functions may have a branch for each.
+    """
     parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    spoken = [re.split(r"[-_ ]", x)[0] for x in parameters if isinstance(x, str)]
-    code = item.function.__code__.co_names if hasattr(item, "function") else ()
-    called = {name.partition(".")[0] for name in code} - {"autograd"}  # which is PyTorch's: torch.autograd
+    spoken = {re.split(r"[-_ ]", x)[0] for x in parameters if isinstance(x, str)}
+    code, beside = (
+        (item.function.__code__.co_names, item.function.__globals__)
+        if hasattr(item, "function")
+        else ((), {})
+    )
+    called = set(code)
+    if spoken.isdisjoint(set().union(*SPOKEN.values())):
+        helpers = (beside.get(name) for name in code)
+        called.update(*(f.__code__.co_names for f in helpers if getattr(f, "__globals__", None) is beside))
+    called = {name.partition(".")[0] for name in called} - {"autograd"}  # which is PyTorch's: torch.autograd
     return {*item.name.partition("[")[0].split("_"), *spoken, *called}
 
 

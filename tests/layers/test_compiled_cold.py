@@ -27,7 +27,7 @@ for layer in (blocks[0], layers.Encoder(blocks[1], 2, kv_from=(None, 0), final_n
 """
 
 
-def test_a_block_that_is_compiled_cold_gives_what_it_gives_eagerly() -> None:
+def test_a_block_that_torch_compiles_cold_gives_what_it_gives_eagerly() -> None:
     """The compiled program has the operations of the eager one: the same bits, but for sums that are taken anew."""
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", PROGRAM], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
