@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ __all__ = [
     "SentenceEncoder",
     "load",
     "model_directory",
+    "token_names",
     "tokenize",
 ]
 
@@ -131,10 +133,20 @@ def load(like: Array) -> dict[str, Any]:
 
 def tokenize(sentences: Sequence[str]) -> tuple[list[list[int]], list[int]]:
     """Token ids (batch, longest), padded with 0 behind, and the number of tokens of each sentence."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(model_directory() / "tokenizer.json"))
+    tokenizer = _tokenizer()
     tokenizer.no_padding()
     ids = [encoding.ids for encoding in tokenizer.encode_batch(list(sentences))]
     longest = max(map(len, ids))
     return [row + [0] * (longest - len(row)) for row in ids], [len(row) for row in ids]
+
+
+def token_names(ids: Sequence[int]) -> list[str]:
+    """What stands in the vocabulary for each of these: words, parts of words as "##ed", "[CLS]" and "[SEP]"."""
+    return [str(_tokenizer().id_to_token(number)) for number in ids]
+
+
+@cache
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(model_directory() / "tokenizer.json"))
