@@ -51,6 +51,8 @@ def page(text: str, *, model: str = "minilm", layer: int = 0, head: int = 0) -> 
         "heads": q.shape[0],
         "kvHeads": k.shape[0],
         "width": q.shape[2],
+        "first": found.added // 2,
+        "last": len(read.tokens) - found.added // 2,
         "causal": found.is_causal,
         "scale": q.shape[2] ** -0.5,
         "layer": layer,
@@ -138,5 +140,5 @@ def _render(*, data: str, **words: str) -> str:
 
     templates = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
     template = templates.get_template("page.html.j2")
-    parts = contents("page.css") | contents("arithmetic.js", "page.js")
+    parts = contents("page.css") | contents("arithmetic.js", "parts.js", "page.js")
     return str(template.render(data=Markup(data), **parts, **words))

@@ -5,17 +5,15 @@
   const { tokens, width } = data;
   const length = tokens.length;
   const group = data.heads / data.kvHeads;
-  const byId = (id) => document.getElementById(id);
+  const { byId, make, say, percent, isolated, announce, bars, fill, table, radios } = parts;
   const numbers = [...Array(length).keys()];
 
-  /** What is chosen, as the page opens. */
-  function opening() {
-    return {
-      layer: data.layer, head: data.head, mask: data.causal ? "causal" : "none", window: null, scale: data.scale,
-      cap: null, sink: null, retyped: new Map(), query: length - 1, key: 0, size: Math.min(4, length), step: 1,
-    };
-  }
-  let state = opening();
+  /** What is computed as the page opens: what the model computes. */
+  const opening = () => ({
+    mask: data.causal ? "causal" : "none", window: null, scale: data.scale, cap: null, sink: null, retyped: new Map(),
+    size: Math.min(4, length), step: 1,
+  });
+  let state = { ...opening(), layer: data.layer, head: data.head, query: length - 1, key: 0 };
   let preview = null; // the row that is pointed at
 
   // --- what is computed ---
@@ -42,61 +40,7 @@
   );
   const shown = () => headOf(state.layer, state.head);
 
-  // --- small parts ---
-
-  function make(tag, attributes = {}, text = null) {
-    const made = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    if (text !== null) made.textContent = text;
-    return made;
-  }
-
-  function say(x) {
-    if (x === -Infinity) return "\u2212\u221e";
-    const size = Math.abs(x);
-    const text = size !== 0 && (size < 1e-4 || size >= 1e6) ? x.toExponential(3) : x.toFixed(size < 10 ? 4 : 2);
-    return text.replace("-", "\u2212");
-  }
-  const percent = (x) => (x >= 0.005 ? String(Math.round(100 * x)) : "");
-  const word = (i) => `\u2068${tokens[i].trim() || "space"}\u2069`; // isolated: no token turns the sentence around
-
-  function announce(text, bad = false) {
-    const said = byId("said");
-    said.classList.toggle("bad", bad);
-    if (said.textContent !== text) said.textContent = text;
-  }
-
-  function bars(place, values, largest) {
-    while (place.children.length < values.length) place.append(make("i"));
-    values.forEach((x, d) => {
-      const { style } = place.children[d];
-      style.setProperty("--size", largest === 0 ? 0 : Math.min(Math.abs(x) / largest, 1));
-      style.setProperty("--sign", x < 0 ? -1 : 1);
-    });
-  }
-
-  function fill(cells, texts) {
-    texts.forEach((text, i) => { cells[i].textContent = text; });
-  }
-
-  /** A table with these columns and a row for each name; gives the cells of each row. */
-  function table(place, columns, names) {
-    const head = make("tr");
-    columns.forEach((name) => head.append(make("th", { scope: "col" }, name)));
-    const body = make("tbody");
-    const rows = names.map((name) => {
-      const line = make("tr");
-      line.append(make("th", { scope: "row" }, name));
-      const cells = columns.slice(1).map(() => make("td"));
-      line.append(...cells);
-      body.append(line);
-      return cells;
-    });
-    const thead = make("thead");
-    thead.append(head);
-    place.replaceChildren(thead, body);
-    return rows;
-  }
+  const word = (i) => isolated(tokens[i].trim() || "space");
 
   // --- what stands on the page all the time ---
 
@@ -107,19 +51,6 @@
   if (!sizes.includes(state.size)) sizes.push(state.size);
   byId("size").append(...sizes.sort((a, b) => a - b).map((n) => make("option", { value: n }, String(n))));
 
-  function radios(place, name, labels, change, picture = () => null) {
-    return labels.map((text, i) => {
-      const label = make("label");
-      const input = make("input", { type: "radio", name, value: i });
-      const span = make("span", {}, text);
-      const drawn = picture(i);
-      if (drawn) span.prepend(drawn);
-      input.addEventListener("change", () => change(i));
-      label.append(input, span);
-      place.append(label);
-      return { label, input, span, drawn };
-    });
-  }
   const heads = radios(
     byId("heads"), "head", [...Array(data.heads).keys()].map((i) => `head ${i}`), (head) => set({ head }),
     () => make("canvas", { width: length, height: length, "aria-hidden": "true" }),
@@ -364,7 +295,7 @@
   }
 
   function reset() {
-    state = { ...opening(), layer: state.layer, head: state.head, query: state.query, key: state.key };
+    state = { ...state, ...opening() };
     draw();
   }
 
@@ -409,5 +340,11 @@
     output: () => numbers.map((i) => arithmetic.row(shown(), rules(), i).out),
     online: () => arithmetic.online(shown(), rules(), state.query, state.size),
   });
-  draw();
+
+  /** At first the largest weight that one word of the text gives to another is chosen. */
+  const own = numbers.slice(data.first, data.last);
+  const all = arithmetic.weights(shown(), rules());
+  const pairs = own.flatMap((i) => own.filter((j) => j !== i).map((j) => [i, j]));
+  const [query, key] = pairs.reduce((a, b) => (all[b[0]][b[1]] > all[a[0]][a[1]] ? b : a), pairs[0] || [length - 1, 0]);
+  set({ query, key });
 })();

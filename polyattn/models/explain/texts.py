@@ -31,7 +31,7 @@ class Model:
     heads: int
     is_causal: bool
     longest: int  # the most tokens that it can read
-    added: int  # how many of the tokens are not of the text
+    added: int  # how many of the tokens are not of the text, half before it and half behind
     numbers: Callable[[str], list[int]]
     read: Callable[[list[int]], Read]
 
