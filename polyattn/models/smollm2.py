@@ -30,7 +30,18 @@ from polyattn.layers import (
 from polyattn.layers.heads import turned
 from polyattn.rotary import Rotary
 
-__all__ = ["BLOCK", "END", "NORM", "SMOLLM2", "Pretrained", "Tokens", "file", "load", "model_file", "queries_keys_values"]
+__all__ = [
+    "BLOCK",
+    "END",
+    "NORM",
+    "SMOLLM2",
+    "Pretrained",
+    "Tokens",
+    "file",
+    "load",
+    "model_file",
+    "queries_keys_values",
+]
 
 _WHO = "polyattn.models.smollm2"
 WIDTH, VOCABULARY = 576, 49152

@@ -58,7 +58,8 @@ def page(text: str, *, model: str = "minilm", layer: int = 0, head: int = 0) -> 
         "layer": layer,
         "head": head,
         "layers": [
-            {"number": i, **dict(zip(("query", "key", "value"), map(_base64, layers[i]), strict=True))} for i in kept
+            {"number": i, **dict(zip(("query", "key", "value"), map(_base64, layers[i]), strict=True))}
+            for i in kept
         ],
     }
     stored = (

@@ -37,7 +37,7 @@ class Model:
 
 
 def _minilm_numbers(text: str) -> list[int]:
-    (numbers,), _ = minilm.tokenize([text])
+    (numbers,), _ = minilm.tokenize([text], whole=True)
     return numbers
 
 
