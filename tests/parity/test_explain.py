@@ -186,8 +186,16 @@ def test_a_score_that_is_retyped_is_what_the_weights_are_made_of(browser: Any, t
     kept = [i for i in range(len(before)) if i != 4]
     assert [after[i] for i in kept] == [before[i] for i in kept]
     assert browser.execute_script("polyattn.reset(); return polyattn.weights()") == before
-    refused = "try { polyattn.set({cap: -1}) } catch (error) { return error.message }"
-    assert browser.execute_script(refused) == "cap: expected a number above 0, or nothing, got -1"
+    for changes, sentence in (
+        ("{cap: -1}", "cap: expected a number above 0, or nothing, got -1"),
+        ("{layer: 6}", "layer: expected one of 0, 1, 2, 3, 4, 5, got 6"),
+        (
+            "{retyped: new Map([['0,12', 1]])}",
+            'retyped: expected a Map from "query,key" to a number, got [object Map]',
+        ),
+    ):
+        refused = f"try {{ polyattn.set({changes}) }} catch (error) {{ return error.message }}"
+        assert browser.execute_script(refused) == sentence
 
 
 def open_page(browser: Any, html: str, folder: Path) -> None:
@@ -254,7 +262,9 @@ def test_everything_can_be_done_by_keyboard_and_is_said(browser: Any, tmp_path: 
     press(Keys.ENTER)
     assert (state()["query"], state()["key"]) == (2, 1)
     weight = browser.execute_script("return polyattn.weights()[2][1]")
-    assert said.text == f"Layer 4, head 8: \u2068cat\u2069 gives \u2068the\u2069 {100 * weight:.1f} percent."
+    assert said.text == (
+        f"Layer 4, head 8: \u201c\u2068cat\u2069\u201d gives \u201c\u2068the\u2069\u201d {100 * weight:.1f} percent."
+    )
     tab_to("#row input")
     control("a")
     press("9")

@@ -40,7 +40,7 @@
   );
   const shown = () => headOf(state.layer, state.head);
 
-  const word = (i) => isolated(tokens[i].trim() || "space");
+  const word = (i) => `\u201c${isolated(tokens[i].trim() || "space")}\u201d`;
 
   // --- what stands on the page all the time ---
 
@@ -256,6 +256,7 @@
   // --- changing ---
 
   const whole = (low, high) => (x) => Number.isInteger(x) && low <= x && x < high;
+  const places = new Set(numbers.flatMap((i) => numbers.map((j) => `${i},${j}`)));
   const orNull = (fits) => (x) => x === null || fits(x);
   /** What each entry of the state may be, and how a refusal says so. */
   const entries = {
@@ -267,7 +268,7 @@
     cap: [orNull((x) => Number.isFinite(x) && x > 0), "a number above 0, or nothing"],
     sink: [orNull(Number.isFinite), "a number, or nothing"],
     retyped: [
-      (x) => x instanceof Map && [...x.values()].every(Number.isFinite),
+      (x) => x instanceof Map && [...x].every(([at, score]) => places.has(at) && Number.isFinite(score)),
       'a Map from "query,key" to a number',
     ],
     query: [whole(0, length), `a whole number from 0 to ${length - 1}`],
