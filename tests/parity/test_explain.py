@@ -278,6 +278,34 @@ def test_everything_can_be_done_by_keyboard_and_is_said(browser: Any, tmp_path: 
 
 
 @pytest.mark.browser
+def test_pointing_at_a_token_and_at_a_cell_shows_where_it_looks(browser: Any, tmp_path: Path) -> None:
+    from selenium.webdriver import ActionChains
+
+    def shades() -> list[float]:
+        found = "return [...document.querySelectorAll('#words span')].map((x) => Number(x.style.getPropertyValue('--weight')))"
+        return list(browser.execute_script(found))
+
+    open_page(browser, made(), tmp_path)
+    weights = browser.execute_script("return polyattn.weights()")
+    chosen = browser.execute_script("return polyattn.state().query")
+    assert shades() == weights[chosen]
+    words = browser.find_elements("css selector", "#words label")
+    other = (chosen + 3) % len(words)
+    ActionChains(browser).move_to_element(words[other]).perform()
+    assert shades() == weights[other]
+    ActionChains(browser).move_to_element(browser.find_element("tag name", "h1")).perform()
+    assert shades() == weights[chosen]
+    browser.find_element("css selector", '[data-at="1,4"]').click()
+    assert shades() == weights[1]
+    assert browser.execute_script("return [polyattn.state().query, polyattn.state().key]") == [1, 4]
+    assert (
+        browser.find_element("id", "cell-title").text
+        == "One weight: “\u2068the\u2069” looks at “\u2068on\u2069”"
+    )
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_and_both_schemes(browser: Any, tmp_path: Path, scheme: str) -> None:
     size = {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True}
