@@ -356,6 +356,8 @@ def test_a_hostile_text_is_text() -> None:
     assert (found.tags.count("script"), found.tags.count("img")) == (2, 0)
     assert not re.search(r"[\x00\u202e]|\\u202e|\\u0000", html)
     assert "\U0001f408" in html
+    assert "x" * 500 in (long := page("x" * 10_000))  # one word that the vocabulary does not have
+    assert "x" * 601 not in long
 
 
 @pytest.mark.browser
