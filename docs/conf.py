@@ -110,8 +110,18 @@ def _one_signature(app: Any) -> None:
     analyzer.overloads.clear()
 
 
+def _example_of_explain(app: Any, error: Exception | None) -> None:
+    """The page that docs/explain.md shows, made of the model itself."""
+    if error is None and app.builder.format == "html":
+        from polyattn.models.explain import page
+
+        made = page("The cat sat on the mat because it was tired", layer=5, head=11)
+        (app.outdir / "explain-example.html").write_text(made, encoding="utf-8")
+
+
 def setup(app: Any) -> None:
     app.connect("builder-inited", _one_signature)
+    app.connect("build-finished", _example_of_explain)
     app.connect("autodoc-process-signature", _type_names)
     app.connect("autodoc-skip-member", _skip)
     app.connect("autodoc-process-docstring", _as_written)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ __all__ = [
     "SentenceEncoder",
     "load",
     "model_directory",
+    "token_names",
     "tokenize",
 ]
 
@@ -129,12 +131,27 @@ def load(like: Array) -> dict[str, Any]:
     }
 
 
-def tokenize(sentences: Sequence[str]) -> tuple[list[list[int]], list[int]]:
-    """Token ids (batch, longest), padded with 0 behind, and the number of tokens of each sentence."""
-    from tokenizers import Tokenizer
+def tokenize(sentences: Sequence[str], *, whole: bool = False) -> tuple[list[list[int]], list[int]]:
+    """Token ids (batch, longest), padded with 0 behind, and the number of tokens of each sentence.
 
-    tokenizer = Tokenizer.from_file(str(model_directory() / "tokenizer.json"))
-    tokenizer.no_padding()
-    ids = [encoding.ids for encoding in tokenizer.encode_batch(list(sentences))]
+    The file of the tokenizer cuts a sentence after 128 tokens; whole: it is left as long as it is.
+    """
+    ids = [encoding.ids for encoding in _tokenizer(whole).encode_batch(list(sentences))]
     longest = max(map(len, ids))
     return [row + [0] * (longest - len(row)) for row in ids], [len(row) for row in ids]
+
+
+def token_names(ids: Sequence[int]) -> list[str]:
+    """What stands in the vocabulary for each of these: words, parts of words as "##ed", "[CLS]" and "[SEP]"."""
+    return [str(_tokenizer(False).id_to_token(number)) for number in ids]
+
+
+@cache
+def _tokenizer(whole: bool) -> Any:
+    from tokenizers import Tokenizer
+
+    found = Tokenizer.from_file(str(model_directory() / "tokenizer.json"))
+    found.no_padding()
+    if whole:
+        found.no_truncation()
+    return found

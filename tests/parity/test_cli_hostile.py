@@ -22,7 +22,7 @@ from polyattn.parity.reasons import why_infinite
 from polyattn.parity.terminal import Column, Grid, print_grid
 
 DOCS = Path(__file__).parents[2] / "docs"
-COMMANDS = ("verify", "info", "tune", "mask", "dialects", "diagnose")
+COMMANDS = ("verify", "info", "tune", "mask", "dialects", "diagnose", "explain-text")
 WORDS = (
     "",
     " ",
@@ -86,6 +86,9 @@ def is_refused_or_done(result: Result) -> None:
         ("dialects", "torch.sdpa", "jax.nn", "--call", "{}"),
         ("diagnose", "--npz", "{}"),
         ("diagnose", "{}"),
+        ("explain-text", "a cat", "--html", "{}", "--model", "none"),
+        ("explain-text", "a cat", "--html", "page.html", "--model", "?{}"),
+        ("explain-text", "a cat", "--html", "page.html", "--layer", "9{}"),
         ("verify", "--backend", "{}"),
         ("verify", "--dtype", "{}"),
         ("verify", "--case", "?{}"),
@@ -129,6 +132,9 @@ def test_a_report_that_cannot_be_written_is_a_sentence(option: str, tmp_path: Pa
         tiles = run("tune", "--output", str(path))
         assert (tiles.exit_code, tiles.output.count("\n")) == (USAGE, 1)
         assert tiles.output.startswith("polyattn tune: expected ")
+        shown = run("explain-text", "a cat", "--html", str(path))
+        assert (shown.exit_code, shown.output.count("\n")) == (USAGE, 1)
+        assert shown.output.startswith("polyattn explain-text: expected ")
     twice = run(*SMALL, "--json", str(tmp_path / "r"), "--junit", str(tmp_path / "r"))
     assert (
         twice.output
