@@ -22,7 +22,7 @@ from polyattn.parity.reasons import why_infinite
 from polyattn.parity.terminal import Column, Grid, print_grid
 
 DOCS = Path(__file__).parents[2] / "docs"
-COMMANDS = ("verify", "info", "tune", "mask", "dialects", "diagnose")
+COMMANDS = ("verify", "info", "tune", "mask", "dialects", "diagnose", "grade")
 WORDS = (
     "",
     " ",
@@ -86,6 +86,12 @@ def is_refused_or_done(result: Result) -> None:
         ("dialects", "torch.sdpa", "jax.nn", "--call", "{}"),
         ("diagnose", "--npz", "{}"),
         ("diagnose", "{}"),
+        ("grade", "{}"),
+        ("grade", "nowhere.py", "--function", "{}"),
+        ("grade", "nowhere.py", "--rules", "{}"),
+        ("grade", "nowhere.py", "--library", "{}"),
+        ("grade", "nowhere.py", "--seconds", "{}"),
+        ("grade", "nowhere.py", "--json", "{}"),
         ("verify", "--backend", "{}"),
         ("verify", "--dtype", "{}"),
         ("verify", "--case", "?{}"),
