@@ -13,7 +13,7 @@ from polyattn.cli.program import AGREE, DISAGREE, MISSING, USAGE, app, check_fil
 WHO = "polyattn grade"
 
 
-@app.command(short_help="Which rules does a student's function break?")
+@app.command(short_help="Grade a student's attention.")
 def grade(
     solution: Annotated[Path, typer.Argument(metavar="FILE", help="A Python file with the function.")],
     function: Annotated[

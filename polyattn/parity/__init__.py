@@ -39,8 +39,15 @@ __all__ = [
 ]
 
 
+_LATER = ("Grade", "Verdict", "grade", "grade_file")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
+
+
 def __getattr__(name: str) -> Any:
-    if name not in ("Grade", "Verdict", "grade", "grade_file"):
+    if name not in _LATER:
         raise AttributeError(f"module 'polyattn.parity' has no attribute {name!r}")
     from polyattn.parity.grading import grader  # every command comes by here, and only one of them grades
 

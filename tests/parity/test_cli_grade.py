@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,9 @@ from typer.testing import CliRunner
 
 from polyattn.cli import app
 from polyattn.parity import grade_file
+from polyattn.parity.grading.rules import CHECKS
+
+PAGE = Path(__file__).parents[2] / "docs/grade.md"
 
 RIGHT = """
 import math
@@ -67,6 +71,23 @@ def test_a_wrong_file_is_status_1_with_the_example_and_the_mistake(tmp_path: Pat
     assert out.startswith("mine of solution.py on numpy: 1 broken, 1 kept, 0 not attempted\n")
     assert "  query [[1 1 1 1]]  key [[0 0 0 0] [1 1 0 0]]  value [[0] [1]]\n" in out
     assert out.endswith("  mistake: scale = 1 (scores not divided)\n")
+
+
+def test_the_page_for_teachers_shows_what_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = PAGE.read_text()
+    solution, notebook = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (shown,) = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    status, out, _ = _run(_file(tmp_path, solution))
+    assert (status, out) == (1, shown)
+    exec(solution + notebook, {})
+    told = capsys.readouterr().out
+    assert told.startswith("False ['both', 'empty', 'large']\n")
+    assert told.removeprefix("False ['both', 'empty', 'large']\n").rstrip() in shown
+    rows = [f"| `{c.name}` | {c.says} | [{c.rule[5:]}](contract.md#{c.rule}) |" for c in CHECKS]
+    assert page.partition("| --- | --- | --- |\n")[2].partition("\n\n")[0].splitlines() == rows
+    assert [c.demanding for c in CHECKS] == [False] * (len(CHECKS) - 2) + [True] * 2
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals and forks")

@@ -158,9 +158,9 @@ def _one(ask: Callable[[Mapping[str, Any]], Reply], check: Check, asked_for: boo
         return Verdict(*head, NOT, str(why))
     except Broken as broken:
         mistake = "" if broken.trouble else _named(ask, check)
-        if not mistake and (not broken.trouble or check.probe is None):
-            mistake = check.usual
-        return Verdict(*head, BROKEN, broken.trouble, broken.example, mistake)
+        applies = not mistake and (not broken.trouble or check.probe is None)
+        usual = check.usual if applies else ""
+        return Verdict(*head, BROKEN, broken.trouble, broken.example, mistake, usual)
     return Verdict(*head, KEPT)
 
 

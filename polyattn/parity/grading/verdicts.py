@@ -22,8 +22,9 @@ FEW = 16  # numbers that are shown whole
 
 @dataclass(frozen=True)
 class Verdict:
-    """One rule: `state` is "kept", "broken" or "not attempted". `mistake` is what explains a broken one, by
-    `polyattn.parity.diagnose` or as the usual reason; "" where nothing known does."""
+    """One rule: `state` is "kept", "broken" or "not attempted". `mistake` is what explains the numbers of a broken one
+    to rounding, by `polyattn.parity.diagnose`; where nothing known does it is "", and `usual` the mistake that is
+    usually made there, if there is one."""
 
     name: str
     says: str
@@ -32,6 +33,7 @@ class Verdict:
     why: str = ""  # what the function did instead of answering, or why the rule was not attempted
     example: Example | None = None
     mistake: str = ""
+    usual: str = ""
 
     @property
     def link(self) -> str:
@@ -48,8 +50,10 @@ class Verdict:
                 yield f"  {part}"
         if self.why:
             yield f"  {self.why}"
-        if self.mistake or (self.state == BROKEN and not self.why):
-            yield f"  mistake: {self.mistake or 'none that is known explains it'}"
+        if self.mistake or self.usual:
+            yield f"  mistake: {self.mistake}" if self.mistake else f"  usually: {self.usual}"
+        elif self.state == BROKEN and not self.why:
+            yield "  mistake: none that is known explains it"
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class Grade:
 
     def _repr_html_(self) -> str:
         """In a notebook: the verdict, every rule, and the examples of those that are broken."""
-        rows = [(v.state, v.name, v.says, v.mistake or v.why) for v in self.verdicts]
+        rows = [(v.state, v.name, v.says, v.mistake or v.usual or v.why) for v in self.verdicts]
         shown = "".join(f"<pre>{escape(str(verdict))}</pre>" for verdict in self.broken)
         return framed(
             self.verdict, self.passed, html_table(("", "rule", "what it says", "why"), rows) + shown
@@ -109,7 +113,7 @@ class Grade:
             "passed": self.passed,
             "rules": [
                 {"name": v.name, "says": v.says, "link": v.link, "state": v.state, "why": v.why or None,
-                 "example": None if v.example is None else _as_json(v.example), "mistake": v.mistake or None}
+                 "example": None if v.example is None else _as_json(v.example), "mistake": v.mistake or None, "usual": v.usual or None}
                 for v in self.verdicts
             ],
         }  # fmt: skip
