@@ -53,6 +53,10 @@ def grade(
     from polyattn.parity.report import visible
 
     check_files(WHO, (json_file,))
+    if json_file is not None and json_file.exists() and solution.exists() and json_file.samefile(solution):
+        raise stop(
+            f"{WHO}: expected --json to name another file than {solution}, got the same; name one", USAGE
+        )
     names = None if rules is None else [name.strip() for name in rules.split(",") if name.strip()]
     try:
         found = grade_file(solution, function, rules=names, library=library, seconds=seconds, who=WHO)

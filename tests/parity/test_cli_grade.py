@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -177,6 +178,9 @@ def test_what_is_no_file_is_status_2_and_a_sentence(tmp_path: Path) -> None:
             ("polyattn grade: expected a file, got ", "polyattn grade: expected a regular file, ")
         )
         assert err.count("\n") == 1
+    mine = _file(tmp_path, RIGHT)
+    assert _run(mine, "--json", mine)[0] == 2
+    assert mine.read_text() == RIGHT
     status, _, err = _run(tmp_path / "nothing.py", "--rules", "sclae")
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith("polyattn grade: expected rules among shapes, repeat, convex, one key, ")
@@ -191,3 +195,9 @@ def test_a_library_that_is_missing_is_status_3(tmp_path: Path, monkeypatch: pyte
         "polyattn grade: expected the library of the bench 'torch', which was asked for, got "
     )
     assert err.endswith("pip install torch\n")
+
+
+def test_no_other_command_loads_the_grader() -> None:
+    code = "import sys, polyattn.cli; print([name for name in sys.modules if 'parity.grading' in name])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -161,6 +161,19 @@ class Text(Exception):
         raise ZeroDivisionError
 
 
+class Kind(type):
+    def __getattribute__(cls, name: str) -> object:
+        if name == "__qualname__":
+            raise ZeroDivisionError
+        return super().__getattribute__(name)
+
+
+class Nameless(metaclass=Kind):
+    @property
+    def dtype(self) -> object:
+        raise SystemExit
+
+
 def _raising(error: BaseException) -> Callable[..., Any]:
     def attention(q: Any, k: Any, v: Any) -> Any:
         raise error
@@ -172,7 +185,7 @@ def _raising(error: BaseException) -> Callable[..., Any]:
     ("function", "why"),
     [
         (_raising(ValueError("\x1b[31mred\nline" + "x" * 999)), "it raised ValueError: ?[31mred line"),
-        (_raising(Text()), "it raised Text: and its text cannot be made"),
+        (_raising(Text()), "it raised an exception whose text cannot be made"),
         (_raising(SystemExit(0)), "it ended the program, by sys.exit or the like; return the output instead"),
         (_raising(GeneratorExit()), "it raised GeneratorExit"),
         (lambda q, k, v: None, "it returned None; is there a return at its end?"),
@@ -184,6 +197,10 @@ def _raising(error: BaseException) -> Callable[..., Any]:
         (lambda q, k, v: q.sum(), "it returned shape (), not (2, 2)"),
         (lambda q, k, v: np.zeros((1025, 1024)), "it returned 1049600 numbers, more than are looked at"),
         (lambda q, k, v: np.ma.masked_array(q), "it returned a numpy.ma.MaskedArray, which cannot be read"),
+        (
+            lambda q, k, v: Nameless(),
+            "it returned something without a name, which cannot be read as an array",
+        ),
         (lambda q: q, "it raised TypeError: <lambda>() takes 1 positional argument but 3 were given"),
         (solution("weights"), "it returned shape (1, 2), not (1, 1)"),
         (lambda q, k, v: q @ k @ v, "it raised ValueError: matmul: "),
@@ -194,11 +211,8 @@ def test_what_is_no_answer_is_told_in_a_sentence(function: Callable[..., Any], w
     assert [v.name for v in found.broken] == ["shapes"]
     assert found.broken[0].why.startswith(why)
     assert len(found.broken[0].why) < 240
-    assert str(found).isprintable() or set(str(found)) - {"\n"} <= set(filter(str.isprintable, str(found)))
-    assert {v.why for v in found.verdicts[1:]} == {"first repair shapes"} | {
-        f"it does not take {words}"
-        for words in {w for v in found.verdicts if "not take" in v.why for w in [v.why[17:]]}
-    }
+    assert str(found).replace("\n", "").isprintable()
+    assert {v.state for v in found.verdicts[1:]} == {NOT}
 
 
 def test_a_key_press_ends_the_grading_and_not_a_rule() -> None:

@@ -67,7 +67,9 @@ def call(function: Callable[..., Any], bench: Bench, given: Mapping[str, Any]) -
             if isinstance(x, np.ndarray) and not np.array_equal(bench.numpy(arrays[name]), x, equal_nan=True)
         )
         return _read(found, bench)._replace(changed=changed)
-    except Exception as error:  # what came, or was left of the inputs, only looks like an array
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # what came, or was left of the inputs, only looks like an array
         return Reply(
             None, f"it returned {_kind(found)}, which cannot be read as an array: {sentence_of(error)}"
         )
@@ -90,16 +92,18 @@ def _read(found: Any, bench: Bench) -> Reply:
 
 def _kind(found: Any) -> str:
     kind = type(found)
-    return short(f"a {kind.__module__}.{kind.__qualname__}".replace("builtins.", ""))
+    try:
+        return short(f"a {kind.__module__}.{kind.__qualname__}".replace("builtins.", ""))
+    except Exception:
+        return "something without a name"
 
 
 def sentence_of(error: BaseException) -> str:
     """An exception in one line that no terminal obeys."""
     try:
-        text = str(error)
+        return short(f"{type(error).__name__}: {error}".removesuffix(": "))
     except Exception:
-        text = "and its text cannot be made"
-    return short(f"{type(error).__name__}: {text}".removesuffix(": "))
+        return "an exception whose text cannot be made"
 
 
 def short(text: str, longest: int = LONGEST) -> str:
