@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ KINDS = ("<f8", "|b1")
 LIMIT = 2**24  # bytes of a frame: much more than any call or answer has
 
 
-def send(pipe: BinaryIO, said: Mapping[str, Any]) -> None:
+def send(pipe: IO[bytes], said: Mapping[str, Any]) -> None:
     """Writes a mapping whose values are arrays of float64 or bool, or what JSON has."""
     arrays = {name: np.ascontiguousarray(x) for name, x in said.items() if isinstance(x, np.ndarray)}
     plain = {name: x for name, x in said.items() if name not in arrays}
@@ -27,7 +27,7 @@ def send(pipe: BinaryIO, said: Mapping[str, Any]) -> None:
     pipe.flush()
 
 
-def receive(pipe: BinaryIO) -> dict[str, Any]:
+def receive(pipe: IO[bytes]) -> dict[str, Any]:
     """What was sent; EOFError at the end, ValueError for anything that `send` does not write.
 
     >>> import io
@@ -52,7 +52,7 @@ def receive(pipe: BinaryIO) -> dict[str, Any]:
     return found
 
 
-def _exactly(pipe: BinaryIO, count: int) -> bytes:
+def _exactly(pipe: IO[bytes], count: int) -> bytes:
     if count > LIMIT:
         raise ValueError("a frame that is too long")
     found = pipe.read(count)
