@@ -21,8 +21,8 @@ AGREE, DISAGREE, USAGE, MISSING, DEFECT, INTERRUPTED, NO_READER = 0, 1, 2, 3, 4,
 
 #: Every way in which the program ends.
 STATUSES = {
-    AGREE: "done: all agree, or the output is what was meant",
-    DISAGREE: "some disagree, or the output is not what was meant",
+    AGREE: "done: all agree, or the output or function is right",
+    DISAGREE: "some disagree, or the output or function is wrong",
     USAGE: "wrong usage, or a file cannot be read or written",
     MISSING: "a library asked for, an extra or a chip is missing",
     DEFECT: "a defect of polyattn itself, with its traceback",
@@ -35,7 +35,7 @@ class Program(TyperGroup):
     """The commands; whatever goes wrong has a status of its own, so that 1 always means disagreement."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return ["verify", "info", "tune", "mask", "dialects", "diagnose", "explain-text"]
+        return ["verify", "info", "tune", "mask", "dialects", "diagnose", "grade", "explain-text"]
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -106,7 +106,7 @@ def test_a_result_that_is_wrong_is_shown_so() -> None:
 def test_the_commands_exist() -> None:
     there = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     lines = re.findall(r"^polyattn (\w+)(.*)$", README, re.MULTILINE)
-    assert len(lines) == 5
+    assert len(lines) == 6
     for name, rest in lines:
         options = {option for parameter in there[name].params for option in parameter.opts}
         assert set(re.findall(r"--\w+", rest)) <= options, name

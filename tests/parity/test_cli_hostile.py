@@ -22,7 +22,7 @@ from polyattn.parity.reasons import why_infinite
 from polyattn.parity.terminal import Column, Grid, print_grid
 
 DOCS = Path(__file__).parents[2] / "docs"
-COMMANDS = ("verify", "info", "tune", "mask", "dialects", "diagnose", "explain-text")
+COMMANDS = ("verify", "info", "tune", "mask", "dialects", "diagnose", "grade", "explain-text")
 WORDS = (
     "",
     " ",
@@ -89,6 +89,12 @@ def is_refused_or_done(result: Result) -> None:
         ("explain-text", "a cat", "--html", "{}", "--model", "none"),
         ("explain-text", "a cat", "--html", "page.html", "--model", "?{}"),
         ("explain-text", "a cat", "--html", "page.html", "--layer", "9{}"),
+        ("grade", "{}"),
+        ("grade", "nowhere.py", "--function", "{}"),
+        ("grade", "nowhere.py", "--rules", "{}"),
+        ("grade", "nowhere.py", "--library", "{}"),
+        ("grade", "nowhere.py", "--seconds", "{}"),
+        ("grade", "nowhere.py", "--json", "{}"),
         ("verify", "--backend", "{}"),
         ("verify", "--dtype", "{}"),
         ("verify", "--case", "?{}"),
