@@ -189,11 +189,12 @@ def _tokens(
         done, caches = count, _at(count, caches, like)
     for _ in range(length):
         scores = choose(np.asarray(backend.to_numpy(scores_of(params, x)), np.float64), done)
-        second, best = np.argsort(scores, kind="stable")[-2:] if len(scores) > 1 else (0, 0)
-        if int(best) in stop:
+        best = len(scores) - 1 - int(np.argmax(scores[::-1]))  # of equal ones the last
+        if best in stop:
             return
-        yield Token(int(best), float(scores[best] - scores[second]))
-        x, caches = step(params, backend.asarray([[int(best)]], backend.xp.int32, like), caches, memory)
+        second = np.max(np.delete(scores, best)) if len(scores) > 1 else scores[best]
+        yield Token(best, float(scores[best] - second))
+        x, caches = step(params, backend.asarray([[best]], backend.xp.int32, like), caches, memory)
         done += 1
 
 
