@@ -7,7 +7,7 @@ LOWEST := .venv-lowest/bin
 # On a machine without the chip JAX computes on the CPU, and several processes may compile for a TPU.
 AOT := JAX_PLATFORMS=cpu ALLOW_MULTIPLE_LIBTPU_LOAD=1 .venv-aot/bin/python
 .DELETE_ON_ERROR:
-.PHONY: verify chat listen test smoke quick lowest aot aot-tests lint docs bench chromium clean
+.PHONY: verify chat listen test smoke quick lowest aot aot-tests lint docs bench chromium learn clean
 
 verify: .venv/ready
 	$(BIN)/polyattn verify
@@ -20,6 +20,12 @@ chat: .venv/ready
 # What is said in a recording is written down: make listen FILE=talk.wav BACKEND=jax; without FILE, one of ours.
 listen: .venv/ready
 	@$(BIN)/python examples/listen/listen.py --backend $(BACKEND) $(if $(FILE),"$(FILE)")
+
+# The chapters of docs/learn/ as notebooks, in a browser.
+learn: .venv/ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[learn]'
+	cd docs/learn && ../../$(BIN)/jupyter lab --LabApp.default_url="/lab/tree/index.md" \
+	  --YDocExtension.disable_rtc=True --ContentsManager.allow_hidden=False .
 
 # Two at a time, each shown when it has ended.
 test:

@@ -14,7 +14,7 @@ from sphinx.pycode import ModuleAnalyzer
 
 project = "polyattn"
 release = version = _version("polyattn")
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx_design", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"polyattn {version}"

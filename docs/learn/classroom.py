@@ -1,0 +1,209 @@
+"""What the chapters share: source lines of the library, the same call on every array library, and exercises.
+
+    source(thing)                the very lines that run, as a cell shows them
+    everywhere(f, *arrays)       f on NumPy, JAX and PyTorch in float32, each with its eta
+    check("scores.1", mine)      the answer to an exercise: which law it breaks, or that it keeps them all
+
+The laws of the cards of mistakes are here too: `from classroom import laws`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import numpy as np
+from IPython.display import Markdown
+
+from polyattn.draw import html_table
+from polyattn.testing import load_bench
+from polyattn.truth import UNIT_ROUNDOFF, Judged, eta
+
+HERE = Path(__file__).parent
+sys.path[:0] = [folder for folder in (str(HERE), str(HERE.parent / "mistakes")) if folder not in sys.path]
+laws = import_module("invariants")
+law, Verdict, apart, draw = laws.law, laws.Verdict, laws.apart, laws.draw
+
+LIBRARIES = ("numpy", "jax", "torch")
+#: Six tokens of three numbers, small enough to be computed by hand, in every chapter the same.
+WORDS = ("Your", "journey", "starts", "with", "one", "step")
+SIX = np.array(
+    [
+        [0.42, 0.15, 0.89],
+        [0.78, 0.33, 0.21],
+        [0.12, 0.44, 0.67],
+        [0.56, 0.91, 0.73],
+        [0.34, 0.29, 0.85],
+        [0.63, 0.11, 0.49],
+    ]
+)
+PROBES = 32
+
+
+def source(*things: Any) -> Markdown:
+    """The lines of functions and classes of the library, and where they are."""
+    return Markdown("\n\n".join(map(_lines, things)))
+
+
+def _lines(thing: Any) -> str:
+    thing = inspect.unwrap(thing)
+    lines, first = inspect.getsourcelines(thing)
+    file = Path(inspect.getsourcefile(thing) or "")
+    top = thing.__module__.partition(".")[0]
+    where = "/".join(file.parts[len(file.parts) - file.parts[::-1].index(top) - 1 :])
+    return f"`{where}`, line {first}\n\n```python\n{dedent(''.join(lines)).rstrip()}\n```"
+
+
+@dataclass(frozen=True)
+class Everywhere:
+    """What a function gave on each library: its result, and the error in units of rounding."""
+
+    results: dict[str, Any]
+    etas: dict[str, float]
+
+    @property
+    def worst(self) -> float:
+        """The largest eta."""
+        return max(self.etas.values())
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Library, shape, the first numbers, eta."""
+        return [
+            (
+                name,
+                str(tuple(x.shape)),
+                " ".join(f"{n:.6g}" for n in np.ravel(x)[:4]) + (" ..." if x.size > 4 else ""),
+                f"{self.etas[name]:.2f}",
+            )
+            for name, x in self.results.items()
+        ]
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name:6} {shape:14} {first:44} eta {e}" for name, shape, first, e in self.rows())
+
+    def _repr_html_(self) -> str:
+        return html_table(("library", "shape", "result", "eta"), self.rows())
+
+
+def everywhere(f: Callable[..., Any], *arrays: Any, judged: Judged | None = None) -> Everywhere:
+    """f of the same arrays on NumPy, JAX and PyTorch, in float32; f returns one array.
+
+    eta is the error in units of what rounding explains. The truth is f in float64 on NumPy, and rounding explains how far
+    that moves when every number that goes in moves by one rounding, and one rounding of what comes out; or both are as
+    `judged` has them.
+    """
+    given = [np.asarray(x) for x in arrays]
+    real = [np.issubdtype(x.dtype, np.floating) for x in given]
+    rounded = [
+        x.astype(np.float32).astype(np.float64) if is_real else x
+        for x, is_real in zip(given, real, strict=True)
+    ]
+    judged = judged or _judged(f, rounded, real)
+    results, etas = {}, {}
+    for name in LIBRARIES:
+        bench = load_bench(name)
+        theirs = [
+            bench.array(x, "float32" if is_real else str(x.dtype))
+            for x, is_real in zip(rounded, real, strict=True)
+        ]
+        results[name] = bench.numpy(f(*theirs))
+        etas[name] = eta(results[name], judged, "float32")
+    return Everywhere(results, etas)
+
+
+def _judged(f: Callable[..., Any], given: list[Any], real: list[bool]) -> Judged:
+    rng, unit = np.random.default_rng(0), UNIT_ROUNDOFF["float32"]
+    value = np.asarray(f(*given))
+    moved = np.abs(value)
+    for _ in range(PROBES):
+        near = (
+            x * (1 + unit * rng.choice([-1.0, 1.0], x.shape)) if is_real else x
+            for x, is_real in zip(given, real, strict=True)
+        )
+        moved = np.maximum(moved, np.abs(np.asarray(f(*near)) - value) / unit)
+    return Judged(value.astype(np.longdouble), moved.astype(np.longdouble))
+
+
+# ---- exercises ----
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """Laws that an answer keeps, in the order in which they are asked, and for each a wrong answer that breaks it."""
+
+    laws: tuple[Callable[[Any], Any], ...]
+    wrong: dict[
+        str, Callable[..., Any]
+    ]  # name of a law -> an answer for which it is the first that is broken
+
+
+@dataclass(frozen=True, repr=False)
+class Answer:
+    """What `check` says."""
+
+    passed: bool
+    law: str  # the first that is broken; "" where there is none, "unwritten" where nothing was written yet
+    sentence: str
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def __repr__(self) -> str:
+        return f"{'right' if self.passed else self.law.replace('_', ' ')}: {self.sentence}"
+
+
+def check(name: str, mine: Callable[..., Any]) -> Answer:
+    """The answer to exercise `chapter.number`, by laws that need not be read to be kept."""
+    exercise = exercise_named(name)
+    if _is_unwritten(mine):
+        return Answer(False, "unwritten", f"write {getattr(mine, '__name__', 'it')}, and run this cell again")
+    for asked in exercise.laws:
+        verdict = asked(mine)
+        if not verdict:
+            return Answer(False, asked.__name__, verdict.sentence)
+    count = len(exercise.laws)
+    return Answer(True, "", f"it keeps {'the law' if count == 1 else f'all {count} laws'} of exercise {name}")
+
+
+def exercise_named(name: str) -> Exercise:
+    """Exercise 1, 2 or 3 of a chapter, as in "scores.1"."""
+    chapter, _, number = name.partition(".")
+    found = exercises().get(chapter, {})
+    if number not in found:
+        raise ValueError(
+            f"classroom.check: expected an exercise, as scores.1, got {name!r}; there are "
+            f"{', '.join(f'{chapter}.{n}' for chapter, them in exercises().items() for n in them)}"
+        )
+    return found[number]
+
+
+def exercises() -> dict[str, dict[str, Exercise]]:
+    """chapter -> number -> exercise, in the order of the chapters."""
+    names = [path.stem for path in sorted(HERE.glob("[0-9][0-9]-*.md"))]
+    return {
+        name[3:]: {
+            str(i): found
+            for i, found in enumerate(import_module(f"exercises.{name[3:].replace('-', '_')}").EXERCISES, 1)
+        }
+        for name in names
+    }
+
+
+def _is_unwritten(mine: Any) -> bool:
+    """Whether the body is still the dots that were to be replaced."""
+    return getattr(getattr(mine, "__code__", None), "co_code", None) in {
+        f.__code__.co_code for f in (_dots, _said)
+    }
+
+
+def _dots() -> None: ...
+
+
+def _said() -> None:
+    """With a docstring."""
