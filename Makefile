@@ -21,11 +21,11 @@ chat: .venv/ready
 listen: .venv/ready
 	@$(BIN)/python examples/listen/listen.py --backend $(BACKEND) $(if $(FILE),"$(FILE)")
 
-# The chapters of docs/learn/ as notebooks, in a browser.
+# The chapters of docs/learn/ as notebooks, in a browser; what is changed in one goes into the page, and back.
 learn: .venv/ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[learn]'
-	cd docs/learn && ../../$(BIN)/jupyter lab --LabApp.default_url="/lab/tree/index.md" \
-	  --YDocExtension.disable_rtc=True --ContentsManager.allow_hidden=False .
+	$(BIN)/jupytext --quiet --sync docs/learn/[0-9]*.md
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/jupyter lab --notebook-dir=docs/learn
 
 # Two at a time, each shown when it has ended.
 test:

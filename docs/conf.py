@@ -15,7 +15,7 @@ from sphinx.pycode import ModuleAnalyzer
 project = "polyattn"
 release = version = _version("polyattn")
 extensions = ["myst_nb", "sphinx_design", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "learn/*.ipynb", "**/.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = f"polyattn {version}"
 html_static_path = ["_static"]
