@@ -24,6 +24,7 @@ from IPython.display import Markdown
 from polyattn.draw import html_table
 from polyattn.testing import load_bench
 from polyattn.truth import UNIT_ROUNDOFF, Judged, eta
+from polyattn.truth.rounding import noise
 
 HERE = Path(__file__).parent
 sys.path[:0] = [folder for folder in (str(HERE), str(HERE.parent / "mistakes")) if folder not in sys.path]
@@ -43,7 +44,7 @@ SIX = np.array(
         [0.63, 0.11, 0.49],
     ]
 )
-PROBES = 32
+DRAWS = 8
 
 
 def source(*things: Any) -> Markdown:
@@ -94,40 +95,25 @@ class Everywhere:
 def everywhere(f: Callable[..., Any], *arrays: Any, judged: Judged | None = None) -> Everywhere:
     """f of the same arrays on NumPy, JAX and PyTorch, in float32; f returns one array.
 
-    eta is the error in units of what rounding explains. The truth is f in float64 on NumPy, and rounding explains how far
-    that moves when every number that goes in moves by one rounding, and one rounding of what comes out; or both are as
-    `judged` has them.
+    eta is the error in units of what rounding explains. The truth is f in float64 on NumPy, and rounding explains as much as it
+    moves if every operation errs by one rounding, up or down at random; or both are as `judged` has them.
     """
     given = [np.asarray(x) for x in arrays]
     real = [np.issubdtype(x.dtype, np.floating) for x in given]
-    rounded = [
-        x.astype(np.float32).astype(np.float64) if is_real else x
-        for x, is_real in zip(given, real, strict=True)
-    ]
-    judged = judged or _judged(f, rounded, real)
+    given = [x.astype(np.float32) if is_real else x for x, is_real in zip(given, real, strict=True)]
+
+    def computed(number: Callable[[Any], Any], whole: Callable[[Any], Any] = np.asarray) -> Any:
+        return f(*(number(x) if is_real else whole(x) for x, is_real in zip(given, real, strict=True)))
+
+    if judged is None:
+        value = np.asarray(computed(lambda x: x.astype(np.float64)), np.longdouble)
+        judged = Judged(value, np.asarray(noise(computed, DRAWS) / UNIT_ROUNDOFF["float32"], np.longdouble))
     results, etas = {}, {}
     for name in LIBRARIES:
         bench = load_bench(name)
-        theirs = [
-            bench.array(x, "float32" if is_real else str(x.dtype))
-            for x, is_real in zip(rounded, real, strict=True)
-        ]
-        results[name] = bench.numpy(f(*theirs))
+        results[name] = bench.numpy(computed(lambda x, bench=bench: bench.array(x, "float32"), bench.array))
         etas[name] = eta(results[name], judged, "float32")
     return Everywhere(results, etas)
-
-
-def _judged(f: Callable[..., Any], given: list[Any], real: list[bool]) -> Judged:
-    rng, unit = np.random.default_rng(0), UNIT_ROUNDOFF["float32"]
-    value = np.asarray(f(*given))
-    moved = np.abs(value)
-    for _ in range(PROBES):
-        near = (
-            x * (1 + unit * rng.choice([-1.0, 1.0], x.shape)) if is_real else x
-            for x, is_real in zip(given, real, strict=True)
-        )
-        moved = np.maximum(moved, np.abs(np.asarray(f(*near)) - value) / unit)
-    return Judged(value.astype(np.longdouble), moved.astype(np.longdouble))
 
 
 # ---- exercises ----
@@ -138,9 +124,7 @@ class Exercise:
     """Laws that an answer keeps, in the order in which they are asked, and for each a wrong answer that breaks it."""
 
     laws: tuple[Callable[[Any], Any], ...]
-    wrong: dict[
-        str, Callable[..., Any]
-    ]  # name of a law -> an answer for which it is the first that is broken
+    wrong: dict[str, Callable[..., Any]]  # name of a law -> an answer that breaks it, and none before it
 
 
 @dataclass(frozen=True, repr=False)
