@@ -64,7 +64,7 @@ def hidden_keys_take_no_share(attend: Any) -> str:
 
 @law
 def what_nobody_sees_may_be_anything(attend: Any, shape: tuple[int, ...] = SHAPE) -> str:
-    """Not-a-number in a key and value that nobody sees changes nothing."""
+    """NaN in a key and value that nobody sees changes nothing."""
     q, k, v = (draw(*shape, seed=seed) for seed in (1, 2, 3))
     there = np.arange(shape[-2]) < shape[-2] - 2
     seen = np.broadcast_to(there, (shape[-2], shape[-2]))
