@@ -34,7 +34,7 @@ def the_token_itself_counts(sliding: Any) -> str:
 @law
 def the_last_token_sees_what_is_there(visible: Any) -> str:
     """Of items of 3 and 1 tokens, padded to 3, the last row sees 3 and 1 keys, the first ones."""
-    last = np.reshape(visible([3, 1], 3), (2, 3, 3))[:, -1]
+    last = np.reshape(visible(np.array([3, 1]), 3), (2, 3, 3))[:, -1]
     return apart(
         last.astype(float), [[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]], "in the last rows of items of 3 and 1 tokens"
     )
@@ -43,14 +43,14 @@ def the_last_token_sees_what_is_there(visible: Any) -> str:
 @law
 def an_item_without_padding_is_causal(visible: Any) -> str:
     """An item of 3 tokens out of 3 sees itself and what came before."""
-    found = np.reshape(visible([3], 3), (3, 3))
+    found = np.reshape(visible(np.array([3]), 3), (3, 3))
     return apart(found.astype(float), np.tri(3), "in an item of 3 tokens")
 
 
 @law
 def an_item_is_the_first_axis(visible: Any) -> str:
     """Three items of three tokens give (3, 1, 3, 3), so that no axis is taken for another."""
-    found = np.shape(visible([3, 2, 1], 3))
+    found = np.shape(visible(np.array([3, 2, 1]), 3))
     return "" if found == (3, 1, 3, 3) else f"three items of 3 tokens give {found}, not (3, 1, 3, 3)"
 
 
