@@ -28,13 +28,15 @@ def roofline(peak: float, bandwidth: float, programs: Mapping[str, float]) -> Fi
             height = min(peak, intensity * bandwidth) / 1e12
             axes.plot([intensity, intensity], [0.3, height], color=BLUE, linewidth=0.8, linestyle=":")
             axes.plot(intensity, height, color=BLUE, marker="o")
-            axes.annotate(name, (intensity, height), (6, -12), textcoords="offset points", fontsize=8)
+            axes.annotate(
+                f"{name}: {intensity:.3g}", (intensity, height), (-6, 4),
+                textcoords="offset points", fontsize=8, ha="right",
+            )  # fmt: skip
         axes.annotate(
-            f"ridge: {ridge:.0f} operations per byte", (ridge, peak / 1e12), (0, 6),
-            textcoords="offset points", fontsize=8, ha="center",
-        )  # fmt: skip
+            f"ridge: {ridge:.3g}", (ridge, peak / 1e12), (0, 6), textcoords="offset points", fontsize=8
+        )
         axes.set(
-            xscale="log", yscale="log", ylim=(0.5, 2.5 * peak / 1e12),
+            xscale="log", yscale="log", xlim=(0.1, 10 * ridge), ylim=(0.5, 2.5 * peak / 1e12),
             xlabel="operations per byte of memory traffic", ylabel="10¹² operations per second, at most",
         )  # fmt: skip
         frame(axes, "left", "bottom")
