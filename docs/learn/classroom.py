@@ -24,7 +24,7 @@ from IPython.display import Markdown
 from polyattn.draw import html_table
 from polyattn.testing import load_bench
 from polyattn.truth import UNIT_ROUNDOFF, Judged, eta
-from polyattn.truth.rounding import noise
+from polyattn.truth.rounding import Rounded, noise
 
 HERE = Path(__file__).parent
 sys.path[:0] = [folder for folder in (str(HERE), str(HERE.parent / "mistakes")) if folder not in sys.path]
@@ -95,8 +95,9 @@ class Everywhere:
 def everywhere(f: Callable[..., Any], *arrays: Any, judged: Judged | None = None) -> Everywhere:
     """f of the same arrays on NumPy, JAX and PyTorch, in float32; f returns one array.
 
-    eta is the error in units of what rounding explains. The truth is f in float64 on NumPy, and rounding explains as much as it
-    moves if every operation errs by one rounding, up or down at random; or both are as `judged` has them.
+    eta is the error in units of what rounding explains. The truth is f in float64 on NumPy. Rounding explains as much as that
+    moves if what goes in, every operation, and what comes out err by one rounding, up or down at random; or both are as
+    `judged` has them.
     """
     given = [np.asarray(x) for x in arrays]
     real = [np.issubdtype(x.dtype, np.floating) for x in given]
@@ -105,15 +106,25 @@ def everywhere(f: Callable[..., Any], *arrays: Any, judged: Judged | None = None
     def computed(number: Callable[[Any], Any], whole: Callable[[Any], Any] = np.asarray) -> Any:
         return f(*(number(x) if is_real else whole(x) for x, is_real in zip(given, real, strict=True)))
 
-    if judged is None:
-        value = np.asarray(computed(lambda x: x.astype(np.float64)), np.longdouble)
-        judged = Judged(value, np.asarray(noise(computed, DRAWS) / UNIT_ROUNDOFF["float32"], np.longdouble))
+    judged = judged or _judged(computed)
     results, etas = {}, {}
     for name in LIBRARIES:
         bench = load_bench(name)
         results[name] = bench.numpy(computed(lambda x, bench=bench: bench.array(x, "float32"), bench.array))
         etas[name] = eta(results[name], judged, "float32")
     return Everywhere(results, etas)
+
+
+def _judged(computed: Callable[..., Any]) -> Judged:
+    rng = Rounded.rng = np.random.default_rng(0)
+    value, unit = np.asarray(computed(np.float64)), UNIT_ROUNDOFF["float32"]
+
+    def near(x: Any) -> Any:
+        return x * (1 + unit * rng.choice([-1.0, 1.0], x.shape))
+
+    moved = np.max([np.abs(np.asarray(computed(near)) - value) for _ in range(DRAWS)], axis=0)
+    condition = np.abs(value) + (moved + noise(computed, DRAWS)) / unit
+    return Judged(value.astype(np.longdouble), condition.astype(np.longdouble))
 
 
 # ---- exercises ----
