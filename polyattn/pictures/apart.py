@@ -62,7 +62,7 @@ def mismatch(
     shape = gap.shape
     most = np.unravel_index(int(np.where(wild, np.inf, gap).argmax()), shape)
     gap, wild = (x.reshape(-1, *((1,) * (3 - x.ndim)), *shape[-3:]) for x in (gap, wild))
-    _, heads, rows, entries = gap.shape
+    heads, rows = gap.shape[1:3]
     maps = gap.max(axis=(0, 3)), wild.any(axis=(0, 3))
     low, high = _decades(gap)
     tall = max(1.0, min(3.2, 0.24 * heads))

@@ -156,7 +156,7 @@ def alibi_slopes(num_heads: int, *, length: int = 64) -> Figure:
     bias = alibi(heads)(
         np.zeros((heads, length)), np.array(0), np.arange(heads)[:, None], np.array(length - 1), length - 1 - distance
     )  # fmt: skip
-    with drawing(who, (6.4, max(3.0, 0.17 * heads + 0.9))) as figure:
+    with drawing(who, (6.4, max(3.0, 0.17 * heads + 0.95))) as figure:
         axes = figure.subplots()
         for head in range(heads):
             axes.plot(
