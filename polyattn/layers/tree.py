@@ -72,11 +72,11 @@ def table(layer: Layer) -> str:
         for line in lines(layer)
     )
     total = f"{count(layer):,}"
-    head = '<th style="text-align: left">{}</th>'
+    first = "text-align: left; padding-left: 0.5em"
     return (
-        f"<table><thead><tr>{head.format('parameter or part')}{head.format('shape, or kind and settings')}"
-        '<th style="text-align: right">numbers</th></tr></thead>'
-        f"<tbody>{rows}<tr><td style=\"text-align: left\"><strong>all</strong></td>"
+        f'<table><thead><tr><th style="{first}">parameter or part</th><th style="text-align: left">shape, or kind and '
+        'settings</th><th style="text-align: right">numbers</th></tr></thead>'
+        f'<tbody>{rows}<tr><td style="{first}"><strong>all</strong></td>'
         f'<td style="text-align: left"><strong>{escape(described(layer))}</strong></td>'
         f'<td style="text-align: right"><strong>{total}</strong></td></tr></tbody></table>'
     )
