@@ -1,7 +1,8 @@
-"""The pictures whose pixels are kept, and how they are drawn: python tests/pictures/drawn.py draws baseline/ anew."""
+"""The pictures whose pixels are kept, and how they are drawn: python tests/pictures/drawn.py [NAME ...] draws baseline/ anew."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,5 +91,5 @@ def save(name: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    for name in PICTURES:
+    for name in sys.argv[1:] or PICTURES:
         save(name, BASELINE / f"{name}.png")
