@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 import warnings
@@ -220,6 +221,38 @@ def test_an_animation_has_a_frame_a_tile_and_is_written(tmp_path: Any) -> None:
             gif.seek(i)
             frames.append(gif.convert("RGB").tobytes())
     assert len(set(frames)) == 4
+
+
+@pytest.mark.parametrize("values", [None, VALUES], ids=["weights", "average"])
+def test_a_moving_svg_is_inert_says_every_step_and_stands_at_the_end(values: Any) -> None:
+    picture = pictures.online_softmax_svg(ROW, values, tile=3)
+    elements = list(ElementTree.fromstring(picture).iter())
+    assert {element.tag.rpartition("}")[2] for element in elements} == {
+        "svg", "title", "desc", "style", "path", "text", "circle", "g",
+    }  # fmt: skip
+    assert not [
+        name for element in elements for name in element.attrib if name.startswith("on") or "href" in name
+    ]
+    assert "url(" not in picture
+    assert picture.count("@media (prefers-reduced-motion:reduce)") == 1
+    steps = fold("test", ROW, values, 3).steps
+    words = [element.text for element in elements if element.tag.endswith("text")]
+    assert [word for word in words if word and word.startswith("m = ")] == [
+        f"m = {step.top:.3g}, l = {step.sum:.3g}" for step in steps
+    ]
+    still = re.findall(r"style=\"transform:scaleY\(([-\d.]+)\)", picture)[: len(ROW)]
+    assert still == [f"{110 * weight:.2f}" for weight in softmax.SOFTMAX.weights(ROW)]
+    used = set(re.findall(r"animation:(fold\S+) ", picture))
+    assert used == set(re.findall(r"@keyframes (\S+?){", picture))
+
+
+def test_a_moving_svg_needs_no_matplotlib() -> None:
+    code = (
+        "import sys\nsys.modules['matplotlib'] = None\nimport numpy as np\nfrom polyattn import pictures\n"
+        "print(pictures.online_softmax_svg(np.zeros(3))[:4])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "<svg"
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
