@@ -38,9 +38,9 @@ def rotary_angles(
     >>> import numpy as np
     >>> from polyattn import pictures
     >>> from polyattn.rotary import Rotary
-    >>> figure = pictures.rotary_angles(Rotary(width=4), np.arange(3))
-    >>> [line.get_ydata()[1].round(3).item() for line in figure.axes[0].lines]  # sines of pair 0, then of pair 1
-    [0.0, -0.421, -0.455, 0.0, -0.005, -0.01]
+    >>> figure = pictures.rotary_angles(Rotary(width=2), np.arange(3))
+    >>> [round(float(hand.get_ydata()[1]), 2) for hand in figure.axes[0].lines]  # -0.46 sin(position), y is downwards
+    [0.0, -0.39, -0.42]
     """
     who = "polyattn.pictures.rotary_angles"
     if not isinstance(rotary, Rotary):

@@ -100,7 +100,7 @@ def online_softmax(scores: Array, values: Array | None = None, *, tile: int = 1)
     >>> import numpy as np
     >>> from polyattn import pictures
     >>> figure = pictures.online_softmax(np.array([0.0, np.log(3.0)]))
-    >>> [round(bar.get_height(), 2) for bar in figure.axes[3].patches]  # the weights after the last tile
+    >>> [round(float(bar.get_height()), 2) for bar in figure.axes[3].patches]  # the weights after the last tile
     [0.25, 0.75]
     """
     who = "polyattn.pictures.online_softmax"
