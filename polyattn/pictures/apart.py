@@ -64,7 +64,7 @@ def mismatch(
     gap, wild = (x.reshape(-1, *((1,) * (3 - x.ndim)), *shape[-3:]) for x in (gap, wild))
     heads, rows = gap.shape[1:3]
     maps = gap.max(axis=(0, 3)), wild.any(axis=(0, 3))
-    low, high = _decades(gap)
+    low, high = _decades(np.concatenate([maps[0].ravel(), gap.max(axis=(0, 1, 2))]))
     tall = max(1.0, min(3.2, 0.24 * heads))
     with drawing(_WHO, (8.4, tall + 2.9)) as figure:
         from matplotlib.colors import LogNorm
@@ -128,7 +128,7 @@ def _profile(axes: Any, gap: NDArray[Any], wild: NDArray[Any], span: tuple[float
     axes.set_axisbelow(True)
     axes.minorticks_off()
     axes.set(xlabel=name, title=f"by {name}")
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=8)
+    label_axis(axes.xaxis, None, len(gap))
     frame(axes, "left", "bottom")
 
 

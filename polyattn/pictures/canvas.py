@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -26,6 +26,7 @@ __all__ = [
     "frame",
     "lone",
     "numbers_of",
+    "shape_of_cells",
     "spread",
     "weights_of",
 ]
@@ -100,6 +101,11 @@ def frame(axes: Any, *sides: str) -> None:
         spine.set_visible(name in sides)
         spine.set_linewidth(0.8)
     axes.tick_params(width=0.8, length=3)
+
+
+def shape_of_cells(rows: int, keys: int) -> Literal["equal", "auto"]:
+    """Squares, "equal", unless one row of many keys would be a thread: then what fills the picture, "auto"."""
+    return "equal" if max(rows, keys) <= 6 * min(rows, keys) else "auto"
 
 
 def bar(figure: Any, image: Any, axes: Any, label: str = "weight") -> None:

@@ -124,6 +124,12 @@ def test_heads_are_on_one_scale() -> None:
     assert limits == {(0.0, found.max())}
 
 
+def test_one_query_of_many_keys_is_more_than_a_thread() -> None:
+    for figure in (pictures.weights(np.ones((1, 50))), pictures.mask(masks.causal(), 1, 50)):
+        figure.draw_without_rendering()
+        assert figure.axes[0].get_window_extent().height > 30
+
+
 def test_nan_is_marked_and_no_weight_is_infinite() -> None:
     found = attended()[0].copy()
     found[2, 1] = np.nan
@@ -309,6 +315,7 @@ def test_lines_over_length_end_where_nothing_was_measured() -> None:
     first, second = figure.axes[0].lines
     assert np.isnan(first.get_ydata()).tolist() == [False, True, False]
     assert (first.get_marker(), first.get_linestyle()) != (second.get_marker(), second.get_linestyle())
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()][1:4] == ["1", "2", "5"]
     assert figure.axes[0].get_xscale() == figure.axes[0].get_yscale() == "log"
 
 
