@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -26,6 +26,7 @@ __all__ = [
     "frame",
     "lone",
     "numbers_of",
+    "shape_of_cells",
     "spread",
     "weights_of",
 ]
@@ -102,6 +103,11 @@ def frame(axes: Any, *sides: str) -> None:
     axes.tick_params(width=0.8, length=3)
 
 
+def shape_of_cells(rows: int, keys: int) -> Literal["equal", "auto"]:
+    """Squares, "equal", unless one row of many keys would be a thread: then what fills the picture, "auto"."""
+    return "equal" if max(rows, keys) <= 6 * min(rows, keys) else "auto"
+
+
 def bar(figure: Any, image: Any, axes: Any, label: str = "weight") -> None:
     """The scale of a map, beside it."""
     scale = figure.colorbar(
@@ -124,7 +130,7 @@ def beside(axes: Any, labels: Iterable[tuple[float, float, str, Any]], *, log: b
     ends = sorted(labels, key=lambda label: label[1])
     if not ends:
         return
-    inches = axes.get_figure().get_size_inches()[1] * 0.78
+    inches = max(1.0, axes.get_figure().get_size_inches()[1] - 0.85)  # less what stands above and below
     least = 0.165 / inches  # the height of a line of text of 8 points
     last = max(x for x, *_ in ends)
     style: dict[str, Any] = {"va": "center", "fontsize": 8, "parse_math": False, "annotation_clip": False}

@@ -59,6 +59,8 @@ def over_length(
             )
     lines = {name: _row(f"series[{name!r}]", given, len(xs)) for name, given in series.items()}
     with drawing(_WHO, (6.4, max(3.6, 0.25 * len(lines) + 1.4))) as figure:
+        from matplotlib.ticker import LogLocator
+
         axes = figure.subplots()
         ends = []
         for (name, ys), (colour, dash, marker) in zip(lines.items(), LINES, strict=False):
@@ -73,6 +75,10 @@ def over_length(
         axes.set_yscale("log")
         axes.set_xticks(xs[:: -(-len(xs) // 9)], [f"{x:g}" for x in xs[:: -(-len(xs) // 9)]])
         axes.minorticks_off()
+        every = np.concatenate(list(lines.values()))
+        if np.nanmax(every) < 30 * np.nanmin(every):  # powers of ten would leave the axis without a number
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
         axes.grid(color=INK, alpha=0.22, linewidth=0.6)
         frame(axes, "left", "bottom")
         axes.set_xlabel(spoken(label, 60), parse_math=False)

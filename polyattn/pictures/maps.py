@@ -9,7 +9,7 @@ import numpy as np
 
 from polyattn.arrays import Array
 from polyattn.calls import answers, flag, integer, shown
-from polyattn.pictures.canvas import HEAT, bar, drawing, frame, weights_of
+from polyattn.pictures.canvas import HEAT, bar, drawing, frame, shape_of_cells, weights_of
 from polyattn.pictures.words import inches, label_axis, spoken, tokens_of
 
 if TYPE_CHECKING:
@@ -135,7 +135,9 @@ def _map(
     *,
     small: bool = False,
 ) -> Any:
-    image = axes.imshow(found, cmap=HEAT, vmin=low, vmax=most, interpolation="nearest", aspect="equal")
+    image = axes.imshow(
+        found, cmap=HEAT, vmin=low, vmax=most, interpolation="nearest", aspect=shape_of_cells(*found.shape)
+    )
     y, x = np.nonzero(np.isnan(found))
     if len(x):
         axes.plot(x, y, linestyle="", marker="x", color="#D55E00", markersize=5)

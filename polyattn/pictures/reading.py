@@ -114,8 +114,8 @@ def alignment(weights: Array, source: Sequence[str], target: Sequence[str]) -> F
     >>> import numpy as np
     >>> from polyattn import pictures
     >>> figure = pictures.alignment(np.array([[0.25, 0.75]]), ["2", "May"], ["May"])
-    >>> [square.get_width() for square in figure.axes[0].patches]  # of a cell of side 0.94
-    [0.47, 0.8140638795573723]
+    >>> [round(float(square.get_width()), 3) for square in figure.axes[0].patches]  # sides of areas 1 : 3
+    [0.47, 0.814]
     """
     who = "polyattn.pictures.alignment"
     found = weights_of(who, weights, "(T, S)")

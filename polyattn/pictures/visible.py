@@ -10,7 +10,7 @@ import numpy as np
 from polyattn.arrays import Array, is_array
 from polyattn.calls import answers, shown, size
 from polyattn.masks import EMPTY, FULL, PARTIAL, Mask, Tile, from_array
-from polyattn.pictures.canvas import INK, TILE, VERMILLION, drawing, frame, numbers_of
+from polyattn.pictures.canvas import INK, TILE, VERMILLION, drawing, frame, numbers_of, shape_of_cells
 from polyattn.pictures.words import inches, label_axis, spoken, tokens_of
 
 if TYPE_CHECKING:
@@ -70,15 +70,16 @@ def mask(
         axes = figure.subplots()
         shades = ListedColormap(["none", TILE])
         axes.imshow(
-            allowed, cmap=shades, vmin=0, vmax=1, interpolation="nearest", alpha=1.0 if tile is None else 0.55
-        )
+            allowed, cmap=shades, vmin=0, vmax=1, interpolation="nearest", alpha=1.0 if tile is None else 0.55,
+            aspect=shape_of_cells(rows, count),
+        )  # fmt: skip
         axes.set(xlabel="key", ylabel="query")
         axes.set_title(spoken(str(mask), 60), parse_math=False, fontsize=10)
         frame(axes, "top", "bottom", "left", "right")
         label_axis(axes.xaxis, across, count)
         label_axis(axes.yaxis, down, rows)
         if max(rows, count) <= 40:
-            lines = {"color": INK, "alpha": 0.3, "linewidth": 0.5}
+            lines: dict[str, Any] = {"color": INK, "alpha": 0.3, "linewidth": 0.5}
             axes.vlines(np.arange(count - 1) + 0.5, -0.5, rows - 0.5, **lines)
             axes.hlines(np.arange(rows - 1) + 0.5, -0.5, count - 0.5, **lines)
         if tile is not None:
