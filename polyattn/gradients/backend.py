@@ -210,9 +210,8 @@ class RecordedBackend(Backend):
         made = tuple(forward(values))
         if any(map(self.is_followed, made)):
             raise TypeError(
-                "polyattn.gradients: expected a function, such as a score_mod, that is made of its arguments alone, got one "
-                "that holds an array which a derivative is taken by; use the modifications of polyattn.mods, or "
-                "implementation='reference'"
+                "polyattn.gradients: expected a function whose derivative is given to be made of its arguments alone, got one "
+                "that holds an array which a derivative is taken by; hand that over too"
             )
         outputs = tuple(map(self.bare, made))
         parents = [(i, x.node) for i, x in enumerate(arrays) if type(x) is self.kind and x.node is not None]

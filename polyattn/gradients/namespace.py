@@ -37,6 +37,11 @@ class RecordedNamespace:
         setattr(self, name, made)
         return made
 
+    def named(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function of that name, and where there is none, this one, which has no derivative."""
+        found = getattr(self, name) if hasattr(self._plain, name) else None
+        return found if callable(found) else self._without(name, function)
+
     def _made(self, name: str, found: Callable[..., Any]) -> Callable[..., Any]:
         backend, whole = self._backend, self._prefix + name
         if name in _ASKING:

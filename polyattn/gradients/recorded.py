@@ -66,23 +66,25 @@ class Recorded:
                 f"{'writes into another' if method == '__call__' else f'is called by .{method}'}; write x = x + y, and sum "
                 "by numpy.sum"
             )
-        return self._called(ufunc.__name__, inputs, options)
+        return self._called(ufunc, inputs, options)
 
     def __array_function__(self, function: Any, types: Any, inputs: Any, options: Any) -> Any:
         """numpy.where(x, ...)"""
-        return self._called(function.__name__, inputs, options)
+        return self._called(function, inputs, options)
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, inputs: Any = (), options: Any = None) -> Any:
         """torch.where(x, ...), and an operator with a tensor on its left."""
+        return cls._called(function, inputs, options or {})
+
+    @classmethod
+    def _called(cls, function: Any, inputs: Any, options: Any) -> Any:
+        """A function of the library by the one of the standard that it is."""
         name = function.__name__.strip("_")
         if function.__name__.startswith("__r"):
             name, inputs = name[1:], inputs[::-1]
-        return cls._called(_TORCH.get(name, name), inputs, options or {})
-
-    @classmethod
-    def _called(cls, name: str, inputs: Any, options: Any) -> Any:
-        return getattr(cls.backend.xp, _STANDARD.get(name, name))(*inputs, **options)
+        name = _STANDARD.get(name, name)
+        return cls.backend.xp.named(_TORCH.get(name, name), function)(*inputs, **options)
 
     dtype = property(lambda self: self.value.dtype)
     shape = property(lambda self: self.value.shape)
@@ -98,7 +100,8 @@ class Recorded:
                 f"polyattn.gradients: expected what arrays of every library have, got .{name}; write it with the functions "
                 "of xp = x.__array_namespace__()"
             )
-        return lambda *more, **options: self._called(name, (self, *more), options)
+        f = getattr(self.backend.xp, _STANDARD.get(name, name))
+        return lambda *more, **options: f(self, *more, **options)
 
     def __getitem__(self, index: Any) -> Any:
         return self.backend.getitem(self, index)
