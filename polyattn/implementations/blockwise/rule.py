@@ -9,6 +9,8 @@ from typing import Any
 from polyattn import mods
 from polyattn.arrays import Array, backend_of, is_array
 from polyattn.arrays.leaves import put_in, take_out
+from polyattn.gradients import Recorded
+from polyattn.gradients.together import RECORDING
 from polyattn.implementations.blockwise.backward import Gradients, backward
 from polyattn.implementations.blockwise.forward import Averages, forward
 from polyattn.implementations.blockwise.plan import Blockwise, plan
@@ -72,10 +74,21 @@ def _nothing(p: Problem) -> Gradients:
 
 
 def symbols(p: Problem) -> str | None:
-    """Why the engine does not compute a problem of an exporter."""
+    """Why the engine does not compute a problem: an exporter's, or one whose derivative it cannot see."""
     if all(isinstance(n, int) for n in p.scores_shape):
-        return None
+        return _captured(p) if RECORDING and mods.functions(p.score_mod) else None
     return "a length is a symbol, and the engine cuts lengths that are numbers"
+
+
+def _captured(p: Problem) -> str | None:
+    """Whether a score_mod holds a recorded array: its scores have a derivative that those of its arguments have not."""
+    score = p.backend.asarray([[[[0.0]]]], p.compute_dtype, p.q)
+    place = p.backend.asarray([[[[0]]]], p.backend.xp.int32, p.q)
+    for f in mods.functions(p.score_mod):
+        found = f(score, *[place] * 4)
+        if isinstance(found, Recorded) and found.node is not None:
+            return "score_mod captures an array that a derivative is taken by, which the engine cannot see"
+    return None
 
 
 def small(p: Problem) -> str | None:
