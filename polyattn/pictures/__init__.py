@@ -11,10 +11,13 @@ is said by colour alone. Arrays may be of any library. It needs matplotlib: pip 
 """
 
 from polyattn.pictures.maps import heads, weights
+from polyattn.pictures.reading import alignment, over_image
 from polyattn.pictures.visible import mask
 
 __all__ = [
+    "alignment",
     "heads",
     "mask",
+    "over_image",
     "weights",
 ]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polyattn.arrays import Array
 from polyattn.calls import array, is_traced, shown
 from polyattn.draw import INK, TILE, drawing
 
@@ -21,11 +20,14 @@ __all__ = [
     "LINES",
     "TILE",
     "VERMILLION",
+    "bar",
     "beside",
     "drawing",
     "frame",
     "lone",
     "numbers_of",
+    "spread",
+    "weights_of",
 ]
 
 #: Of Okabe and Ito (2008), those that are in sight on white and on black; a line has a dash and a marker of its own too.
@@ -100,6 +102,16 @@ def frame(axes: Any, *sides: str) -> None:
     axes.tick_params(width=0.8, length=3)
 
 
+def bar(figure: Any, image: Any, axes: Any, label: str = "weight") -> None:
+    """The scale of a map, beside it."""
+    scale = figure.colorbar(
+        image, ax=axes, shrink=0.8, aspect=max(16.0, 5 * figure.get_figheight()), pad=0.02, label=label
+    )
+    scale.outline.set_visible(False)
+    scale.solids.set_alpha(1.0)  # the map may lie over an image, the scale lies on paper
+    scale.ax.tick_params(width=0.8, length=3)
+
+
 def beside(axes: Any, labels: Iterable[tuple[float, float, str, Any]], *, log: bool = False) -> None:
     """Names at the right ends (x, y) of lines, in their order, moved apart where they would overlap.
 
@@ -136,8 +148,3 @@ def spread(wanted: Sequence[float], least: float) -> list[float]:
             (b, m), (a, n) = groups.pop(), groups.pop()
             groups.append(((a * n + (b - least * n) * m) / (n + m), n + m))
     return [start + least * i for start, count in groups for i in range(count)]
-
-
-def count_of(value: Array) -> str:
-    """A number in few signs."""
-    return f"{value:.2g}"
