@@ -37,7 +37,9 @@ def over_image(image: Array, weights: Array, *, grid: tuple[int, int] | None = N
     found = weights_of(who, weights, "(rows, cols)", "(rows * cols,)")
     if grid is not None:
         if not isinstance(grid, tuple) or len(grid) != 2:
-            raise TypeError(f"{who}: expected grid to be (rows, cols), got {shown(grid)}; write grid=(14, 14)")
+            raise TypeError(
+                f"{who}: expected grid to be (rows, cols), got {shown(grid)}; write grid=(14, 14)"
+            )
         rows, columns = (size(who, "a side of grid", n, 1) for n in grid)
         if found.shape not in ((rows, columns), (rows * columns,)):
             raise ValueError(
@@ -55,7 +57,12 @@ def over_image(image: Array, weights: Array, *, grid: tuple[int, int] | None = N
     with drawing(who, (2 * wide + 1.3, wide * height / width + 0.5)) as figure:
         plain, covered = figure.subplots(1, 2)
         extent = (0, columns, rows, 0)
-        look: dict[str, Any] = {"extent": extent, "aspect": height / width * columns / rows, "vmin": 0, "vmax": 1}
+        look: dict[str, Any] = {
+            "extent": extent,
+            "aspect": height / width * columns / rows,
+            "vmin": 0,
+            "vmax": 1,
+        }
         plain.imshow(pixels, cmap="gray", **look)
         grey = pixels if pixels.ndim == 2 else pixels[..., :3] @ np.array([0.2126, 0.7152, 0.0722])
         covered.imshow(grey, cmap="gray", **look)
@@ -119,7 +126,10 @@ def alignment(weights: Array, source: Sequence[str], target: Sequence[str]) -> F
             f"{who}: expected weights of at least 0, which areas can show, got {what} among them; "
             "polyattn.pictures.weights draws others"
         )
-    down, across = tokens_of(who, "target", target, rows, "rows"), tokens_of(who, "source", source, columns, "keys")
+    down, across = (
+        tokens_of(who, "target", target, rows, "rows"),
+        tokens_of(who, "source", source, columns, "keys"),
+    )
     if down is None or across is None:
         raise TypeError(f"{who}: expected source and target, got None; pass the tokens of both texts")
     cell = min(0.34, 9.0 / max(rows, columns))
@@ -139,12 +149,21 @@ def alignment(weights: Array, source: Sequence[str], target: Sequence[str]) -> F
         sides = 0.94 * np.sqrt(found / max(1.0, found.max()))
         for (row, key), side in np.ndenumerate(sides):
             if side > 0.01:
-                axes.add_patch(Rectangle((key - side / 2, row - side / 2), side, side, color=TILE, linewidth=0))
+                axes.add_patch(
+                    Rectangle((key - side / 2, row - side / 2), side, side, color=TILE, linewidth=0)
+                )
         if cell >= 0.25:
             for row, key in enumerate(found.argmax(axis=1)):
                 if sides[row, key] >= 0.55:
                     text = f"{found[row, key]:.2f}".removeprefix("0")
                     axes.text(
-                        key, row, text, fontsize=7, ha="center", va="center", color="#ffffff", fontweight="bold"
+                        key,
+                        row,
+                        text,
+                        fontsize=7,
+                        ha="center",
+                        va="center",
+                        color="#ffffff",
+                        fontweight="bold",
                     )
     return figure
