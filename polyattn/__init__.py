@@ -29,6 +29,7 @@ _ROOMS = (
     "differential",
     "dropout",
     "generation",
+    "gradients",
     "implementations",
     "latent",
     "layers",

@@ -62,6 +62,11 @@ def backend_of(array: Array) -> Backend:
     return _backend_of_namespace(array)
 
 
+def known_as(kind: type, backend: Backend) -> None:
+    """From now on the arrays of a type have this backend."""
+    _BY_TYPE[kind] = backend
+
+
 def _load_for(kind: type) -> bool:
     """See to it that the backend of an array type is known, by the package that defines the type."""
     if kind in _BY_TYPE:

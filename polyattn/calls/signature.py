@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from polyattn.arrays import is_array
 from polyattn.calls.fields import check_fields
 from polyattn.calls.foreign import Table, words_of
+from polyattn.gradients.together import RECORDING, together
 
 __all__ = ["Speaking", "answers", "unknown"]
 
@@ -64,6 +65,8 @@ def function(f: F, who: str, words: Table) -> F:
     def asked(*arguments: Any, **options: Any) -> Any:
         if _unfit(form, len(arguments), options):
             raise _sentence(who, _written(who), form, words, arguments, options)
+        if RECORDING:
+            arguments, options = together((arguments, options))
         return f(*arguments, **options)
 
     return asked  # type: ignore[return-value]
@@ -78,6 +81,8 @@ def method(f: F, who: str | Callable[[Any], str], words: Table = "attention", li
         if _unfit(form, len(arguments), options):
             name = who if isinstance(who, str) else who(self)
             raise _sentence(name, line or _written(name), form, words, arguments, options)
+        if RECORDING:
+            arguments, options = together((arguments, options))
         return f(self, *arguments, **options)
 
     return asked  # type: ignore[return-value]
