@@ -119,7 +119,8 @@ class RecordedBackend(Backend):
     def astype(self, x: Array, dtype: Any) -> Array:
         if x.dtype == dtype:
             return x
-        return self._cast(x, dtype) if self.compute_dtype(dtype) is None else self._astype(x, dtype)
+        constant = not self.is_followed(x) or self.isdtype(dtype, ("bool", "integral"))
+        return self._cast(x, dtype) if constant else self._astype(x, dtype)
 
     def matmul(self, a: Array, b: Array) -> Array:
         return self._matmul(a, b)

@@ -138,7 +138,7 @@ class RecordedNamespace:
         more = max(len(repetitions), x.ndim)
         x = self.reshape(x, (*(1,) * (more - x.ndim), *x.shape))
         for axis, n in enumerate((*(1,) * (more - len(repetitions)), *repetitions)):
-            x = self.concat([x] * n, axis=axis) if n else x[(*(slice(None),) * axis, slice(0, 0))]
+            x = self.concat([x] * n, axis=axis) if n else x[(*(slice(None),) * axis, slice(0, 0), ...)]
         return x
 
     def tril(self, x: Array, /, *, k: int = 0) -> Array:

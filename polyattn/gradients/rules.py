@@ -107,6 +107,11 @@ NUMBERS: dict[str, Rule] = {
 # sums: d goes to all that was summed
 
 
+def _cut(x: Array, axis: int, start: int, stop: int | None) -> Array:
+    """x from start to stop of an axis that is counted from the first."""
+    return x[(*(slice(None),) * axis, slice(start, stop), ...)]
+
+
 def _axes(x: Array, axis: Any) -> tuple[int, ...]:
     """An argument axis as the numbers of axes."""
     every = range(x.ndim) if axis is None else axis if isinstance(axis, tuple | list) else (axis,)
@@ -138,7 +143,7 @@ def _running(b: Backend, d: Array, z: Array, x: Array, axis: Any = None, **_: An
     """z_i = x_0 + ... + x_i:  dx_i = d_i + d_(i+1) + ..."""
     axis = 0 if axis is None else axis % x.ndim
     if z.shape[axis] != x.shape[axis]:  # include_initial: a 0 came first
-        d = d[(*(slice(None),) * axis, slice(1, None))]
+        d = _cut(d, axis, 1, None)
     return b.xp.flip(b.cumulative_sum(b.xp.flip(d, axis=axis), axis), axis=axis)
 
 
@@ -245,7 +250,7 @@ class _Concat(dict[int, Any]):
         def pull(b: Backend, d: Array, z: Array, *arrays: Array, axis: int = 0) -> Array:
             axis %= d.ndim
             start = sum(x.shape[axis] for x in arrays[:i])
-            return d[(*(slice(None),) * axis, slice(start, start + arrays[i].shape[axis]))]
+            return _cut(d, axis, start, start + arrays[i].shape[axis])
 
         return pull
 

@@ -13,6 +13,7 @@ from polyattn.layers.attending import AttentionLayer, Memory
 from polyattn.layers.blocks import DecoderAux, DecoderBlock, EncoderBlock, EncoderDecoderAttention
 from polyattn.layers.delta import GatedDeltaNet, KimiDeltaAttention
 from polyattn.layers.dense import MLP, Embedding, Linear
+from polyattn.layers.derivative import vjp
 from polyattn.layers.differential import DifferentialAttention
 from polyattn.layers.experts import MixtureOfExperts
 from polyattn.layers.forgetting import ForgettingAttention
@@ -86,4 +87,5 @@ __all__ = [
     "TalkingHeadsAttention",
     "TensorProductAttention",
     "Uniform",
+    "vjp",
 ]
