@@ -192,7 +192,7 @@ def attention_vjp(
     if unlisted := p.features - BLOCKWISE.accepts:
         raise NotImplementedError(
             f"{who}: expected a problem that the blockwise engine computes, got one with {say(unlisted)}; differentiate "
-            "attention itself, on NumPy with polyattn_autograd"
+            "attention itself, on NumPy with polyattn.gradients.vjp"
         )
     xp, astype, axes = p.backend.xp, p.backend.astype, p.axes
     given: dict[str, Any] = {"query": query, "key": key, "value": value}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, overload
 
-from polyattn import _attention
+from polyattn import _attention, gradients
 from polyattn._attention import AuxRequest, Wish
 from polyattn.arrays import Array, Backend, backend_of, is_array
 from polyattn.arrays.numbers import SameArray
@@ -14,7 +14,7 @@ from polyattn.calls import answers, shown
 from polyattn.problem import pose
 from polyattn.problem.options import spelled_out
 
-__all__ = ["additive_attention", "additive_scores"]
+__all__ = ["additive_attention", "additive_attention_vjp", "additive_scores"]
 
 TILE = 2**20  # the most numbers of one intermediate array
 
@@ -56,6 +56,45 @@ def additive_attention(
     """
     how: dict[str, Any] = {"return_aux": return_aux, "implementation": implementation}
     return attend("polyattn.additive.additive_attention", query, key, value, weight, **how, **options)
+
+
+@answers("polyattn.additive.additive_attention_vjp")
+@spelled_out
+def additive_attention_vjp(
+    query: SameArray,
+    key: Array,
+    value: Array,
+    weight: Array,
+    *,
+    implementation: Wish = "auto",
+    **options: Any,
+) -> tuple[SameArray, Callable[[Array], dict[str, Array]]]:
+    """`additive_attention` and its pullback, on any array library.
+
+        out, pullback = additive_attention_vjp(query, key, value, weight, ...)
+        gradients = pullback(d_out)      # for "query", "key", "value", "weight", and "bias", "sinks" if they are arrays
+
+    With t = tanh(q_i + k_j) and the gradient ds_ij of the score s_ij = v . t: dv = sum_ij ds_ij t, and v (1 - t^2) ds_ij
+    summed over j is dq_i, over i dk_j. In the tiles of `additive_scores`, so that memory stays O(L S).
+
+    Source: Bahdanau 2014, arXiv:1409.0473, section A.1.2.
+
+    >>> import numpy as np
+    >>> x = np.zeros((2, 4))
+    >>> out, pullback = additive_attention_vjp(x, x, np.eye(2), np.ones(4))
+    >>> pullback(np.ones((2, 2)))["value"]
+    array([[1., 1.],
+           [1., 1.]])
+    """
+    who = "polyattn.additive.additive_attention_vjp"
+    given = {"query": query, "key": key, "value": value, "weight": weight}
+    given |= {name: options.pop(name) for name in ("bias", "sinks") if is_array(options.get(name))}
+
+    def call(given: dict[str, Any]) -> Any:
+        return attend(who, **given, **options, implementation=implementation)
+
+    out, back = gradients.vjp(call, given)
+    return out, lambda d_out: back(d_out)[0]
 
 
 def attend(who: str, query: Array, key: Array, value: Array, weight: Array, **options: Any) -> Any:

@@ -245,16 +245,6 @@ class NumpyBackend(Backend):
 
         return held
 
-    def derivative(self, f: Callable[[Array], Array], x: Array, cotangent: Array) -> Array:
-        try:
-            from polyattn_autograd import vjp
-        except ImportError:
-            raise NotImplementedError(
-                "polyattn: the derivative of a function as score_mod needs autodiff, which numpy has not by itself; "
-                "pip install autograd, or use the modifications of polyattn.mods"
-            ) from None
-        return vjp(f, x)[1](cotangent)
-
     def product(self, a: Array, b: Array, slot: int) -> Array:
         shape = (*xp.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
         return xp.matmul(a, b, out=_scratch(slot, shape, a.dtype))

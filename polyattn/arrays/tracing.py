@@ -74,11 +74,8 @@ class Tracing:
         return given
 
     def derivative(self, f: Callable[[Array], Array], x: Array, cotangent: Array) -> Array:
-        """The gradient of sum(f(x) * cotangent)."""
-        raise NotImplementedError(
-            f"polyattn: the derivative of a function as score_mod needs autodiff, which {self.name} has not; "
-            "use the modifications of polyattn.mods"
-        )
+        """The gradient of sum(f(x) * cotangent); NotImplemented where `polyattn.gradients` is to record f."""
+        return NotImplemented
 
     def recomputed(self, f: Callable[..., Any]) -> Callable[..., Any]:
         """`f`, whose intermediate values autodiff computes again for the gradient instead of keeping them, if it can."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 from polyattn.arrays import Array, backend_of, is_array
 from polyattn.calls import answers, shown
+from polyattn.gradients import vjp
 from polyattn.places import Positions
 
 ScoreMod = Callable[[Array, Array, Array, Array, Array], Array]
@@ -133,7 +134,12 @@ def _derivative(
 ) -> tuple[Array, tuple[Array, ...]]:
     if isinstance(mod, Mod):
         return mod.derivative(score, at, cotangent)
-    return backend_of(score).derivative(lambda s: mod(s, at.b, at.h, at.q, at.kv), score, cotangent), ()
+
+    def f(s: Array) -> Array:
+        return mod(s, at.b, at.h, at.q, at.kv)
+
+    found = backend_of(score).derivative(f, score, cotangent)
+    return (vjp(f, score)[1](cotangent)[0] if found is NotImplemented else found), ()
 
 
 def to_all(x: Array, here: Array, count: int) -> Array:

@@ -124,7 +124,7 @@ def beside(axes: Any, labels: Iterable[tuple[float, float, str, Any]], *, log: b
     ends = sorted(labels, key=lambda label: label[1])
     if not ends:
         return
-    inches = axes.get_figure().get_size_inches()[1] * 0.78
+    inches = max(1.0, axes.get_figure().get_size_inches()[1] - 0.85)  # less what stands above and below
     least = 0.165 / inches  # the height of a line of text of 8 points
     last = max(x for x, *_ in ends)
     style: dict[str, Any] = {"va": "center", "fontsize": 8, "parse_math": False, "annotation_clip": False}

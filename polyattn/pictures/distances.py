@@ -98,7 +98,7 @@ def _clocks(who: str, turned: NDArray[Any], names: list[str]) -> Figure:
                 )
         axes.set(xlim=(-0.6, count - 0.4), ylim=(pairs - 0.4, -0.6), aspect="equal")
         frame(axes)
-        style = {"rotation": 90} if max(map(len, names)) > 4 else {}
+        style: dict[str, Any] = {"rotation": 90} if max(map(len, names)) > 4 else {}
         axes.set_xticks(range(count), names, **style)
         axes.set_yticks(range(pairs), [str(i) for i in range(pairs)])
         axes.tick_params(length=0)
@@ -156,7 +156,7 @@ def alibi_slopes(num_heads: int, *, length: int = 64) -> Figure:
     bias = alibi(heads)(
         np.zeros((heads, length)), np.array(0), np.arange(heads)[:, None], np.array(length - 1), length - 1 - distance
     )  # fmt: skip
-    with drawing(who, (6.4, max(3.0, 0.17 * heads + 0.9))) as figure:
+    with drawing(who, (6.4, max(3.0, 0.17 * heads + 0.95))) as figure:
         axes = figure.subplots()
         for head in range(heads):
             axes.plot(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["Step", "fold", "online_softmax", "online_softmax_animation"]
+__all__ = ["Fold", "Step", "fold", "online_softmax", "online_softmax_animation"]
 
 MOST_TILES, MOST_KEYS, MOST_ENTRIES = 24, 96, 24  # what can be seen
 ABREAST = 6
@@ -115,7 +115,7 @@ def online_softmax(scores: Array, values: Array | None = None, *, tile: int = 1)
             line, column = divmod(i, across)
             panels = list(grid[line * kinds : (line + 1) * kinds, column])
             if i < len(found.steps):
-                draw_step(panels, found, i, outer=column == 0)
+                _draw(panels, found, i, outer=column == 0)
             else:
                 for axes in panels:
                     axes.set_axis_off()
@@ -148,15 +148,15 @@ def online_softmax_animation(scores: Array, values: Array | None = None, *, tile
         figure.set_facecolor("#ffffff")  # frames of a gif that can be seen through would pile up
         panels = list(figure.subplots(kinds, 1))
         _legend(figure)
-        draw_step(panels, found, 0)
+        _draw(panels, found, 0)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # what stands still stands still
 
     def show(i: int) -> list[Any]:
-        for axes in panels:
-            axes.clear()
-        with drawing_again():
-            draw_step(panels, found, i)
+        with _again():
+            for axes in panels:
+                axes.clear()
+            _draw(panels, found, i)
         return []
 
     return FuncAnimation(
@@ -164,7 +164,7 @@ def online_softmax_animation(scores: Array, values: Array | None = None, *, tile
     )
 
 
-def drawing_again() -> Any:
+def _again() -> Any:
     """The ink of `drawing`, for what is drawn into a figure later."""
     from matplotlib import rc_context
 
@@ -173,7 +173,7 @@ def drawing_again() -> Any:
     )
 
 
-def draw_step(panels: list[Any], found: Fold, i: int, *, outer: bool = True) -> None:
+def _draw(panels: list[Any], found: Fold, i: int, *, outer: bool = True) -> None:
     """The panels of one tile: scores, weights, and where there are values the average; outer: with names of the axes."""
     step = found.steps[i]
     above, below = panels[:2]

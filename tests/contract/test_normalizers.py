@@ -289,7 +289,7 @@ def test_what_has_no_derivative_of_its_own_says_who_has_one() -> None:
         attention_vjp(x, x, x, normalizer="sparsemax")
     assert str(caught.value) == (
         "polyattn.attention_vjp: expected a problem that the blockwise engine computes, got one with the normaliser "
-        "sparsemax; differentiate attention itself, on NumPy with polyattn_autograd"
+        "sparsemax; differentiate attention itself, on NumPy with polyattn.gradients.vjp"
     )
     _, pullback = attention_vjp(x, x, x, normalizer="sigmoid")
     with pytest.raises(ValueError) as refused:

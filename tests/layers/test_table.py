@@ -324,6 +324,10 @@ def runner(name: str, library: str, dtype: str) -> Callable[..., Found]:
             gradients = pullback(cotangent(out.shape).astype(dtype))
         else:
             out, weights = f(p, xs)
+            recorded, pullback = layers.vjp(row.layer, p, *xs, **options)
+            assert np.array_equal(bench.numpy(recorded), bench.numpy(out))  # to record changes no bit
+            d_params, *d_inputs = pullback(bench.array(cotangent(out.shape), dtype))
+            gradients = d_params, d_inputs[: len(xs)]
         if gradients is not None:
             values = np.asarray if library == "autograd" else bench.numpy
             gradients = [mapped(values, gradients[0]), dict(enumerate(map(values, gradients[1])))]
@@ -432,14 +436,29 @@ def gradient_noise(name: str) -> dict[str, float]:
     return worst
 
 
-@pytest.mark.parametrize(
-    ("library", "dtype"), [run for run in RUNS if run[0] in ("jax", "torch", "autograd")]
-)
+@every_run
 @every_row
 def test_the_gradient_reaches_every_parameter_and_is_that_of_the_formula(
     name: str, library: str, dtype: str
 ) -> None:
-    gradients = found(name, library, dtype).gradients
+    assert_those_of_the_formula(name, dtype, found(name, library, dtype).gradients)
+
+
+@pytest.mark.parametrize(("library", "dtype"), [("jax", "float32"), ("torch", "float64")])
+@every_row
+def test_recorded_arrays_of_libraries_with_autodiff_have_the_same_gradients(
+    name: str, library: str, dtype: str
+) -> None:
+    row, bench = BY_NAME[name], BENCHES[library]()
+    given = [mapped(lambda x: bench.array(x, dtype), row.params)]
+    given += [bench.array(x, dtype) for x in row.inputs]
+    out, pullback = layers.vjp(row.layer, *given, **row.options(lambda x: bench.array(x, dtype)))
+    d_params, *d_inputs = pullback(bench.array(cotangent(out.shape), dtype))
+    gradients = [mapped(bench.numpy, d_params), dict(enumerate(map(bench.numpy, d_inputs[: len(row.inputs)])))]
+    assert_those_of_the_formula(name, dtype, gradients)
+
+
+def assert_those_of_the_formula(name: str, dtype: str, gradients: list[dict[str, Any]] | None) -> None:
     true = leaves(dict(enumerate(true_gradients(name, torch.float64, 0))))
     ours = leaves(dict(enumerate(gradients or [])))
     assert ours.keys() == true.keys()
