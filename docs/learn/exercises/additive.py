@@ -100,7 +100,9 @@ class _Measured:
 
         class Measured(np.ndarray):  # type: ignore[type-arg]
             def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-                plain = [np.asarray(x) if isinstance(x, Measured) else x for x in inputs]
+                plain = [np.asarray(x) for x in inputs]
+                if "out" in options:  # += writes where it is told
+                    options["out"] = tuple(np.asarray(x) for x in options["out"])
                 return seen(getattr(ufunc, method)(*plain, **options))
 
             def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:

@@ -147,7 +147,7 @@ def no_key_gives_zero(padded: Any) -> str:
 
 
 def _masked(q: Any, k: Any, v: Any, lengths: Any, *, clean: bool, filler: float) -> Any:
-    real = np.arange(k.shape[-2]) < np.asarray(lengths)[:, None]
+    real = np.arange(k.shape[-2]) < lengths[:, None]
     if clean:
         k, v = (np.where(real[:, None, :, None], x, 0.0) for x in (k, v))
     s = np.where(real[:, None, None, :], q @ k.swapaxes(-1, -2) / q.shape[-1] ** 0.5, filler)

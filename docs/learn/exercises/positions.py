@@ -22,27 +22,29 @@ def moving_all_changes_nothing(attend: Any) -> str:
 @law
 def the_own_key_costs_nothing(alibi: Any) -> str:
     """On the diagonal 0 is added."""
-    found = np.asarray(alibi([0.5, 0.25], 4))
+    found = np.asarray(alibi(np.array([0.5, 0.25]), 4))
     return apart(found[:, range(4), range(4)], np.zeros((2, 4)), "on the diagonal, for slopes of 1/2 and 1/4")
 
 
 @law
 def a_step_costs_the_slope(alibi: Any) -> str:
     """With a slope of 1/2 keys 3, 2 and 1 steps back get -3/2, -1 and -1/2."""
-    return apart(np.asarray(alibi([0.5], 4))[0, 3], [-1.5, -1.0, -0.5, 0.0], "row 3 with a slope of 1/2")
+    return apart(
+        np.asarray(alibi(np.array([0.5]), 4))[0, 3], [-1.5, -1.0, -0.5, 0.0], "row 3 with a slope of 1/2"
+    )
 
 
 @law
 def later_keys_are_hidden(alibi: Any) -> str:
     """What comes later gets -inf."""
-    found = np.asarray(alibi([0.5, 0.25], 4))[:, *np.triu_indices(4, 1)]
+    found = np.asarray(alibi(np.array([0.5, 0.25]), 4))[:, *np.triu_indices(4, 1)]
     return "" if (found == -np.inf).all() else f"a key that comes later gets {found.max():.3g}, not -inf"
 
 
 @law
 def heads_have_slopes_of_their_own(alibi: Any) -> str:
     """Head h has slope h."""
-    found = np.asarray(alibi([0.5, 0.25], 3))
+    found = np.asarray(alibi(np.array([0.5, 0.25]), 3))
     if found.shape != (2, 3, 3):
         return f"slopes of 2 heads give an array (2, 3, 3), not {found.shape}"
     return apart(found[:, 2, 0], [-1.0, -0.5], "two steps back, of heads with slopes of 1/2 and 1/4")
@@ -50,7 +52,7 @@ def heads_have_slopes_of_their_own(alibi: Any) -> str:
 
 def _bias(slopes: Any, length: int, *, own: int = 0, sign: float = -1.0, later: float = -np.inf) -> Any:
     back = np.arange(length)[:, None] - np.arange(length)
-    kept = sign * np.asarray(slopes)[:, None, None] * (back + own)
+    kept = sign * slopes[:, None, None] * (back + own)
     return np.where(back < 0, later, kept)
 
 
@@ -61,7 +63,7 @@ def _bias(slopes: Any, length: int, *, own: int = 0, sign: float = -1.0, later: 
 def only_the_distance_counts(rotary: Any) -> str:
     """q at 12 and k at 10 have the score of q at 2 and k at 0."""
     q, k = draw(1, 8, seed=1), draw(1, 8, seed=2)
-    scores = [(rotary(q, [i], 100.0) * rotary(k, [i - 2], 100.0)).sum() for i in (12, 2)]
+    scores = [(rotary(q, np.array([i]), 100.0) * rotary(k, np.array([i - 2]), 100.0)).sum() for i in (12, 2)]
     return apart(scores[0], scores[1], "the score of q at 12 and k at 10, beside that of q at 2 and k at 0")
 
 
@@ -69,26 +71,28 @@ def only_the_distance_counts(rotary: Any) -> str:
 def position_0_is_left_as_it_is(rotary: Any) -> str:
     """At position 0 nothing turns."""
     x = draw(1, 8)
-    return apart(rotary(x, [0], 100.0), x, "at position 0")
+    return apart(rotary(x, np.array([0]), 100.0), x, "at position 0")
 
 
 @law
 def a_quarter_turn_is_to_the_left(rotary: Any) -> str:
     """At position pi/2 the first pair makes a quarter turn: (1, 0) becomes (0, 1)."""
-    return apart(rotary(np.array([[1.0, 0.0]]), [np.pi / 2], 100.0), [[0.0, 1.0]], "(1, 0) at position pi/2")
+    return apart(
+        rotary(np.array([[1.0, 0.0]]), np.array([np.pi / 2]), 100.0), [[0.0, 1.0]], "(1, 0) at position pi/2"
+    )
 
 
 @law
 def pairs_are_half_a_width_apart(rotary: Any) -> str:
     """Of four entries 0 and 2 are a pair: [1 0 0 0] becomes [0 0 1 0] by a quarter turn."""
-    found = rotary(np.array([[1.0, 0.0, 0.0, 0.0]]), [np.pi / 2], 16.0)
+    found = rotary(np.array([[1.0, 0.0, 0.0, 0.0]]), np.array([np.pi / 2]), 16.0)
     return apart(found, [[0.0, 0.0, 1.0, 0.0]], "[1 0 0 0] at position pi/2")
 
 
 @law
 def later_pairs_turn_slower(rotary: Any) -> str:
     """With base 16 and width 4 pair 1 turns at 1/4: [0 1 0 0] at position 2 pi becomes [0 0 0 1]."""
-    found = rotary(np.array([[0.0, 1.0, 0.0, 0.0]]), [2 * np.pi], 16.0)
+    found = rotary(np.array([[0.0, 1.0, 0.0, 0.0]]), np.array([2 * np.pi]), 16.0)
     return apart(found, [[0.0, 0.0, 0.0, 1.0]], "[0 1 0 0] at position 2 pi with base 16")
 
 
@@ -96,7 +100,7 @@ def _turn(
     x: Any, at: Any, base: float, *, late: int = 0, sign: float = 1.0, slow: float = 2.0, again: bool = False
 ) -> Any:
     half = x.shape[-1] // 2
-    t = sign * (np.asarray(at)[:, None] + late) * base ** (-slow * np.arange(half) / (2 * half))
+    t = sign * (at[:, None] + late) * base ** (-slow * np.arange(half) / (2 * half))
     a, b = x[:, :half], x[:, half:]
     first = a * np.cos(t) - b * np.sin(t)
     second = (first if again else a) * np.sin(t) + b * np.cos(t)
