@@ -38,6 +38,7 @@ _ROOMS = (
     "normalizers",
     "onnx",
     "parity",
+    "pictures",
     "places",
     "problem",
     "rotary",

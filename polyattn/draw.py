@@ -12,7 +12,19 @@ from polyattn.arrays import Array, backend_of, readable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["BAD", "GOOD", "draw_stages", "heat_maps", "html_table", "mask_figure", "mask_text", "range_of"]
+__all__ = [
+    "BAD",
+    "GOOD",
+    "INK",
+    "TILE",
+    "draw_stages",
+    "drawing",
+    "heat_maps",
+    "html_table",
+    "mask_figure",
+    "mask_text",
+    "range_of",
+]
 
 INK, TILE = "#767676", "#3b82f6"  # nobody knows the page: a notebook's may be light or dark
 GOOD, BAD = "#2f855a", "#d1453b"
@@ -25,7 +37,7 @@ def mask_text(rows: list[list[bool]]) -> str:
 
 def mask_figure(rows: list[list[bool]], title: str) -> Figure:
     """The mask as an image: queries downwards, keys to the right, a tile where a query may attend."""
-    with _drawing("polyattn.masks.Mask.figure") as figure:
+    with drawing("polyattn.masks.Mask.figure") as figure:
         from matplotlib.colors import ListedColormap
 
         axes = figure.subplots()
@@ -37,7 +49,7 @@ def mask_figure(rows: list[list[bool]], title: str) -> Figure:
 def draw_stages(trace: Any, batch: int, head: int) -> Figure:
     """The stages with a column for each key, side by side; hidden scores are left out."""
     stages = [stage for stage in trace if stage.axes == "BHLS"]
-    with _drawing("polyattn.Trace.figure", (3.2 * len(stages), 3.4)) as figure:
+    with drawing("polyattn.Trace.figure", (3.2 * len(stages), 3.4)) as figure:
         for axes, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
             values = backend_of(stage.value).to_numpy(stage.value)[batch, head]
             shown = [[x if abs(x) != float("inf") else float("nan") for x in row] for row in values.tolist()]
@@ -56,7 +68,7 @@ def _name_axes(axes: Any, title: str) -> None:
 
 
 @contextmanager
-def _drawing(who: str, size: tuple[float, float] | None = None) -> Iterator[Figure]:
+def drawing(who: str, size: tuple[float, float] | None = None) -> Iterator[Figure]:
     """A figure on transparent paper that a notebook shows by itself, without pyplot or %matplotlib."""
     try:
         from matplotlib import rc_context
@@ -83,7 +95,8 @@ def _drawing(who: str, size: tuple[float, float] | None = None) -> Iterator[Figu
         "xtick.color",
         "ytick.color",
     )
-    with rc_context(dict.fromkeys(coloured, INK) | {"savefig.transparent": True}):
+    plain = {"savefig.transparent": True, "text.usetex": False}
+    with rc_context(dict.fromkeys(coloured, INK) | plain):
         figure = Drawing(figsize=size, layout="constrained", facecolor="none")
         yield figure
         for axes in figure.axes:

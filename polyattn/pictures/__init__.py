@@ -1,0 +1,20 @@
+"""Pictures of attention, for teaching and for finding mistakes: each function gives a figure of matplotlib.
+
+>>> import numpy as np
+>>> from polyattn import attention, AuxRequest, pictures
+>>> x = np.eye(3)[None]
+>>> _, aux = attention(x, x, x, is_causal=True, return_aux=AuxRequest(weights=True))
+>>> figure = pictures.heads(aux.weights, ["the", "cat", "sat"])  # figure.savefig("heads.svg")
+
+A notebook shows a figure by itself, as SVG on transparent paper whose ink is in sight on white and on black. Nothing
+is said by colour alone. Arrays may be of any library. It needs matplotlib: pip install 'polyattn[plot]'.
+"""
+
+from polyattn.pictures.maps import heads, weights
+from polyattn.pictures.visible import mask
+
+__all__ = [
+    "heads",
+    "mask",
+    "weights",
+]
