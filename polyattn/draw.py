@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
@@ -27,6 +28,8 @@ __all__ = [
 ]
 
 INK, TILE = "#767676", "#3b82f6"  # nobody knows the page: a notebook's may be light or dark
+#: What stands in a column of numbers: 1.5, 2^126, 1e-7, -, inf, nothing.
+_NUMBER = re.compile(r"-?[\d.,^+e-]*|-?inf|nan")
 GOOD, BAD = "#2f855a", "#d1453b"
 
 
@@ -104,10 +107,21 @@ def drawing(who: str, size: tuple[float, float] | None = None) -> Iterator[Figur
 
 
 def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in HTML, its cells escaped."""
+    """A table in HTML, its cells escaped; columns of numbers end at one edge, others begin at one."""
+    rows = [list(row) for row in rows]
+    sides = [
+        "right" if all(_NUMBER.fullmatch(row[i]) for row in rows) else "left" for i in range(len(headings))
+    ]
 
     def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        return (
+            "<tr>"
+            + "".join(
+                f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>'
+                for cell, side in zip(cells, sides, strict=True)
+            )
+            + "</tr>"
+        )
 
     body = "".join(line(row, "td") for row in rows)
     return f"<table><thead>{line(headings, 'th')}</thead><tbody>{body}</tbody></table>"

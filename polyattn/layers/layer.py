@@ -92,6 +92,12 @@ class Layer(metaclass=Speaking):
         """
         return _map(lambda parameter: parameter.shape, self)
 
+    def _repr_html_(self) -> str:
+        """In a notebook: the tree of parts and parameters, and how many numbers they hold."""
+        from polyattn.layers import tree  # nobody but a notebook asks
+
+        return tree.table(self)
+
     def parts(self) -> Iterator[Layer]:
         """This layer and all that it is made of."""
         yield self

@@ -10,11 +10,26 @@ A notebook shows a figure by itself, as SVG on transparent paper whose ink is in
 is said by colour alone. Arrays may be of any library. It needs matplotlib: pip install 'polyattn[plot]'.
 """
 
+from polyattn.pictures.apart import mismatch
+from polyattn.pictures.distances import alibi_slopes, rotary_angles
+from polyattn.pictures.folding import online_softmax, online_softmax_animation
+from polyattn.pictures.growth import over_length
 from polyattn.pictures.maps import heads, weights
+from polyattn.pictures.reading import alignment, over_image
+from polyattn.pictures.schedule import ring
 from polyattn.pictures.visible import mask
 
 __all__ = [
+    "alibi_slopes",
+    "alignment",
     "heads",
     "mask",
+    "mismatch",
+    "online_softmax",
+    "online_softmax_animation",
+    "over_image",
+    "over_length",
+    "ring",
+    "rotary_angles",
     "weights",
 ]

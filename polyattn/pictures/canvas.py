@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polyattn.arrays import Array
 from polyattn.calls import array, is_traced, shown
 from polyattn.draw import INK, TILE, drawing
 
@@ -21,11 +20,14 @@ __all__ = [
     "LINES",
     "TILE",
     "VERMILLION",
+    "bar",
     "beside",
     "drawing",
     "frame",
     "lone",
     "numbers_of",
+    "spread",
+    "weights_of",
 ]
 
 #: Of Okabe and Ito (2008), those that are in sight on white and on black; a line has a dash and a marker of its own too.
@@ -100,6 +102,16 @@ def frame(axes: Any, *sides: str) -> None:
     axes.tick_params(width=0.8, length=3)
 
 
+def bar(figure: Any, image: Any, axes: Any, label: str = "weight") -> None:
+    """The scale of a map, beside it."""
+    scale = figure.colorbar(
+        image, ax=axes, shrink=0.8, aspect=max(16.0, 5 * figure.get_figheight()), pad=0.02, label=label
+    )
+    scale.outline.set_visible(False)
+    scale.solids.set_alpha(1.0)  # the map may lie over an image, the scale lies on paper
+    scale.ax.tick_params(width=0.8, length=3)
+
+
 def beside(axes: Any, labels: Iterable[tuple[float, float, str, Any]], *, log: bool = False) -> None:
     """Names at the right ends (x, y) of lines, in their order, moved apart where they would overlap.
 
@@ -112,32 +124,41 @@ def beside(axes: Any, labels: Iterable[tuple[float, float, str, Any]], *, log: b
     ends = sorted(labels, key=lambda label: label[1])
     if not ends:
         return
-    inches = axes.get_figure().get_size_inches()[1] * 0.8
-    least = 0.155 / inches  # the height of a line of text of 8 points
+    inches = max(1.0, axes.get_figure().get_size_inches()[1] - 0.85)  # less what stands above and below
+    least = 0.165 / inches  # the height of a line of text of 8 points
+    last = max(x for x, *_ in ends)
+    style: dict[str, Any] = {"va": "center", "fontsize": 8, "parse_math": False, "annotation_clip": False}
+    for x, y, words, _ in ends:
+        if x < last:  # a long thin line would look like the rest of this one
+            axes.annotate(words, (x, y), (7, 0), textcoords="offset points", **style)
+    ends = [end for end in ends if end[0] == last]
     wanted = [float((to_share(y) - to_share(low)) / span) for _, y, _, _ in ends]
     for (x, y, words, colour), place in zip(ends, spread(wanted, least), strict=True):
-        axes.annotate(
-            words, (x, y), (1.04, place), xycoords="data", textcoords="axes fraction", va="center", fontsize=8,
-            parse_math=False, annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4},
-        )  # fmt: skip
+        leader = {
+            "arrowstyle": "-",
+            "color": colour,
+            "linewidth": 0.6,
+            "shrinkA": 1,
+            "shrinkB": 3,
+            "relpos": (0, 0.5),
+        }
+        axes.annotate(words, (x, y), (1.05, place), textcoords="axes fraction", arrowprops=leader, **style)
 
 
 def spread(wanted: Sequence[float], least: float) -> list[float]:
-    """The nearest places in the same order, rising, that are at least so far apart: neighbours too near share their mean.
+    """Of places that rise, the nearest ones (least squares) that are so far apart, within 0 to 1 if all find room there.
 
-    >>> spread([0.0, 0.0, 1.0], 0.5)
-    [-0.25, 0.25, 1.0]
+    >>> spread([0.0, 0.25, 0.75], 0.5)
+    [0.0, 0.5, 1.0]
     """
-    groups: list[tuple[float, int]] = []  # the mean of the first place of each group, and how many it holds
-    for place in wanted:
-        groups.append((place, 1))
-        while len(groups) > 1 and groups[-1][0] - groups[-2][0] < least * groups[-2][1]:
+    groups: list[
+        tuple[float, int]
+    ] = []  # less the room of those before, places may be alike: the mean of each run
+    for i, place in enumerate(wanted):
+        groups.append((place - least * i, 1))
+        while len(groups) > 1 and groups[-1][0] < groups[-2][0]:
             (b, m), (a, n) = groups.pop(), groups.pop()
-            groups.append(((a * n + (b - least * n) * m) / (n + m), n + m))
-    return [start + least * i for start, count in groups for i in range(count)]
-
-
-def count_of(value: Array) -> str:
-    """A number in few signs."""
-    return f"{value:.2g}"
+            groups.append(((a * n + b * m) / (n + m), n + m))
+    most = 1.0 - least * (len(wanted) - 1)
+    level = [mean if most < 0 else min(max(mean, 0.0), most) for mean, count in groups for _ in range(count)]
+    return [start + least * i for i, start in enumerate(level)]

@@ -9,7 +9,7 @@ import numpy as np
 
 from polyattn.arrays import Array
 from polyattn.calls import answers, flag, integer, shown
-from polyattn.pictures.canvas import HEAT, drawing, frame, weights_of
+from polyattn.pictures.canvas import HEAT, bar, drawing, frame, weights_of
 from polyattn.pictures.words import inches, label_axis, spoken, tokens_of
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def weights(
             axes.set_title(spoken(title, 60), parse_math=False, fontsize=11)
         if written:
             _write(axes, found, image)
-        _bar(figure, image, axes)
+        bar(figure, image, axes)
     return figure
 
 
@@ -108,7 +108,7 @@ def heads(weights: Array, tokens: Sequence[str] | None = None, *, columns: int |
                 axes.set(ylabel="", yticklabels=[])
             if i + side < count:
                 axes.set(xlabel="", xticklabels=[])
-        _bar(figure, image, list(grid.flat))
+        bar(figure, image, list(grid.flat))
     return figure
 
 
@@ -158,11 +158,3 @@ def _write(axes: Any, found: NDArray[Any], image: Any) -> None:
         axes.text(
             key, row, text, ha="center", va="center", fontsize=8, color="#000000" if light else "#ffffff"
         )
-
-
-def _bar(figure: Any, image: Any, axes: Any) -> None:
-    bar = figure.colorbar(
-        image, ax=axes, shrink=0.8, aspect=max(16.0, 5 * figure.get_figheight()), pad=0.02, label="weight"
-    )
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(width=0.8, length=3)

@@ -85,7 +85,10 @@ def _signs(families: tuple[str, ...]) -> frozenset[int]:
 def label_axis(axis: Any, tokens: Sequence[str] | None, count: int, *, most: int = 80) -> None:
     """A token at every place of an axis, every second or third where there are more than `most`; numbers without tokens."""
     if tokens is None:
-        axis.get_major_locator().set_params(integer=True, nbins=8)  # there is no key 2.5
+        if count <= 6:
+            axis.set_ticks(range(count))
+        else:
+            axis.get_major_locator().set_params(integer=True, nbins=8)  # there is no key 2.5
         return
     step = -(-count // most)
     words = [spoken(token) for token in tokens[::step]]
