@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from html import escape
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from polyattn.calls import shown
 
@@ -31,7 +31,7 @@ def count(thing: Layer | Parameter) -> int:
     """How many numbers a parameter holds, or all of a layer."""
     parts = getattr(thing, "parameters", None)
     if parts is None:
-        return math.prod(thing.shape)  # type: ignore[union-attr]
+        return math.prod(thing.shape)
     return sum(count(part) for part in parts().values())
 
 
@@ -55,12 +55,13 @@ def lines(layer: Layer, depth: int = 0) -> Iterator[Line]:
 
 def described(layer: Layer) -> str:
     """The class of a layer and its plain settings: `Dense(features=8, out=4)`."""
-    name, said = type(layer).__name__, []
-    for field in fields(layer) if is_dataclass(layer) else ():
+    said: list[str] = []
+    settings: Any = layer
+    for field in fields(settings):
         value = getattr(layer, field.name)
         if field.repr and isinstance(value, (bool, int, float, str)) and value != field.default:
             said.append(f"{field.name}={shown(value)}")
-    return f"{name}({', '.join(said)})"
+    return f"{type(layer).__name__}({', '.join(said)})"
 
 
 def table(layer: Layer) -> str:

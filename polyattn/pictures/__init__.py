@@ -15,6 +15,7 @@ from polyattn.pictures.distances import alibi_slopes, rotary_angles
 from polyattn.pictures.folding import online_softmax, online_softmax_animation
 from polyattn.pictures.growth import over_length
 from polyattn.pictures.maps import heads, weights
+from polyattn.pictures.moving import online_softmax_svg
 from polyattn.pictures.reading import alignment, over_image
 from polyattn.pictures.schedule import ring
 from polyattn.pictures.visible import mask
@@ -27,6 +28,7 @@ __all__ = [
     "mismatch",
     "online_softmax",
     "online_softmax_animation",
+    "online_softmax_svg",
     "over_image",
     "over_length",
     "ring",

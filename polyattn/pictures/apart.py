@@ -69,7 +69,7 @@ def mismatch(
     with drawing(_WHO, (8.4, tall + 2.9)) as figure:
         from matplotlib.colors import LogNorm
 
-        boxes = figure.subplot_mosaic(
+        boxes: dict[str, Any] = figure.subplot_mosaic(
             [["map", "map"], ["rows", "entries"]], height_ratios=[tall, 1.9], width_ratios=[1, 1]
         )
         axes = boxes["map"]
@@ -84,8 +84,16 @@ def mismatch(
         label_axis(axes.xaxis, None, rows)
         label_axis(axes.yaxis, None, heads)
         bar(figure, image, axes, "difference")
-        _profile(boxes["rows"], gap.max(axis=(0, 1, 3)), wild.any(axis=(0, 1, 3)), (low, high), "row")
-        _profile(boxes["entries"], gap.max(axis=(0, 1, 2)), wild.any(axis=(0, 1, 2)), (low, high), "entry")
+        _profile(
+            boxes["rows"], gap.max(axis=(0, 1, 3)), np.asarray(wild.any(axis=(0, 1, 3))), (low, high), "row"
+        )
+        _profile(
+            boxes["entries"],
+            gap.max(axis=(0, 1, 2)),
+            np.asarray(wild.any(axis=(0, 1, 2))),
+            (low, high),
+            "entry",
+        )
         for box in boxes.values():
             box.title.set_fontsize(10)
         said = _sentence(f, g, gap, wild, most, names)

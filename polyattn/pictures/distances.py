@@ -98,7 +98,7 @@ def _clocks(who: str, turned: NDArray[Any], names: list[str]) -> Figure:
                 )
         axes.set(xlim=(-0.6, count - 0.4), ylim=(pairs - 0.4, -0.6), aspect="equal")
         frame(axes)
-        style = {"rotation": 90} if max(map(len, names)) > 4 else {}
+        style: dict[str, Any] = {"rotation": 90} if max(map(len, names)) > 4 else {}
         axes.set_xticks(range(count), names, **style)
         axes.set_yticks(range(pairs), [str(i) for i in range(pairs)])
         axes.tick_params(length=0)

@@ -78,7 +78,7 @@ def mask(
         label_axis(axes.xaxis, across, count)
         label_axis(axes.yaxis, down, rows)
         if max(rows, count) <= 40:
-            lines = {"color": INK, "alpha": 0.3, "linewidth": 0.5}
+            lines: dict[str, Any] = {"color": INK, "alpha": 0.3, "linewidth": 0.5}
             axes.vlines(np.arange(count - 1) + 0.5, -0.5, rows - 0.5, **lines)
             axes.hlines(np.arange(rows - 1) + 0.5, -0.5, count - 0.5, **lines)
         if tile is not None:

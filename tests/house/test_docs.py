@@ -35,6 +35,7 @@ CODE = sorted([*DOCS.glob("**/*.md"), *DOCS.parent.glob("examples/*/README.md")]
         "caches.md",
         "flex.md",
         "ports.md",
+        "pictures.md",
         *MECHANISMS,
     ],
 )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from polyattn import AuxRequest, attention, masks, trace
+from polyattn import AuxRequest, attention, layers, masks, trace
+from polyattn.draw import html_table
 from polyattn.parity import compare, diagnose
 
 Q, K, V = np.random.default_rng(0).normal(size=(3, 2, 4, 6, 8)).astype(np.float32)
@@ -35,6 +37,18 @@ def compared() -> Any:
     return compare(*sides, inputs, on=("numpy", "numpy"), names=(HOSTILE, "ours"), gradients=False)
 
 
+@dataclass(frozen=True)
+class Hostile(layers.Layer):
+    word: str = "x"
+
+    def parameters(self) -> Any:
+        return {HOSTILE: layers.LayerNorm(3, epsilon=1e-5), "w": layers.Parameter((2, 5), layers.Normal(1.0))}
+
+
+def encoder() -> layers.Encoder:
+    return layers.Encoder(layers.EncoderBlock.preset("torch", 8, 2, 16), depth=3)
+
+
 SHOWN: dict[str, Callable[[], Any]] = {
     "a mask": lambda: masks.mask_mod(named(HOSTILE)) & masks.key_lengths([3, 9]),
     "aux": aux,
@@ -42,6 +56,8 @@ SHOWN: dict[str, Callable[[], Any]] = {
     "an agreement": lambda: diagnose(attention(Q, K, V), Q, K, V),
     "a riddle": lambda: diagnose(np.ones_like(Q), Q, K, V, pairs=False),
     "a comparison": compared,
+    "a layer": lambda: Hostile(HOSTILE),
+    "a stack of layers": encoder,
     "a trace": lambda: trace(Q, K, V, score_mod=lambda s, b, h, q, kv: s),
 }
 
@@ -71,6 +87,28 @@ def test_what_a_notebook_shows_is_inert_and_needs_nothing(name: str) -> None:
     assert not [x for x in attributes if x in ("src", "href", "class", "id") or x.startswith("on")]
     assert "background" not in page  # the paper is the notebook's, and so is the colour of what is read
     assert not re.search(r"(?<!-)color:", page)
+
+
+def test_a_layer_is_the_tree_of_its_parts_and_counts_all_numbers() -> None:
+    layer = encoder()
+    params = layer.init(0, like=Q)
+
+    def counted(part: Any) -> int:
+        return sum(map(counted, part.values())) if isinstance(part, dict) else part.size
+
+    page = layer._repr_html_()
+    assert f"<strong>{counted(params):,}</strong>" in page
+    assert page.count("block_0 ... block_2, 3 alike") == 1
+    assert f"{counted(params):,}</td>" in page  # of the blocks together
+    assert page.count(">w_q<") == 1
+    depths = [float(x) for x in re.findall(r"padding-left: ([\d.]+)em", page)]
+    assert sorted(set(depths)) == [0.5, 1.9, 3.3]
+
+
+def test_columns_of_numbers_end_at_one_edge() -> None:
+    page = html_table(("name", "eta"), [("out", "1.5e-07"), ("dq", "inf"), ("dk", "-")])
+    assert page.count("text-align: right") == page.count("text-align: left") == 4
+    assert "right" not in html_table(("eta",), [("1.5",), ("NaN here",)])
 
 
 def test_a_mask_is_drawn_in_the_size_of_its_arrays() -> None:
