@@ -221,6 +221,7 @@ def attention_vjp(
                 axes.leave_gradient(gradients[name], x, qkv=name in ("query", "key", "value")), x.dtype
             )
             for name, x in given.items()
+            if gradients[name] is not None  # a NumPy scalar is a number
         }
         if held:
             named["score_mod"] = tuple(astype(d, x.dtype) for d, x in zip(found.mod, held, strict=True))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polyattn import AuxRequest, attention, masks, mods
+from polyattn import AuxRequest, attention, attention_vjp, masks, mods
 from polyattn.parity import ACCEPTANCE, UNIT_ROUNDOFF, Spec, eta, round_to
 from polyattn.testing import Bench
 from polyattn.truth import oracle, truth
@@ -280,3 +280,9 @@ def test_the_loop_oracle_and_the_library_agree_on_the_weights(eager: Bench) -> N
     judged = truth(identity)["out"]
     assert np.array_equal(judged.value.astype("f4"), oracle(spec).weights.astype("f4"))
     assert eta(eager.numpy(aux.weights), judged, "float32") <= ACCEPTANCE
+
+
+def test_a_scale_that_is_a_numpy_scalar_is_a_number_and_has_no_gradient() -> None:
+    x = np.eye(3)
+    assert attention_vjp(x, x, x, scale=np.log(2))[1](x).keys() == {"query", "key", "value"}
+    assert attention_vjp(x, x, x, scale=np.asarray(np.log(2)))[1](x).keys() == {"query", "key", "value", "scale"}

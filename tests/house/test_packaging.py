@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 FEATURES = {"jax", "torch", "autograd", "cli", "pretrained", "chat", "listen", "plot", "transformers", "onnx"}
-WORKSHOP = {"examples", "docs", "bench", "dev"}
+WORKSHOP = {"examples", "docs", "learn", "bench", "dev"}
 COMPILERS = {"aot"}  # which change how JAX starts
 FRAMEWORKS = "{'numpy', 'jax', 'torch'} & set(sys.modules)"
 
@@ -64,7 +64,7 @@ def test_the_mathematics_imports_no_framework_by_name() -> None:
     mathematics = [
         p
         for p in (ROOT / "polyattn").rglob("*.py")
-        if not {"parity", "weights", "dialects", "truth", "conventions", "models"}
+        if not {"parity", "weights", "dialects", "truth", "conventions", "models", "pictures"}
         & set(p.relative_to(ROOT).parts)
         and p.name not in tools
     ]
