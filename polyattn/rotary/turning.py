@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyattn.arrays import Array
+from polyattn.arrays import Array, backend_of
 from polyattn.arrays.numbers import SameArray
 from polyattn.calls import answers, flag, real, shown
 
@@ -36,15 +36,15 @@ def rotate(x: SameArray, cos: Array, sin: Array, *, interleaved: bool = False) -
             f"{who}: expected cos and sin of one shape that broadcasts to {(*lead, x.shape[-1] // 2)}, or narrower, got "
             f"{shape} and {tuple(sin.shape)}; give one angle for each pair of entries"
         )
-    xp = backend.xp
-    compute = backend.compute_dtype(x.dtype)
-    width = 2 * cos.shape[-1]
-    turned, cos, sin = (backend.astype(part, compute) for part in (x[..., :width], cos, sin))
-    if interleaved:
-        a, b = turned[..., 0::2], turned[..., 1::2]
-        pair = xp.stack((a * cos - b * sin, a * sin + b * cos), axis=-1)
-        turned = xp.reshape(pair, turned.shape)
-    else:
-        a, b = turned[..., : width // 2], turned[..., width // 2 :]
-        turned = xp.concat((a * cos - b * sin, a * sin + b * cos), axis=-1)
-    return xp.concat((backend.astype(turned, x.dtype), x[..., width:]), axis=-1)
+    compute, width = backend.compute_dtype(x.dtype), 2 * shape[-1]
+    pairs, cos, sin = (backend.astype(part, compute) for part in (x[..., :width], cos, sin))
+    turned = _turned(pairs, cos, sin, interleaved)
+    return backend.xp.concat((backend.astype(turned, x.dtype), x[..., width:]), axis=-1)
+
+
+def _turned(x: Array, cos: Array, sin: Array, interleaved: bool) -> Array:
+    """Pairs (a, b) as (a cos - b sin, a sin + b cos): neighbours, or an entry and that half a width further."""
+    xp, half = backend_of(x).xp, x.shape[-1] // 2
+    a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
+    turned = a * cos - b * sin, a * sin + b * cos
+    return xp.reshape(xp.stack(turned, axis=-1), x.shape) if interleaved else xp.concat(turned, axis=-1)

@@ -30,9 +30,8 @@ class Averages(NamedTuple):
 def meet(blocks: Blocks, spot: Spot, q: Array, k: Array, v: Array, seen: Any) -> Any:
     """What the queries of a tile have seen, and its keys."""
     tile = blocks.tile(spot, q, k, v)
-    ours = not mods.functions(
-        blocks.p.score_mod
-    )  # a function may return an array of its own, not ours to spoil
+    # A function may return an array of its own, which is not ours to spoil.
+    ours = not mods.functions(blocks.p.score_mod)
     by = blocks.normalizer
     return by.merge(seen, by.lift(tile.scores, tile.v, tile.keep, consume=ours))
 

@@ -108,7 +108,8 @@ def _meet(tile: Tile) -> _Met:
     if allowed is not None:
         xp = backend_of(q).xp
         ones = xp.astype(xp.broadcast_to(allowed, (q.shape[0], k.shape[0])), xp.float32)
-        seen, sees = xp.reshape(xp.max(ones, axis=0), (-1, 1)) > 0, xp.max(ones, axis=1, keepdims=True) > 0
+        seen = xp.reshape(xp.max(ones, axis=0), (-1, 1)) > 0
+        sees = xp.max(ones, axis=1, keepdims=True) > 0
         q, k, v = _where(sees, q), _where(seen, k), _where(seen, v)
     return _Met(q, k, v, _product(q, k.T), sees)
 
