@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from pictures.drawn import HOSTILE, PICTURES, ROW, VALUES, attended
+from shared.libraries import jnp, torch
 
 from polyattn import masks, mods, pictures
 from polyattn.normalizers import softmax
@@ -92,6 +93,14 @@ def test_arrays_of_every_library_give_the_same_picture(library: str, draw: Calla
     bench = StrictBench() if library == "strict" else load_bench(library)
     found = attended().astype(np.float32)
     assert written(draw(bench.array(found, "float32"))) == written(draw(found))
+
+
+def test_half_precision_and_what_has_a_gradient_is_read() -> None:
+    for x in (
+        torch.full((2, 2), 0.5, dtype=torch.bfloat16, requires_grad=True),
+        jnp.full((2, 2), 0.5, dtype=jnp.bfloat16),
+    ):
+        assert (pictures.weights(x).axes[0].images[0].get_array() == 0.5).all()
 
 
 def test_a_map_shows_the_weights_and_says_them() -> None:
@@ -315,7 +324,7 @@ def test_lines_over_length_end_where_nothing_was_measured() -> None:
     first, second = figure.axes[0].lines
     assert np.isnan(first.get_ydata()).tolist() == [False, True, False]
     assert (first.get_marker(), first.get_linestyle()) != (second.get_marker(), second.get_linestyle())
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()][1:4] == ["1", "2", "5"]
+    assert {"1", "2", "5"} <= {label.get_text() for label in figure.axes[0].get_yticklabels()}
     assert figure.axes[0].get_xscale() == figure.axes[0].get_yscale() == "log"
 
 
