@@ -25,7 +25,7 @@ _WHO = "polyattn.pictures.mismatch"
 def mismatch(
     observed: Array, expected: Array, *, names: tuple[str, str] = ("observed", "expected")
 ) -> Figure:
-    """The profile of a mismatch: the largest |observed - expected| by head and row, by row, by entry and by head.
+    """The profile of a mismatch: the largest |observed - expected| by head and row, by row and by entry.
 
     observed, expected: outputs (..., H, L, E), or weights (..., H, L, S) whose last axis are keys, or (L, E); from
     whatever libraries. Batch items are taken together. The scale is logarithmic; where both are the same, bit for bit,

@@ -226,8 +226,9 @@ def _bars(axes: Any, now: NDArray[Any], whole: NDArray[Any], limits: tuple[float
         markeredgecolor=VERMILLION, markeredgewidth=1.0,
     )  # fmt: skip
     axes.axhline(0, color=INK, linewidth=0.6)
-    axes.set(ylim=limits, xlim=(-0.6, len(whole) - 0.4))
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=5)
+    beside = max(0.6, 2.0 - len(whole))  # a single bar is no wall
+    axes.set(ylim=limits, xlim=(-beside, len(whole) - 1 + beside))
+    axes.xaxis.get_major_locator().set_params(integer=True, nbins=5, min_n_ticks=1)
 
 
 def _legend(figure: Any) -> None:
