@@ -71,7 +71,7 @@ def page(text: str, *, model: str = "minilm", layer: int = 0, head: int = 0) -> 
         else f"Of its {found.depth} layers {', '.join(map(str, kept))} are in this file, which would be too large with all."
     )
     words = {"model": found.name, "about": found.about, "stored": stored, "text": visible(text)}
-    return _render(**words, data=_inert(data), turned=found.rotary is not None, half=q.shape[2] // 2)
+    return _render(**words, data=_inert(data), turned=found.rotary is not None)
 
 
 def _turning(rotary: Rotary, length: int, width: int) -> dict[str, str]:

@@ -82,7 +82,7 @@ const building = (data, layers, changing) => {
   byId("steps").append(...steps);
   const columns = turned ? ["d", "q", "q turned", "k", "k turned"] : ["d", "q", "k"];
   const vectors = table(byId("vectors"), [...columns, "q k", "v", "w v", "out"], [...Array(width).keys()].map(String));
-  const row = table(byId("row"), ["it looks at", "score", "exp(s \u2212 max)", "weight", ""], tokens);
+  const row = table(byId("row"), ["it looks at", "score", "exp(s \u2212 max)", "weight", "bar"], tokens);
   const scores = row.map((line, j) => {
     const input = make("input", { type: "number", step: "any" });
     input.addEventListener("input", () => retype(j, input));

@@ -52,8 +52,8 @@ const drawing = (data, held, built) => {
   }
 
   const PAIRS = {
-    interleaved: "entries 2i and 2i + 1 are pair i",
-    half: `entries i and i + ${width / 2} are pair i`,
+    interleaved: "each pair of entries, 2i and 2i + 1, is turned by an angle of its own",
+    half: `each pair of entries, i and i + ${width / 2}, is turned by an angle of its own`,
     none: "the switch above says that nothing is turned",
   };
 
@@ -73,14 +73,14 @@ const drawing = (data, held, built) => {
       columns.splice(0, 2, before, q, beside, k);
       const most = Math.max(...columns.flat().map(Math.abs));
       ["q-before", "q-after", "k-before", "k-after"].forEach((name, n) => bars(byId(name), columns[n], most));
-      first.push(`rotary positions: q stands at ${i}, k at ${j}, and each pair of entries is turned by an angle of its own; ${PAIRS[state.pairing]}`);
+      first.push(`rotary positions: q stands at ${i}, k at ${j}; ${PAIRS[state.pairing]}`);
     }
     const rest = [products, v, v.map((x) => weight * x), row.out];
     built.vectors.forEach((line, d) => fill(line, [...columns, ...rest].map((x) => say(x[d]))));
     const hidden = masked === -Infinity;
     fill(built.steps, [
       ...first,
-      `q . k = ${say(product)}, the sum of the ${width} products above`,
+      `q . k = ${say(product)}, the sum of ${width} products`,
       `times the scale ${say(state.scale)}: ${say(scaled)}`,
       state.cap === null ? "no soft cap" : `bent by the cap, ${say(state.cap)} tanh(s / ${say(state.cap)}): ${say(capped)}`,
       (given === capped ? "" : `retyped as ${say(given)}; `) + (hidden ? `hidden by the mask: ${say(masked)}` : `seen: the score is ${say(masked)}`),
@@ -120,7 +120,7 @@ const drawing = (data, held, built) => {
     const now = all[step];
     const off = Math.max(...row.out.map((x, d) => Math.abs(x - now.average[d])));
     const names = all.map((_, n) => (n === 0 ? "before" : `tile ${n}`));
-    const columns = ["", "keys", "its largest score", "maximum", "factor", "sum"];
+    const columns = ["after", "keys", "its largest", "maximum", "factor", "sum"];
     table(byId("online"), columns, names.slice(0, step + 1)).forEach((cells, n) => {
       const { from, to, top, maximum, factor, sum } = all[n];
       fill(cells, n === 0 ? ["none", "", say(maximum), "", say(sum)] : [`${from} to ${to - 1}`, ...[top, maximum, factor, sum].map(say)]);
