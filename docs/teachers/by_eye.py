@@ -148,8 +148,8 @@ def caches(paper: Paper) -> None:
         slots = cache.key.shape[-2]
         found = (exact(own / slots / 1024), exact(layers * own / 1024**2))
         rows.append([name, *(Answer(said(number)) for number in found)])
-    paper.table(rows, [62, 50, 50], high=8.5)
-    paper.paragraph("Tokens of how long a text fit into 1 GiB?")
+    paper.table(rows, [62, 50, 50])
+    paper.paragraph("How many tokens does 1 GiB hold?")
     both = ("8 kv heads", "1 kv head")
     bytes_of_a_token = [layers * (kept[name].key.nbytes + kept[name].value.nbytes) // length for name in both]
     paper.table([both, [Answer(str(2**30 // own)) for own in bytes_of_a_token]], [50, 50])
@@ -194,8 +194,9 @@ def mistakes(paper: Paper) -> None:
     for text in PROGRAMS:
         rule, what = found_in(text)
         paper.code(text, LEFT, WIDTH)
-        paper.y -= 5.5
+        paper.y -= 5.5  # the lines follow the program closely
         paper.room(2, f"{rule}: {what}")
+        paper.y -= 2.5
 
 
 def found_in(text: str) -> tuple[str, str]:

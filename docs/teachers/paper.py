@@ -44,7 +44,7 @@ Cell = str | Answer
 
 @cache
 def _wide(word: str, size: float) -> float:
-    prop = FontProperties(STYLE["font.family"], size=size)
+    prop = FontProperties(family=STYLE["font.family"], size=size)
     return float(text_to_path.get_text_width_height_descent(word, prop, "$" in word)[0]) * POINT
 
 
@@ -137,6 +137,8 @@ class Paper:
             if not self.solved:
                 return
         text = cell.text if isinstance(cell, Answer) else cell
+        if not text:
+            return
         style: dict[str, Any] = {"color": SOLVED, "size": 12} if blank else {"color": DIM if name else INK, "size": 10 if name else 12}  # fmt: skip
         self.words(x + wide / 2, y + high / 2, text, ha="center", va="center_baseline", **style)
 
@@ -163,12 +165,12 @@ class Paper:
             self.rule(self.y, dots=True, color=DIM, width=0.9)
             if self.solved and i < len(found):
                 self.words(LEFT, self.y - 1.2, found[i], color=SOLVED)
-        self.y += 3
+        self.y += 5.5
 
     def code(self, text: str, x: float, wide: float) -> None:
         """Lines of a program."""
         lines = text.strip().splitlines()
-        size, step = 8.4, 4.3
+        size, step = 8.4, 4.1
         self.put(Rectangle((x, self.y), wide, step * len(lines) + 3, facecolor=GIVEN, edgecolor="none"))
         for i, line in enumerate(lines):
             style = {"family": MONO, "parse_math": False}
