@@ -102,9 +102,8 @@ class Paper:
         """Words, broken into lines; what stands between dollars stays together."""
         for line in _lines(text, WIDTH - 2, size):
             self.words(LEFT, self.y, line, size=size, color=color, **style)
-            self.y += 1.42 * size * POINT + 1.2 * (
-                "_" in line or "^" in line
-            )  # indices reach into the next line
+            below = 2.0 if "\\sum" in line else 1.2 if "_" in line or "^" in line else 0.0  # what hangs into the next line
+            self.y += 1.42 * size * POINT + below
         self.y += 0.6
 
     def table(
