@@ -43,7 +43,7 @@ def said(x: Fraction | int) -> str:
     x = Fraction(x)
     if x.denominator == 1:
         return str(x.numerator).replace("-", "\u2212")
-    return rf"${'-' if x < 0 else ''}\dfrac{{{abs(x.numerator)}}}{{{x.denominator}}}$"
+    return rf"${'-' if x < 0 else ''}\frac{{{abs(x.numerator)}}}{{{x.denominator}}}$"
 
 
 def said_all(x: Iterable[Fraction]) -> list[str]:

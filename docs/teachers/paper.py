@@ -102,7 +102,9 @@ class Paper:
         """Words, broken into lines; what stands between dollars stays together."""
         for line in _lines(text, WIDTH - 2, size):
             self.words(LEFT, self.y, line, size=size, color=color, **style)
-            below = 2.0 if "\\sum" in line else 1.2 if "_" in line or "^" in line else 0.0  # what hangs into the next line
+            below = (
+                2.0 if "\\sum" in line else 1.2 if "_" in line or "^" in line else 0.0
+            )  # what hangs into the next line
             self.y += 1.42 * size * POINT + below
         self.y += 0.6
 
@@ -138,7 +140,9 @@ class Paper:
         text = cell.text if isinstance(cell, Answer) else cell
         if not text:
             return
-        style: dict[str, Any] = {"color": SOLVED, "size": 12} if blank else {"color": DIM if name else INK, "size": 10 if name else 12}  # fmt: skip
+        size = 10 if name else 15 if "frac" in text else 12  # digits of fractions are small
+        color = SOLVED if blank else DIM if name else INK
+        style: dict[str, Any] = {"color": color, "size": size}
         self.words(x + wide / 2, y + high / 2, text, ha="center", va="center_baseline", **style)
 
     def squares(self, x: float, y: float, rows: Sequence[Sequence[bool]], side: float) -> None:

@@ -29,7 +29,7 @@ def sheets(worksheet: Any) -> dict[bool, Any]:
 def read(text: str) -> Fraction:
     """A number as the sheet prints it."""
     plain = text.replace("\u2212", "-")
-    found = re.fullmatch(r"\$(-?)\\dfrac\{(\d+)\}\{(\d+)\}\$", plain)
+    found = re.fullmatch(r"\$(-?)\\frac\{(\d+)\}\{(\d+)\}\$", plain)
     return Fraction(plain) if found is None else Fraction(int(found[1] + found[2]), int(found[3]))
 
 
@@ -190,9 +190,7 @@ def test_nothing_lies_over_something_else_or_off_the_paper(worksheet: Any, sheet
 
 
 def test_a_number_that_is_no_fraction_is_refused(worksheet: Any) -> None:
-    with pytest.raises(
-        ValueError, match=r"of at most 64, got 0\.7310585"
-    ):
+    with pytest.raises(ValueError, match=r"of at most 64, got 0\.7310585"):
         import_module("exact").exact(0.7310585)
 
 
