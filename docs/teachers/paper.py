@@ -100,7 +100,7 @@ class Paper:
 
     def paragraph(self, text: str, *, size: float = 11, color: str = INK, **style: Any) -> None:
         """Words, broken into lines; what stands between dollars stays together."""
-        for line in _lines(text, WIDTH - 2, size):
+        for line in _lines(text, WIDTH - 4, size):
             self.words(LEFT, self.y, line, size=size, color=color, **style)
             below = (
                 2.0 if "\\sum" in line else 1.2 if "_" in line or "^" in line else 0.0
@@ -140,7 +140,7 @@ class Paper:
         text = cell.text if isinstance(cell, Answer) else cell
         if not text:
             return
-        size = 10 if name else 15 if "frac" in text else 12  # digits of fractions are small
+        size = 10 if name else 14 if "frac" in text else 12  # digits of fractions are small
         color = SOLVED if blank else DIM if name else INK
         style: dict[str, Any] = {"color": color, "size": size}
         self.words(x + wide / 2, y + high / 2, text, ha="center", va="center_baseline", **style)
@@ -160,7 +160,7 @@ class Paper:
     def room(self, lines: int, answer: str) -> None:
         """Dotted lines to write on; in the solutions the answer stands on them."""
         self.answers.append(answer)
-        found = list(_lines(answer, WIDTH - 2, 11))
+        found = list(_lines(answer, WIDTH - 4, 11))
         if len(found) > lines:
             raise ValueError(f"expected an answer of {lines} lines, got {len(found)}: {answer}")
         for i in range(lines):
@@ -194,21 +194,3 @@ def _lines(text: str, wide: float, size: float) -> Iterator[str]:
         else:
             line, length = f"{line} {word}".strip(), length + space * bool(line) + own
     yield line
-
-
-def overlapping(figure: Figure) -> list[tuple[str, str]]:
-    """The words of a page that lie over each other."""
-    figure.canvas.draw()
-    boxes = [
-        (text.get_text(), text.get_window_extent())
-        for axes in figure.axes
-        for text in axes.texts
-        if text.get_text().strip()
-    ]
-    boxes.sort(key=lambda pair: pair[1].x0)
-    return [
-        (a, b)
-        for i, (a, box) in enumerate(boxes)
-        for b, other in boxes[i + 1 :]
-        if box.x1 > other.x0 + 0.5 and box.y1 > other.y0 + 0.5 and other.y1 > box.y0 + 0.5
-    ]

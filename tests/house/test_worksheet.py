@@ -176,7 +176,7 @@ def test_every_problem_has_a_solution_that_the_sheet_leaves_blank(worksheet: Any
 def test_nothing_lies_over_something_else_or_off_the_paper(worksheet: Any, sheets: Any) -> None:
     from matplotlib import rc_context
 
-    overlapping = import_module("paper").overlapping
+    overlapping = import_module("overlap").overlapping
     with rc_context(worksheet.STYLE):
         for paper, _ in sheets.values():
             for page in paper.pages:
