@@ -16,7 +16,7 @@ def overlapping(figure: Figure) -> list[tuple[str, str]]:
     >>> overlapping(figure)
     [('one', 'other')]
     """
-    figure.canvas.draw()
+    figure.draw_without_rendering()  # which places ticks and labels
     texts = (text for text in figure.findobj(Text) if isinstance(text, Text))
     boxes = [
         (text.get_text(), text.get_window_extent())
