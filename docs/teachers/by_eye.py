@@ -98,6 +98,7 @@ def heads(paper: Paper) -> None:
             ["4, by np.tile", *read(4, tiled=True)],
         ],
         [34] + [16] * 8,
+        high=7.5,
     )
 
 

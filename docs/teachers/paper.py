@@ -26,7 +26,7 @@ STYLE: dict[str, Any] = {
     "font.family": "STIXGeneral",
     "mathtext.fontset": "stix",
     "pdf.fonttype": 42,
-    "text.parse_math": True,
+    "text.hinting": "none",  # as long on a screen as in a file
 }
 MONO = "DejaVu Sans Mono"
 POINT = 25.4 / 72
@@ -100,7 +100,7 @@ class Paper:
 
     def paragraph(self, text: str, *, size: float = 11, color: str = INK, **style: Any) -> None:
         """Words, broken into lines; what stands between dollars stays together."""
-        for line in _lines(text, WIDTH - 4, size):
+        for line in _lines(text, WIDTH - 2, size):
             self.words(LEFT, self.y, line, size=size, color=color, **style)
             below = (
                 2.0 if "\\sum" in line else 1.2 if "_" in line or "^" in line else 0.0
@@ -160,7 +160,7 @@ class Paper:
     def room(self, lines: int, answer: str) -> None:
         """Dotted lines to write on; in the solutions the answer stands on them."""
         self.answers.append(answer)
-        found = list(_lines(answer, WIDTH - 4, 11))
+        found = list(_lines(answer, WIDTH - 2, 11))
         if len(found) > lines:
             raise ValueError(f"expected an answer of {lines} lines, got {len(found)}: {answer}")
         for i in range(lines):
