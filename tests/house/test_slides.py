@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 from collections.abc import Iterator
 from importlib import import_module
@@ -118,6 +119,12 @@ def test_each_is_written_four_times_at_sixteen_by_nine(tmp_path: Path) -> None:
     for png in made[1::2]:
         data = png.read_bytes()
         assert [int.from_bytes(data[i : i + 4], "big") for i in (16, 20)] == [1920, 1080]
+
+
+@pytest.mark.parametrize("name", ["exact", "overlap"])
+def test_the_examples_of_a_program_are_true(name: str) -> None:
+    found = doctest.testmod(import_module(name))
+    assert (found.failed, found.attempted > 0) == (0, True)
 
 
 def test_the_page_shows_each_and_offers_all_of_its_files() -> None:
