@@ -89,12 +89,12 @@ class Paper:
         style = {"linestyle": (0, (0.5, 2.5)), "dash_capstyle": "round"} if dots else {}
         self.pages[-1].axes[0].plot((LEFT, LEFT + WIDTH), (y, y), color=color, linewidth=width, **style)
 
-    def title(self, number: int, text: str, minutes: int) -> None:
+    def title(self, number: int, text: str, beside: str) -> None:
         """The heading of a problem."""
         self.y += 7
         self.words(LEFT, self.y, f"{number}", size=15, weight="bold", color=SOLVED)
         self.words(LEFT + 9, self.y, text, size=14, weight="bold")
-        self.words(LEFT + WIDTH, self.y, f"{minutes} min", size=10, color=DIM, ha="right")
+        self.words(LEFT + WIDTH, self.y, beside, size=10, color=DIM, ha="right")
         self.rule(self.y + 2.2, width=0.5, color=LINE)
         self.y += 8
 

@@ -64,7 +64,8 @@ def sheet(*, solved: bool) -> tuple[Paper, list[list[str]]]:
             _frame(paper, first=not found)
             for problem in page:
                 number, before = number + 1, len(paper.answers)
-                paper.title(number, problem.name, problem.minutes)
+                chapter = int(problem.chapter.partition("-")[0])
+                paper.title(number, problem.name, f"chapter {chapter} \u00b7 {problem.minutes} min")
                 problem.write(paper)
                 found.append(paper.answers[before:])
         paper.check_room()

@@ -148,6 +148,8 @@ def test_every_problem_has_a_solution_that_the_sheet_leaves_blank(worksheet: Any
     (blank, asked), (solved, found) = sheets[False], sheets[True]
     problems = [problem for page in worksheet.PROBLEMS for problem in page]
     assert len(problems) == len(found) == 11
+    course = (TEACHERS / "index.md").read_text(encoding="utf-8").split("\n## ")[3]
+    assert [problem.name for problem in problems if f"learn/{problem.chapter}.md)" not in course] == []
     assert asked == found
     assert all(found)
     for i, page in enumerate(worksheet.PROBLEMS):

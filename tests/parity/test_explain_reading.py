@@ -267,5 +267,8 @@ def test_it_fits_a_phone_and_both_schemes(browser: Any, tmp_path: Path, scheme: 
     assert browser.execute_script("return document.documentElement.scrollWidth") == 390
     paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 26)"}[scheme]
+    open_page(browser, made(), tmp_path)
+    fits = "const x = document.getElementById('row').parentElement; return x.scrollWidth <= x.clientWidth"
+    assert browser.execute_script(fits)
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert browser.get_log("browser") == []
