@@ -7,7 +7,7 @@ LOWEST := .venv-lowest/bin
 # On a machine without the chip JAX computes on the CPU, and several processes may compile for a TPU.
 AOT := JAX_PLATFORMS=cpu ALLOW_MULTIPLE_LIBTPU_LOAD=1 .venv-aot/bin/python
 .DELETE_ON_ERROR:
-.PHONY: verify chat listen test smoke quick lowest aot aot-tests lint docs bench chromium learn clean
+.PHONY: verify chat listen learn test smoke quick lowest aot aot-tests lint docs worksheet figures bench chromium clean
 
 verify: .venv/ready
 	$(BIN)/polyattn verify
@@ -84,6 +84,13 @@ docs: .venv/docs
 	rm -rf docs/_build
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 	$(BIN)/python docs/links.py docs/_build/html
+
+# For teachers: a sheet to print with its solutions, and figures for slides.
+worksheet: .venv/ready
+	$(BIN)/python docs/teachers/worksheet.py docs/_build
+
+figures: .venv/ready
+	$(BIN)/python docs/teachers/figures.py docs/_build/slides
 
 # The wheels of the language model, of the speech model and of a recording go in alone: what they require, as llama.cpp, only
 # their own code needs.

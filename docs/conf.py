@@ -1,6 +1,7 @@
 """Sphinx configuration. What it makes needs nothing from the net: no fonts, no scripts, formulas as MathML."""
 
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -119,9 +120,17 @@ def _example_of_explain(app: Any, error: Exception | None) -> None:
         (app.outdir / "explain-example.html").write_text(made, encoding="utf-8")
 
 
+def _downloads_for_teachers(app: Any, error: Exception | None) -> None:
+    """The sheet and the figures that docs/teachers/index.md offers."""
+    if error is None and app.builder.format == "html":
+        program = app.confdir / "teachers" / "downloads.py"
+        subprocess.run([sys.executable, program, app.outdir / "teachers"], check=True)
+
+
 def setup(app: Any) -> None:
     app.connect("builder-inited", _one_signature)
     app.connect("build-finished", _example_of_explain)
+    app.connect("build-finished", _downloads_for_teachers)
     app.connect("autodoc-process-signature", _type_names)
     app.connect("autodoc-skip-member", _skip)
     app.connect("autodoc-process-docstring", _as_written)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from polyattn import weights
-from polyattn.arrays import Array, backend_of
+from polyattn.arrays import Array
 from polyattn.calls import shown
 from polyattn.layers import (
     MLP,
@@ -27,7 +27,6 @@ from polyattn.layers import (
     LanguageModel,
     RMSNorm,
 )
-from polyattn.layers.heads import turned
 from polyattn.rotary import Rotary
 
 __all__ = [
@@ -139,17 +138,15 @@ def load(like: Array, path: str | os.PathLike[str] | None = None) -> Pretrained:
 
 
 def queries_keys_values(params: Mapping[str, Any], tokens: Array) -> Iterator[tuple[Array, Array, Array]]:
-    """What the attention of each block is given of tokens (batch, length), queries and keys turned to their positions.
+    """What the attention of each block is given of tokens (batch, length): queries and keys before rotary positions turn them.
 
     (batch, 9, length, 64) queries, (batch, 3, length, 64) keys and values.
     """
     x = SMOLLM2.embedding(params["embedding"], tokens)
-    at = backend_of(x).arange(0, tokens.shape[-1], x)
     for i, block in enumerate(SMOLLM2.trunk.blocks):
         own = params["trunk"][f"block_{i}"]
         given = NORM(own["norm_1"], x)
-        q, k, v = block.attention.project(own["attention"], given, given)
-        yield *turned(block.attention.rotary, q, k, at, at), v
+        yield block.attention.project(own["attention"], given, given)
         x = block(own, x)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from polyattn.calls import integer, shown
 from polyattn.models.explain.texts import MODELS, Model
 from polyattn.parity.report import visible
+from polyattn.rotary import Rotary, angles
 from polyattn.truth.spec import Floats
 
 __all__ = ["MOST_BYTES", "MOST_TOKENS", "page"]
@@ -19,6 +20,7 @@ __all__ = ["MOST_BYTES", "MOST_TOKENS", "page"]
 _WHO = "polyattn.models.explain.page"
 #: The most tokens of a page: more cells than their square are neither read nor drawn at once.
 MOST_TOKENS = 96
+_SCRIPTS = ("arithmetic.js", "parts.js", "held.js", "built.js", "drawn.js", "page.js")
 #: The most bytes that the numbers of a page may fill, in base64.
 MOST_BYTES = 2_900_000
 
@@ -27,9 +29,9 @@ def page(text: str, *, model: str = "minilm", layer: int = 0, head: int = 0) -> 
     """One HTML file on the attention of a pretrained model to a text: every weight, and the numbers that it is made of.
 
     model: "minilm" (extra pretrained) or "smollm2" (extra chat). layer, head: what is shown first, from 0. The file holds
-    q, k and v of the layers in float32, and computes in float64; where all layers would fill more than `MOST_BYTES` it
-    holds the one asked for and others spread evenly, and says which. It fetches nothing and runs nothing but its own
-    script.
+    q, k and v of the layers in float32, with rotary positions q and k before they are turned and the angles; it computes in
+    float64. Where all layers would fill more than `MOST_BYTES` it holds the one asked for and others spread evenly, and says
+    which. It fetches nothing and runs nothing but its own script.
 
     ValueError for an empty text, one of more than `MOST_TOKENS` tokens, an unknown model, layer or head;
     ModuleNotFoundError where the model is not installed; ImportError without Jinja2.
@@ -55,6 +57,7 @@ def page(text: str, *, model: str = "minilm", layer: int = 0, head: int = 0) -> 
         "last": len(read.tokens) - found.added // 2,
         "causal": found.is_causal,
         "scale": q.shape[2] ** -0.5,
+        "rotary": None if found.rotary is None else _turning(found.rotary, len(read.tokens), q.shape[2]),
         "layer": layer,
         "head": head,
         "layers": [
@@ -67,7 +70,14 @@ def page(text: str, *, model: str = "minilm", layer: int = 0, head: int = 0) -> 
         if len(kept) == found.depth
         else f"Of its {found.depth} layers {', '.join(map(str, kept))} are in this file, which would be too large with all."
     )
-    return _render(model=found.name, about=found.about, stored=stored, text=visible(text), data=_inert(data))
+    words = {"model": found.name, "about": found.about, "stored": stored, "text": visible(text)}
+    return _render(**words, data=_inert(data), turned=found.rotary is not None)
+
+
+def _turning(rotary: Rotary, length: int, width: int) -> dict[str, str]:
+    """By which angle the model turns each pair of each token, and which entries it takes for a pair."""
+    turns = angles(np.arange(length)[:, None], rotary.frequencies(width), np.float32)
+    return {"angles": _base64(turns), "pairing": "interleaved" if rotary.interleaved else "half"}
 
 
 def _model(name: str) -> Model:
@@ -122,7 +132,7 @@ def _inert(data: object) -> str:
     return text
 
 
-def _render(*, data: str, **words: str) -> str:
+def _render(*, data: str, **words: object) -> str:
     """The template with its style and its scripts, which are allowed by their hash; every word escaped."""
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -141,5 +151,5 @@ def _render(*, data: str, **words: str) -> str:
 
     templates = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
     template = templates.get_template("page.html.j2")
-    parts = contents("page.css") | contents("arithmetic.js", "parts.js", "page.js")
+    parts = contents("page.css") | contents(*_SCRIPTS)
     return str(template.render(data=Markup(data), **parts, **words))

@@ -13,6 +13,27 @@ const arithmetic = (() => {
     return Float64Array.from({ length: bytes.length / 4 }, (_, i) => view.getFloat32(4 * i, true));
   }
 
+  /**
+   * Pairs of entries (a, b) of vectors as (a cos t - b sin t, a sin t + b cos t): x holds heads of as many vectors as there
+   * are tokens, angles a t for each pair of each token. pairing: entries 2i and 2i + 1 are a pair ("interleaved"), or i and
+   * i + width / 2 ("half"), or nothing is turned ("none").
+   */
+  function turn(x, angles, width, pairing) {
+    if (pairing === "none") return x;
+    const half = width / 2;
+    const turned = new Float64Array(x.length);
+    for (let from = 0; from < x.length; from += width) {
+      const own = (from / 2) % angles.length; // of the token of this vector
+      for (let i = 0; i < half; i++) {
+        const [first, second] = pairing === "half" ? [from + i, from + i + half] : [from + 2 * i, from + 2 * i + 1];
+        const [cos, sin] = [Math.cos(angles[own + i]), Math.sin(angles[own + i])];
+        turned[first] = x[first] * cos - x[second] * sin;
+        turned[second] = x[first] * sin + x[second] * cos;
+      }
+    }
+    return turned;
+  }
+
   /** May query i look at key j? A window reaches that many tokens to either side. */
   function allowed(rules, i, j) {
     return !(rules.causal && j > i) && (rules.window === null || Math.abs(i - j) <= rules.window);
@@ -87,5 +108,5 @@ const arithmetic = (() => {
     return steps;
   }
 
-  return Object.freeze({ decode, allowed, score, softmax, row, weights, online });
+  return Object.freeze({ decode, turn, allowed, score, softmax, row, weights, online });
 })();

@@ -9,13 +9,17 @@ from typing import NamedTuple
 import numpy as np
 
 from polyattn.models import minilm, smollm2
+from polyattn.rotary import Rotary
 from polyattn.truth.spec import Floats
 
 __all__ = ["MODELS", "Model", "Read"]
 
 
 class Read(NamedTuple):
-    """Tokens as words, and for each layer q (heads, tokens, width), k and v (kv heads, tokens, width), float32."""
+    """Tokens as words, and for each layer q (heads, tokens, width), k and v (kv heads, tokens, width), float32.
+
+    Queries and keys are those before rotary positions turn them.
+    """
 
     tokens: list[str]
     layers: Iterable[tuple[Floats, Floats, Floats]]
@@ -34,6 +38,7 @@ class Model:
     added: int  # how many of the tokens are not of the text, half before it and half behind
     numbers: Callable[[str], list[int]]
     read: Callable[[list[int]], Read]
+    rotary: Rotary | None = None  # how every layer turns its queries and keys
 
 
 def _minilm_numbers(text: str) -> list[int]:
@@ -73,7 +78,7 @@ MODELS: Mapping[str, Model] = {
     ),
     "smollm2": Model(
         "SmolLM2",
-        "SmolLM2-135M-Instruct, a language model: 30 layers of 9 heads, causal; q and k are shown after rotary positions have turned them.",
+        "SmolLM2-135M-Instruct, a language model: 30 layers of 9 heads, causal; rotary positions turn q and k.",
         depth=smollm2.SMOLLM2.trunk.depth,
         heads=9,
         is_causal=True,
@@ -81,5 +86,6 @@ MODELS: Mapping[str, Model] = {
         added=0,
         numbers=_smollm2_numbers,
         read=_read_smollm2,
+        rotary=smollm2.BLOCK.attention.rotary,
     ),
 }
