@@ -25,6 +25,7 @@ html_title = f"polyattn {version}"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_js_files = [("moving.js", {"defer": "defer"})]
+html_search_scorer = "_static/scorer.js"
 html_show_copyright = False
 html_math_renderer = "mathml"
 myst_enable_extensions = ["colon_fence", "dollarmath"]

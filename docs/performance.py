@@ -16,6 +16,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.md"
 OURS = {"polyattn numpy": "NumPy", "polyattn jax": "JAX", "polyattn torch": "PyTorch"}
+#: Names that are shorter in the head of a column.
+SHORT = {"torch MultiheadAttention": "torch MHA", "keras on torch": "keras"}
 #: What the tables of decoding.txt compare, in words.
 DECODING = {
     "model": "SmolLM2-135M writes, in float32, beside transformers with the same file: tokens a second and the time to the first "
@@ -57,8 +59,12 @@ def beside() -> str:
     tables = [machine(), ""]
     for ours, library in OURS.items():
         here = [peer for peer in peers if any((c, peer) in found and (c, ours) in found for c in cases)]
+        here.sort(key=lambda peer: -sum((case, peer) in found for case in cases))
         tables += [f"**polyattn on {library}**, times as fast as", "", "::::{container} numbers", ""]
-        tables += [_row("case", "ms", *here), _row("---", *["--:"] * (len(here) + 1))]
+        tables += [
+            _row("case", "ms", *(SHORT.get(peer, peer) for peer in here)),
+            _row("---", *["--:"] * (len(here) + 1)),
+        ]
         for case in cases:
             if (case, ours) in found:
                 mine = found[case, ours]
