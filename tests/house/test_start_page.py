@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-
 from house.test_figures import same
 
 DOCS = Path(__file__).parents[2] / "docs"
