@@ -72,6 +72,7 @@ def machine() -> dict[str, Any]:
         "machine": platform.machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "versions": versions,
     }
 

@@ -3,15 +3,19 @@
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib import import_module
 from importlib.metadata import version as _version
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.errors import PycodeError
 from sphinx.pycode import ModuleAnalyzer
+from sphinx.util import logging
 
 project = "polyattn"
 release = version = _version("polyattn")
@@ -21,6 +25,8 @@ html_theme = "furo"
 html_title = f"polyattn {version}"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
+html_js_files = [("moving.js", {"defer": "defer"})]
+html_search_scorer = "_static/scorer.js"
 html_show_copyright = False
 html_math_renderer = "mathml"
 myst_enable_extensions = ["colon_fence", "dollarmath"]
@@ -111,6 +117,34 @@ def _one_signature(app: Any) -> None:
     analyzer.overloads.clear()
 
 
+def _every_public_name_has_a_place(app: Any, env: Any) -> None:
+    """A warning, which is an error in `make docs`, for each name of tests/house/surface.toml that no page of reference shows."""
+    surface = Path(app.srcdir).parent / "tests" / "house" / "surface.toml"
+    python = env.domains["py"]
+    for name in unshown(
+        tomllib.loads(surface.read_text(encoding="utf-8")), set(python.objects), set(python.modules)
+    ):
+        logging.getLogger(__name__).warning(
+            "%s is public and on no page; show it in docs/reference/", name, location="reference/index"
+        )
+
+
+def unshown(surface: dict[str, list[str]], shown: set[str], modules: set[str]) -> list[str]:
+    """The public names, "module.name", that are not shown: neither so nor, the same thing, as that of another module."""
+    elsewhere: dict[str, list[Any]] = {}
+    for name in shown:
+        module, _, last = name.rpartition(".")
+        if module in modules:
+            elsewhere.setdefault(last, []).append(getattr(import_module(module), last, None))
+    return [
+        f"{module}.{name}"
+        for module, names in surface.items()
+        for name in names
+        if f"{module}.{name}" not in shown
+        and not any(thing is getattr(import_module(module), name) for thing in elsewhere.get(name, ()))
+    ]
+
+
 def _example_of_explain(app: Any, error: Exception | None) -> None:
     """The page that docs/explain.md shows, made of the model itself."""
     if error is None and app.builder.format == "html":
@@ -131,6 +165,7 @@ def setup(app: Any) -> None:
     app.connect("builder-inited", _one_signature)
     app.connect("build-finished", _example_of_explain)
     app.connect("build-finished", _downloads_for_teachers)
+    app.connect("env-check-consistency", _every_public_name_has_a_place)
     app.connect("autodoc-process-signature", _type_names)
     app.connect("autodoc-skip-member", _skip)
     app.connect("autodoc-process-docstring", _as_written)

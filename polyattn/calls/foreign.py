@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 __all__ = ["Answer", "Table", "Words", "members", "words_of"]
 
+#: The tables of other libraries' words: of attention, of layers, and of what is only a setting there.
 Table = Literal["attention", "layers", "settings"]
 #: Who is spoken of as many.
 _SEVERAL = ("others", "other libraries", "Keras's layers")

@@ -43,7 +43,7 @@ CARRIED: Mapping[str, Carried] = {
     ),
     **{
         name: Carried((), "", "nothing there can express it: call polyattn.attention")
-        for name in ("sigmoid", "softpick", "sparsemax", "entmax15", "top_k")
+        for name in ("sigmoid", "softpick", "sparsemax", "entmax15", "top_k", "normalizer")
     },
     "dropout": Carried((), "", "it draws other weights to drop from any seed: ask it for its own dropout"),
     "dense mask": Carried(_MASK, "bool mask", "only causality and windows can be said there: leave it out"),

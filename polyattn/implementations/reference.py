@@ -207,7 +207,7 @@ def _run(p: Problem, limit: Reference | None) -> Output:
 # Written out: what is new to the table is refused until the definition has it.
 ACCEPTS = (
     "causal mask query_offset traced_offset positions bias score_mod scale sinks "
-    "sigmoid softpick sparsemax entmax15 top_k dropout origin lse weights scores max_scores"
+    "sigmoid softpick sparsemax entmax15 top_k normalizer dropout origin lse weights scores max_scores"
 )
 
 REFERENCE = Implementation(

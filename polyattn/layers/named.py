@@ -152,7 +152,7 @@ class CrossAttention(MultiHeadCrossAttention):
 
 @dataclass(frozen=True)
 class GroupedQueryAttention(MultiHeadAttention):
-    """Several query heads share a key and value head (Ainslie 2023, arXiv:2305.13245): head h reads h // G.
+    """GQA: several query heads share a key and value head (Ainslie 2023, arXiv:2305.13245): head h reads h // G.
 
     >>> import numpy as np
     >>> layer = GroupedQueryAttention(8, 4, num_kv_heads=2)
@@ -166,7 +166,7 @@ class GroupedQueryAttention(MultiHeadAttention):
 
 @dataclass(frozen=True)
 class MultiQueryAttention(MultiHeadAttention):
-    """All query heads share one key and value head (Shazeer 2019, arXiv:1911.02150).
+    """MQA: all query heads share one key and value head (Shazeer 2019, arXiv:1911.02150).
 
     >>> import numpy as np
     >>> MultiQueryAttention(8, 4).shapes()["w_k"]

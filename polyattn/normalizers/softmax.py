@@ -181,4 +181,5 @@ class Softmax(Foldable):
         return d_weights
 
 
+#: What is meant where a call says nothing.
 SOFTMAX = Softmax()

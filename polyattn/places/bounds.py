@@ -7,7 +7,9 @@ from typing import Any
 
 from polyattn.arrays import Array, backend_of, eagerly, is_array, readable
 
-FAR = 2**30  # positions, and sizes of a score matrix, are nearer to 0: their distances are int32 numbers
+#: Positions, and sizes of a score matrix, are nearer to 0: their distances are int32 numbers.
+FAR = 2**30
+#: The first integer that int32 has not.
 INT32 = 2**31
 
 

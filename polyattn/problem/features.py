@@ -7,6 +7,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from polyattn.arrays import is_array
+from polyattn.normalizers import BY_NAME, TopK
 
 #: name -> how it is said: "the kernel does not take ..."
 FEATURES: Mapping[str, str] = {
@@ -24,6 +25,7 @@ FEATURES: Mapping[str, str] = {
     "sparsemax": "the normaliser sparsemax",
     "entmax15": "the normaliser entmax15",
     "top_k": "the normaliser top_k",
+    "normalizer": "a normaliser of one's own",
     "dropout": "dropout",
     "origin": "an origin of heads or items",
     "lse": "a wish for lse",
@@ -89,12 +91,20 @@ def _places(p: Any, places: Any) -> set[str]:
     return found
 
 
+_OURS = (*map(type, BY_NAME.values()), TopK)
+
+
+def _normalizer(p: Any, normalizer: Any) -> set[str]:
+    """Its name, unless it is of a class that was written elsewhere: nobody knows what such a one computes by its name."""
+    return {normalizer.name} - {"softmax"} if type(normalizer) in _OURS else {"normalizer"}
+
+
 #: Fields whose feature is not their name alone.
 _NAMED: Mapping[str, Namer] = {
     "mask": _mask,
     "places": _places,
     "scale": lambda p, scale: {"scale"} if is_array(scale) else set(),
-    "normalizer": lambda p, normalizer: {normalizer.name} - {"softmax"},
+    "normalizer": _normalizer,
     "dropout_rate": lambda p, rate: {"dropout"},
     "dropout_seed": lambda p, seed: set(),  # which says nothing without a rate
     "packed": lambda p, packed: set(),  # likewise: dropout_at reads it

@@ -11,7 +11,7 @@ import pytest
 from shared.libraries import jax, jnp, torch
 
 from polyattn import AuxRequest, Blockwise, attention, attention_vjp, trace
-from polyattn.normalizers import BY_NAME, Sigmoid, TopK
+from polyattn.normalizers import BY_NAME, Sigmoid, Softmax, TopK
 from polyattn.parity import Spec, eta, round_to
 from polyattn.parity.cases import cases
 from polyattn.testing import Bench, Disagreement, check_backend, load_bench
@@ -308,6 +308,26 @@ def test_a_kernel_asked_for_by_name_refuses_by_name() -> None:
         attention(x, x, x, normalizer="softpick", implementation="native")
     with pytest.raises(ValueError, match="with the normaliser entmax15, which it does not take; use 'auto'"):
         attention(x, x, x, normalizer="entmax15", implementation="blockwise")
+
+
+class Mean(Softmax):
+    """A class of one's own goes by no name of the library's, inherited ones among them."""
+
+    def weights(self, scores: Any, sinks: Any = None) -> Any:
+        seen = np.isfinite(scores)
+        return seen / np.maximum(seen.sum(-1, keepdims=True), 1)
+
+
+def test_a_normaliser_of_ones_own_belongs_to_the_definition_alone() -> None:
+    x = np.arange(8.0).reshape(1, 1, 4, 2)
+    out, aux = attention(x, x, x, is_causal=True, normalizer=Mean(), return_aux=AuxRequest(weights=True))
+    assert aux.implementation == "reference"
+    assert (aux.weights == np.tri(4) / np.arange(1, 5)[:, None]).all()
+    assert (out == aux.weights @ x).all()
+    with pytest.raises(
+        ValueError, match=r"with a normaliser of one's own, which it does not take; use 'auto'"
+    ):
+        attention(x, x, x, normalizer=Mean(), implementation="blockwise")
 
 
 def test_a_sink_of_zero_is_softmax_plus_one() -> None:

@@ -23,6 +23,11 @@ CODE = sorted([*DOCS.glob("**/*.md"), *DOCS.parent.glob("examples/*/README.md")]
 @pytest.mark.parametrize(
     "page",
     [
+        "index.md",
+        "howto/decode.md",
+        "howto/long.md",
+        "howto/mismatch.md",
+        "howto/variant.md",
         "first.md",
         "layers.md",
         "onnx.md",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from array_api_compat import array_namespace
 from shared.libraries import installed, jax, jnp, torch
 from shared.torch_kernels import flex_on_the_cpu, tiles_as_traced
 
@@ -19,7 +20,7 @@ from polyattn.arrays import backend_named
 from polyattn.implementations import TRANSFORMS, Blockwise, Implementation, implementations_of
 from polyattn.implementations.blockwise import with_derivative
 from polyattn.implementations.table import columns, markdown
-from polyattn.normalizers import TopK
+from polyattn.normalizers import Normalizer, TopK
 from polyattn.places import Places
 from polyattn.problem import FEATURES, Problem, pose
 
@@ -31,6 +32,21 @@ RNG = np.random.default_rng(0)
 QKV = tuple(RNG.normal(size=shape) for shape in ((B, H, L, D), (B, 2, S, D), (B, 2, S, D)))
 TANGENT = tuple(RNG.normal(size=x.shape) for x in QKV)
 COTANGENT = RNG.normal(size=(B, H, L, D))
+
+
+@dataclass(frozen=True)
+class Squares(Normalizer):
+    """One that is not of the library."""
+
+    name = "squares"
+    formula = "w = max(s, 0)^2 / sum max(s, 0)^2"
+
+    def weights(self, scores: Any, sinks: Any = None) -> Any:
+        xp = array_namespace(scores)
+        squares = xp.where(scores > 0, scores, 0.0) ** 2
+        total = xp.sum(squares, axis=-1, keepdims=True)
+        return squares / xp.where(total == 0, 1.0, total)
+
 
 #: feature -> the arguments that have it, and nothing else that needs listing beside `mask`
 ASKED: dict[str, dict[str, Any]] = {
@@ -49,6 +65,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "sparsemax": {"normalizer": "sparsemax"},
     "entmax15": {"normalizer": "entmax15"},
     "top_k": {"normalizer": TopK(3)},
+    "normalizer": {"normalizer": Squares()},
     "dropout": {"dropout_rate": 0.25, "dropout_seed": 7},
     "origin": {"origin": Places(batch=3, head=4), "dropout_rate": 0.0},
     "lse": {"wanted": ("lse",)},
