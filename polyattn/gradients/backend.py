@@ -15,7 +15,6 @@ from polyattn.gradients.recorded import OPERATORS, Recorded, record
 from polyattn.gradients.rules import CONSTANT, RULES
 from polyattn.gradients.tape import Block, Output
 
-
 #: The backends of this module that there are, so that who has none need not look for their arrays.
 RECORDING: list[RecordedBackend] = []
 
@@ -132,8 +131,10 @@ class RecordedBackend(Backend):
         return self._take(x, indices, axis)
 
     def clip(self, x: Array, least: int, most: int) -> Array:
-        return self.xp.clip(x, least, most) if self.is_followed(x) else self.kind(
-            self.inner.clip(self.bare(x), least, most)
+        return (
+            self.xp.clip(x, least, most)
+            if self.is_followed(x)
+            else self.kind(self.inner.clip(self.bare(x), least, most))
         )
 
     def cos(self, x: Array) -> Array:

@@ -18,10 +18,46 @@ __all__ = ["CONSTANT", "RULES"]
 
 #: Functions whose results do not move with their arguments, or only in jumps: their derivative is 0.
 CONSTANT = frozenset(
-    "all any argmax argmin argsort bitwise_and bitwise_invert bitwise_left_shift bitwise_or bitwise_right_shift "
-    "bitwise_xor ceil count_nonzero empty_like equal floor floor_divide greater greater_equal isfinite isin isinf isnan "
-    "less less_equal logical_and logical_not logical_or logical_xor nonzero not_equal ones_like round searchsorted sign "
-    "signbit trunc zeros_like".split()
+    [
+        "all",
+        "any",
+        "argmax",
+        "argmin",
+        "argsort",
+        "bitwise_and",
+        "bitwise_invert",
+        "bitwise_left_shift",
+        "bitwise_or",
+        "bitwise_right_shift",
+        "bitwise_xor",
+        "ceil",
+        "count_nonzero",
+        "empty_like",
+        "equal",
+        "floor",
+        "floor_divide",
+        "greater",
+        "greater_equal",
+        "isfinite",
+        "isin",
+        "isinf",
+        "isnan",
+        "less",
+        "less_equal",
+        "logical_and",
+        "logical_not",
+        "logical_or",
+        "logical_xor",
+        "nonzero",
+        "not_equal",
+        "ones_like",
+        "round",
+        "searchsorted",
+        "sign",
+        "signbit",
+        "trunc",
+        "zeros_like",
+    ]
 )
 
 
@@ -310,7 +346,11 @@ ARRAYS: dict[str, Rule] = {
 
 def _spread(b: Backend, d: Array, index: Array, count: int) -> Array:
     """z_j = sum of x_i over all i whose index is j:  dx_i = d_(index i), 0 beyond."""
-    d = b.xp.concat((d, b.xp.zeros_like(d[..., :1])), axis=-1) if count else b.xp.zeros((*d.shape[:2], 1), dtype=d.dtype, device=b.device(d))
+    d = (
+        b.xp.concat((d, b.xp.zeros_like(d[..., :1])), axis=-1)
+        if count
+        else b.xp.zeros((*d.shape[:2], 1), dtype=d.dtype, device=b.device(d))
+    )
     index = b.xp.where((index >= 0) & (index < count), index, count)[:, None, :]
     wide = b.astype(index, b.xp.__array_namespace_info__().default_dtypes()["indexing"])
     return b.xp.take_along_axis(d, b.xp.broadcast_to(wide, (*d.shape[:2], index.shape[-1])), axis=-1)
