@@ -119,7 +119,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "additive_attention": (additive_attention, (Q, K4, V4, normal(8, seed=4))),
     "differential_attention": (
         lambda q, k, v, lam: differential.differential_attention(q, k, v, lam=lam),
-        (Q, K4, V4, normal(2, seed=4)),
+        (Q, K4, V4, normal(4, seed=4)),
     ),
     "latent_attention": (
         latent.latent_attention,
