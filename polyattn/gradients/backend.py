@@ -9,14 +9,11 @@ from functools import cache
 from typing import Any
 
 from polyattn.arrays import Array, Backend, TileSizes, backend_of, is_array
-from polyattn.arrays.discovery import known_as
+from polyattn.arrays.discovery import RECORDING, known_as
 from polyattn.gradients.namespace import RecordedNamespace
 from polyattn.gradients.recorded import OPERATORS, Recorded, record
 from polyattn.gradients.rules import RULES
 from polyattn.gradients.tape import Block, Output
-
-#: The backends of this module that there are, so that who has none need not look for their arrays.
-RECORDING: list[RecordedBackend] = []
 
 
 @cache
