@@ -1,9 +1,9 @@
-"""Loss curves of one attention layer, trained by a PyTorch user and by a JAX user.
+"""Loss curves of one attention layer, trained by a PyTorch user, by a JAX user, and on NumPy alone.
 
     python docs/figures/loss_curves.py        # writes loss_curves.svg beside this file
 
-Both begin with `layer.init(0)`, which draws the same numbers on either library, see the same batches in the same
-order, and take the steps of Adam, written once for both. What differs is rounding: autodiff, compilers and kernels
+All begin with `layer.init(0)`, which draws the same numbers on every library, see the same batches in the same
+order, and take the steps of Adam, written once for all. What differs is rounding: autodiff, compilers and kernels
 decide on the order of operations. How far rounding drives the losses apart is measured, not guessed: the training
 runs in float64, and again with every single operation off by a rounding of float32, up or down at random (Monte
 Carlo arithmetic). To first order the deviation is linear in those roundings, so that a few runs show its size; the
@@ -77,7 +77,7 @@ def rates() -> list[float]:
     return [0.01 * (1 - 0.999**t) ** 0.5 / (1 - 0.9**t) for t in range(1, STEPS + 1)]
 
 
-# the two users
+# the three users
 
 
 def with_torch() -> Floats:
@@ -90,6 +90,18 @@ def with_torch() -> Floats:
         with torch.no_grad():
             state = adam(state, dict(zip(params, gradients, strict=True)), rate)
         losses.append(value.item())
+    return np.asarray(losses)
+
+
+def with_numpy() -> Floats:
+    """The same without a framework: the gradients are those of recorded arrays."""
+    state, losses = start(np.zeros((), np.float32)), []
+    for (x, y), rate in zip(batches(), rates(), strict=True):
+        out, pullback = layers.vjp(LAYER, state.params, x)
+        error = out - y
+        gradients, _ = pullback(2 * error / error.size)  # of the mean of error ** 2
+        state = adam(state, gradients, rate)
+        losses.append(float((error * error).mean()))
     return np.asarray(losses)
 
 
@@ -192,18 +204,18 @@ def _terms(name: str, options: Mapping[str, Any], shape: tuple[int, ...]) -> int
 
 def draw(path: Path) -> None:
     """The losses, and their distance from those in float64 beside the bound."""
-    curves = {"PyTorch": with_torch(), "JAX": with_jax()}
+    curves = {"PyTorch": with_torch(), "JAX": with_jax(), "NumPy": with_numpy()}
     true, bound = in_float64()
     matplotlib.rcParams["svg.hashsalt"] = "polyattn"
     figure = Figure(figsize=(6, 6), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True)
-    for (name, losses), width in zip(curves.items(), (4, 1), strict=True):  # a thin line on a thick one
+    for (name, losses), width in zip(curves.items(), (6, 3, 1), strict=True):  # thin lines on thick ones
         distance = np.abs(losses / true - 1)
         top.semilogy(losses, linewidth=width, label=name)
         bottom.semilogy(distance, label=f"|{name} / float64 - 1|")
         print(f"{name}: at most {np.max(distance):.1e}, {np.max(distance / bound):.2f} of the bound")
     bottom.semilogy(bound, ":", color="black", label="bound from float32 rounding")
-    top.set(ylabel="loss", title="one attention layer, trained twice")
+    top.set(ylabel="loss", title="one attention layer, trained three times")
     bottom.set(xlabel="step", ylabel="relative distance", ylim=(None, 1e-3))
     for axes in (top, bottom):
         axes.legend(loc="upper right")

@@ -9,9 +9,9 @@ from functools import partial, wraps
 from typing import Any, NamedTuple, TypeVar
 
 from polyattn.arrays import is_array
+from polyattn.arrays.discovery import RECORDING
 from polyattn.calls.fields import check_fields
 from polyattn.calls.foreign import Table, words_of
-from polyattn.gradients.together import RECORDING, together
 
 __all__ = ["Speaking", "answers", "unknown"]
 
@@ -66,7 +66,7 @@ def function(f: F, who: str, words: Table) -> F:
         if _unfit(form, len(arguments), options):
             raise _sentence(who, _written(who), form, words, arguments, options)
         if RECORDING:
-            arguments, options = together((arguments, options))
+            arguments, options = _together(arguments, options)
         return f(*arguments, **options)
 
     return asked  # type: ignore[return-value]
@@ -82,10 +82,17 @@ def method(f: F, who: str | Callable[[Any], str], words: Table = "attention", li
             name = who if isinstance(who, str) else who(self)
             raise _sentence(name, line or _written(name), form, words, arguments, options)
         if RECORDING:
-            arguments, options = together((arguments, options))
+            arguments, options = _together(arguments, options)
         return f(self, *arguments, **options)
 
     return asked  # type: ignore[return-value]
+
+
+def _together(arguments: Any, options: Any) -> Any:
+    """Plain arrays beside recorded ones as constants."""
+    from polyattn.gradients.together import together  # a room that waits for the first derivative
+
+    return together((arguments, options))
 
 
 class Speaking(type):

@@ -9,15 +9,11 @@ from functools import cache
 from typing import Any
 
 from polyattn.arrays import Array, Backend, TileSizes, backend_of, is_array
-from polyattn.arrays.discovery import known_as
+from polyattn.arrays.discovery import RECORDING, known_as
 from polyattn.gradients.namespace import RecordedNamespace
 from polyattn.gradients.recorded import OPERATORS, Recorded, record
-from polyattn.gradients.rules import CONSTANT, RULES
+from polyattn.gradients.rules import RULES
 from polyattn.gradients.tape import Block, Output
-
-
-#: The backends of this module that there are, so that who has none need not look for their arrays.
-RECORDING: list[RecordedBackend] = []
 
 
 @cache
@@ -32,21 +28,21 @@ class RecordedBackend(Backend):
     def __init__(self, inner: Backend) -> None:
         self.inner = inner
         self.level: int = 1 + getattr(inner, "level", 0)
-        self.kind = type("Recorded", (Recorded,), {"__slots__": (), "backend": self})
+        self.kind: type[Recorded] = type("Recorded", (Recorded,), {"__slots__": (), "backend": self})
         super().__init__(f"recorded {inner.name}", RecordedNamespace(self, inner.xp))
         self.lengths_are_fixed = inner.lengths_are_fixed
         known_as(self.kind, self)
         RECORDING.append(self)
         plain, kind = inner.xp, self.kind
 
-        def step(name: str, forward: Callable[..., Any], rule: str | None = None) -> Any:
-            return record(kind, name, forward, RULES[rule or name], lambda other: getattr(other, f"_{name}"))
+        def step(name: str, forward: Callable[..., Any]) -> Any:
+            return record(kind, name, forward, RULES[name], lambda other: getattr(other, f"_{name}"))
 
-        self._operators = {
-            name: record(kind, name, f, RULES.get(name), lambda other, name=name: other.operator(name))
-            for name, f in OPERATORS.items()
-            if name in RULES or name in CONSTANT
-        } | {"matmul": lambda x, y: self.product_of(x, y, plain.matmul)}
+        def operator(name: str, f: Callable[..., Any]) -> Any:
+            return record(kind, name, f, RULES.get(name), lambda other: other.operator(name))
+
+        self._operators = {name: operator(name, f) for name, f in OPERATORS.items()}
+        self._operators["matmul"] = lambda x, y: self.product_of(x, y, plain.matmul)
         self._astype = step("astype", inner.astype)
         self._cast = record(kind, "astype", inner.astype, None, lambda other: other._cast)
         self._cos = step("cos", inner.cos)
@@ -132,8 +128,10 @@ class RecordedBackend(Backend):
         return self._take(x, indices, axis)
 
     def clip(self, x: Array, least: int, most: int) -> Array:
-        return self.xp.clip(x, least, most) if self.is_followed(x) else self.kind(
-            self.inner.clip(self.bare(x), least, most)
+        return (
+            self.xp.clip(x, least, most)
+            if self.is_followed(x)
+            else self.kind(self.inner.clip(self.bare(x), least, most))
         )
 
     def cos(self, x: Array) -> Array:

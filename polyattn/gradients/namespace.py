@@ -10,7 +10,9 @@ from polyattn.gradients.recorded import Recorded, record
 from polyattn.gradients.rules import CONSTANT, RULES
 
 #: Functions that give no array.
-_ASKING = frozenset("__array_namespace_info__ broadcast_shapes can_cast finfo iinfo isdtype result_type".split())
+_ASKING = frozenset(
+    ["__array_namespace_info__", "broadcast_shapes", "can_cast", "finfo", "iinfo", "isdtype", "result_type"]
+)
 
 
 class RecordedNamespace:

@@ -32,7 +32,27 @@ _STANDARD = {
 }
 #: Functions of the standard that arrays of all libraries have as methods too.
 _METHODS = frozenset(
-    "all any argmax argmin argsort astype clip cumsum max mean min reshape round sort squeeze std sum take var".split()
+    [
+        "all",
+        "any",
+        "argmax",
+        "argmin",
+        "argsort",
+        "astype",
+        "clip",
+        "cumsum",
+        "max",
+        "mean",
+        "min",
+        "reshape",
+        "round",
+        "sort",
+        "squeeze",
+        "std",
+        "sum",
+        "take",
+        "var",
+    ]
 )
 
 

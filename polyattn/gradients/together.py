@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from polyattn.arrays import Array
-from polyattn.gradients.backend import RECORDING, raised
+from polyattn.gradients.backend import raised
 from polyattn.gradients.recorded import Recorded
 from polyattn.gradients.trees import mapped
 
-__all__ = ["RECORDING", "together"]
+__all__ = ["together"]
 
 
 def together(values: Any) -> Any:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 
 from polyattn.arrays import Array, backend_of, is_array
 from polyattn.calls import answers, shown
-from polyattn.gradients import vjp
 from polyattn.places import Positions
 
 ScoreMod = Callable[[Array, Array, Array, Array, Array], Array]
@@ -139,7 +138,11 @@ def _derivative(
         return mod(s, at.b, at.h, at.q, at.kv)
 
     found = backend_of(score).derivative(f, score, cotangent)
-    return (vjp(f, score)[1](cotangent)[0] if found is NotImplemented else found), ()
+    if found is NotImplemented:
+        from polyattn.gradients import vjp
+
+        found = vjp(f, score)[1](cotangent)[0]
+    return found, ()
 
 
 def to_all(x: Array, here: Array, count: int) -> Array:

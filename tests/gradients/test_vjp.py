@@ -162,7 +162,10 @@ def test_the_second_derivative_of_attention() -> None:
     with jax.enable_x64(True):
         there, theirs = jax.vjp(jax.grad(lambda x: jnp.sum(attention(x, x, x) ** 2)), jnp.asarray(x))
         (true,) = theirs(there)
-    assert np.abs(pullback(out)[0] - np.asarray(true)).max() <= 256 * UNIT_ROUNDOFF["float64"] * np.abs(true).max()
+    assert (
+        np.abs(pullback(out)[0] - np.asarray(true)).max()
+        <= 256 * UNIT_ROUNDOFF["float64"] * np.abs(true).max()
+    )
 
 
 def test_constants() -> None:

@@ -37,6 +37,7 @@ CODE = sorted([*DOCS.glob("**/*.md"), *DOCS.parent.glob("examples/*/README.md")]
         "linear.md",
         "models.md",
         "normalizers.md",
+        "gradients.md",
         "caches.md",
         "flex.md",
         "ports.md",

@@ -454,7 +454,10 @@ def test_recorded_arrays_of_libraries_with_autodiff_have_the_same_gradients(
     given += [bench.array(x, dtype) for x in row.inputs]
     out, pullback = layers.vjp(row.layer, *given, **row.options(lambda x: bench.array(x, dtype)))
     d_params, *d_inputs = pullback(bench.array(cotangent(out.shape), dtype))
-    gradients = [mapped(bench.numpy, d_params), dict(enumerate(map(bench.numpy, d_inputs[: len(row.inputs)])))]
+    gradients = [
+        mapped(bench.numpy, d_params),
+        dict(enumerate(map(bench.numpy, d_inputs[: len(row.inputs)]))),
+    ]
     assert_those_of_the_formula(name, dtype, gradients)
 
 

@@ -1,4 +1,4 @@
-"""A PyTorch user and a JAX user who train the same layer see the same loss curve, up to what rounding explains."""
+"""Who trains the same layer on PyTorch, on JAX or on NumPy sees the same loss curve, up to what rounding explains."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ def training() -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_two_users_who_train_the_same_layer_see_the_same_losses(training: dict[str, Any]) -> None:
+def test_three_users_who_train_the_same_layer_see_the_same_losses(training: dict[str, Any]) -> None:
     true, bound = training["in_float64"]()
     torch_losses, jax_losses = training["with_torch"](), training["with_jax"]()
     assert true.shape == (100,)
     assert true[-10:].mean() < true[:10].mean() / 5  # something is learnt
     assert (np.abs(torch_losses / true - 1) <= bound).all()
     assert (np.abs(jax_losses / true - 1) <= bound).all()
+    assert (np.abs(training["with_numpy"]() / true - 1) <= bound).all()
     # The bound tells the curves of two trainings apart: it is far below what one step changes.
     assert bound.max() < np.median(np.abs(true[1:] / true[:-1] - 1)) / 1000
 

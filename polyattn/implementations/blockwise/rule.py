@@ -8,9 +8,8 @@ from typing import Any
 
 from polyattn import mods
 from polyattn.arrays import Array, backend_of, is_array
+from polyattn.arrays.discovery import RECORDING
 from polyattn.arrays.leaves import put_in, take_out
-from polyattn.gradients import Recorded
-from polyattn.gradients.together import RECORDING
 from polyattn.implementations.blockwise.backward import Gradients, backward
 from polyattn.implementations.blockwise.forward import Averages, forward
 from polyattn.implementations.blockwise.plan import Blockwise, plan
@@ -82,6 +81,8 @@ def symbols(p: Problem) -> str | None:
 
 def _captured(p: Problem) -> str | None:
     """Whether a score_mod holds a recorded array: its scores have a derivative that those of its arguments have not."""
+    from polyattn.gradients import Recorded
+
     score = p.backend.asarray([[[[0.0]]]], p.compute_dtype, p.q)
     place = p.backend.asarray([[[[0]]]], p.backend.xp.int32, p.q)
     for f in mods.functions(p.score_mod):
