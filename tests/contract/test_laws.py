@@ -285,4 +285,9 @@ def test_the_loop_oracle_and_the_library_agree_on_the_weights(eager: Bench) -> N
 def test_a_scale_that_is_a_numpy_scalar_is_a_number_and_has_no_gradient() -> None:
     x = np.eye(3)
     assert attention_vjp(x, x, x, scale=np.log(2))[1](x).keys() == {"query", "key", "value"}
-    assert attention_vjp(x, x, x, scale=np.asarray(np.log(2)))[1](x).keys() == {"query", "key", "value", "scale"}
+    assert attention_vjp(x, x, x, scale=np.asarray(np.log(2)))[1](x).keys() == {
+        "query",
+        "key",
+        "value",
+        "scale",
+    }
