@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from polyattn.arrays import Array, is_array
+from polyattn.arrays import Array, is_array, numpy_backend
 from polyattn.gradients.tape import Node, Rule, Step
 
 __all__ = ["Recorded"]
@@ -74,9 +74,7 @@ class Recorded:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         """numpy.asarray(x): the values, from which no derivative leads back."""
-        import numpy
-
-        return numpy.asarray(self.backend.to_numpy(self), dtype=dtype, copy=copy)
+        return numpy_backend().xp.asarray(self.backend.to_numpy(self), dtype=dtype, copy=copy)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         """numpy.exp(x), and an operator with a NumPy array on its left."""
