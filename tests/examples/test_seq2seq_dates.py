@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shared.libraries import jax
+from shared.libraries import jax, jnp
 
 from polyattn import masks, weights
 from polyattn.parity import UNIT_ROUNDOFF
@@ -217,11 +217,14 @@ def test_numpy_trains_by_the_gradients_of_jax(
     texts = dates.examples(known[:4], rng)
     params = model.init(0, like=np.zeros((), np.float32))
     with jax.enable_x64(True):
-        true_loss, true = train.by_jax(model, jax.tree.map(_float64, params), *texts)
+        true_loss, true = train.by_jax(
+            model, *jax.tree.map(jnp.asarray, (jax.tree.map(_float64, params), *texts))
+        )
         true = weights.flatten(jax.tree.map(np.asarray, true))
     distance = {}
     for library, derived in (("jax", train.by_jax), ("numpy", train.by_numpy)):
-        loss, found = derived(model, params, *texts)
+        given = (params, *texts)
+        loss, found = derived(model, *(jax.tree.map(jnp.asarray, given) if library == "jax" else given))
         assert abs(float(loss) / float(true_loss) - 1) <= 64 * UNIT_ROUNDOFF["float32"]
         flat = weights.flatten(found)
         assert flat.keys() == true.keys()
