@@ -90,10 +90,10 @@ def additive_attention_vjp(
     given = {"query": query, "key": key, "value": value, "weight": weight}
     given |= {name: options.pop(name) for name in ("bias", "sinks") if is_array(options.get(name))}
 
-    def call(given: dict[str, Any]) -> Any:
+    def call(given: dict[str, Any], options: dict[str, Any]) -> Any:
         return attend(who, **given, **options, implementation=implementation)
 
-    out, back = gradients.vjp(call, given)
+    out, back = gradients.vjp(call, given, options)
     return out, lambda d_out: back(d_out)[0]
 
 

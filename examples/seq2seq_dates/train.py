@@ -25,7 +25,8 @@ from rich.table import Table
 from translator import CROSS_ATTENTION, Translator, shifted, source_mask
 
 from polyattn import masks, weights
-from polyattn.arrays import Array
+from polyattn.arrays import Array, backend_of
+from polyattn.gradients import vjp
 from polyattn.layers import Params
 
 HERE = Path(__file__).parent
@@ -43,28 +44,60 @@ LIBRARIES: dict[str, tuple[Callable[[np.ndarray], Array], Callable[..., Any]]] =
 def loss(model: Translator, params: Params, sources: Array, targets: Array) -> Array:
     """Mean cross-entropy of a character in nats, each one predicted from the true ones before it."""
     logits = model(params, sources, shifted(targets), source_mask(sources), masks.causal())
-    return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+    xp = backend_of(logits).xp
+    top = xp.max(logits, axis=-1, keepdims=True)
+    total = xp.log(xp.sum(xp.exp(logits - top), axis=-1, keepdims=True)) + top
+    right = xp.astype(targets, xp.int32)[..., None] == xp.arange(logits.shape[-1])
+    return xp.mean(total) - xp.mean(xp.sum(xp.where(right, logits, 0.0), axis=-1))
 
 
-def train(model: Translator, dates: Sequence[date], *, steps: int, seed: int, title: str = "") -> Params:
-    """The params after `steps` steps of Adam, every step on new texts for 32 of the dates."""
+def by_jax(model: Translator, *given: Any) -> tuple[Array, Params]:
+    return jax.value_and_grad(loss, argnums=1)(model, *given)
+
+
+def by_numpy(model: Translator, params: Params, *given: Any) -> tuple[Array, Params]:
+    """The same without autodiff of the library, on arrays that write down what is computed from them."""
+    value, pullback = vjp(lambda params: loss(model, params, *given), params)
+    return value, pullback(1.0)[0]
+
+
+def train(
+    model: Translator,
+    dates: Sequence[date],
+    *,
+    steps: int,
+    seed: int,
+    title: str = "",
+    backend: str = "jax",
+    losses: list[float] | None = None,
+) -> Params:
+    """The params after `steps` steps of Adam, every step on new texts for 32 of the dates.
+
+    backend: who computes the loss and its gradient, "jax" or "numpy". losses: a list to which they are appended.
+    """
     rng = random.Random(seed)
     rate = optax.warmup_cosine_decay_schedule(0.0, 3e-3, steps // 10, steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
     params: Params = model.init(seed, like=np.zeros((), np.float32))  # in JAX the same numbers
     state = optimizer.init(params)
 
+    derived = jax.jit(by_jax, static_argnums=0) if backend == "jax" else by_numpy
+
     @jax.jit
-    def step(params: Params, state: Any, sources: Array, targets: Array) -> tuple[Params, Any, Array]:
-        value, gradient = jax.value_and_grad(loss, argnums=1)(model, params, sources, targets)
+    def moved(params: Params, state: Any, gradient: Params) -> tuple[Params, Any]:
         updates, state = optimizer.update(gradient, state, params)
-        return optax.apply_updates(params, updates), state, value
+        return optax.apply_updates(params, updates), state
 
     columns = (*Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.4f}"))
     with Progress(*columns) as progress:
         task = progress.add_task(title, total=steps, loss=float("nan"))
         for _ in range(steps):
-            params, state, value = step(params, state, *examples(rng.choices(dates, k=BATCH), rng))
+            value, gradient = derived(model, params, *examples(rng.choices(dates, k=BATCH), rng))
+            params, state = moved(params, state, gradient)
+            if backend == "numpy":
+                params = jax.tree.map(np.asarray, params)
+            if losses is not None:
+                losses.append(float(value))
             progress.update(task, advance=1, loss=float(value))
     return params
 
@@ -101,6 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=1600, help="of training, for each variant")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--backend", choices=("jax", "numpy"), default="jax", help="who computes the gradients in training"
+    )
     parser.add_argument("--held-out", type=int, default=2000, help="dates that are kept for the test")
     parser.add_argument("--out", type=Path, default=HERE / "out", help="folder for the weights")
     parser.add_argument("--figure", type=Path, default=HERE / "figure.png")
@@ -118,7 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     models = {name: Translator.of(attention) for name, attention in CROSS_ATTENTION.items()}
     for name, model in models.items():
-        params = train(model, known, steps=options.steps, seed=options.seed, title=name)
+        how = {"steps": options.steps, "seed": options.seed, "backend": options.backend}
+        params = train(model, known, title=name, **how)
         file = options.out / f"{name}.safetensors"
         weights.save(params, file)
         answers = [translate(model, file, sources, library) for library in LIBRARIES]

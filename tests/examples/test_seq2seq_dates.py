@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from shared.libraries import jax, jnp
 
 from polyattn import masks, weights
+from polyattn.parity import UNIT_ROUNDOFF
 from polyattn.truth.rounding import noise
 
 Array = np.ndarray[Any, Any]
@@ -201,6 +203,44 @@ def _converted(params: dict[str, Any], number: Callable[[Array], Any]) -> dict[s
 def _loss(logits: Array, targets: Array) -> float:
     log_softmax = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
     return -float(np.take_along_axis(log_softmax, targets[..., None], axis=-1).mean())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["multi-head", "additive"])
+def test_numpy_trains_by_the_gradients_of_jax(
+    name: str, train: ModuleType, translator: ModuleType, dates: ModuleType
+) -> None:
+    """Of both the distance from JAX in float64: NumPy rounds as much as JAX does, and no curve tells them apart."""
+    model = translator.Translator.of(translator.CROSS_ATTENTION[name])
+    rng = random.Random(0)
+    known, _ = dates.split(rng, HELD_OUT)
+    texts = dates.examples(known[:4], rng)
+    params = model.init(0, like=np.zeros((), np.float32))
+    with jax.enable_x64(True):
+        true_loss, true = train.by_jax(
+            model, *jax.tree.map(jnp.asarray, (jax.tree.map(_float64, params), *texts))
+        )
+        true = weights.flatten(jax.tree.map(np.asarray, true))
+    distance = {}
+    for library, derived in (("jax", train.by_jax), ("numpy", train.by_numpy)):
+        given = (params, *texts)
+        loss, found = derived(model, *(jax.tree.map(jnp.asarray, given) if library == "jax" else given))
+        assert abs(float(loss) / float(true_loss) - 1) <= 64 * UNIT_ROUNDOFF["float32"]
+        flat = weights.flatten(found)
+        assert flat.keys() == true.keys()
+        moved = [path for path in true if not path.endswith("b_k")]  # which no score feels
+        distance[library] = max(
+            np.abs(np.asarray(flat[path]) - true[path]).max() / np.abs(true[path]).max() for path in moved
+        )
+    assert distance["numpy"] <= 4 * distance["jax"] < 1e-4
+    runs: dict[str, list[float]] = {"jax": [], "numpy": []}
+    for library, losses in runs.items():
+        train.train(model, known, steps=6, seed=0, backend=library, losses=losses)
+    jax_losses, numpy_losses = map(np.asarray, runs.values())
+    assert (np.diff(jax_losses) < 0).any()
+    assert (
+        np.abs(numpy_losses / jax_losses - 1).max() < np.abs(jax_losses[1:] / jax_losses[:-1] - 1).min() / 100
+    )
 
 
 @pytest.mark.slow
