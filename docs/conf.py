@@ -40,6 +40,7 @@ maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
+nb_merge_streams = True  # lines that are printed one after the other are one block
 nb_execution_timeout = 600  # seconds a cell; a busy machine compiles slowly
 nb_mime_priority_overrides = [("html", "image/svg+xml", 0)]
 
