@@ -26,7 +26,7 @@ html_title = f"polyattn {version}"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_js_files = [("moving.js", {"defer": "defer"})]
-html_search_scorer = "_static/scorer.js"
+html_search_scorer = str(Path(__file__).with_name("_static") / "scorer.js")
 html_show_copyright = False
 html_math_renderer = "mathml"
 myst_enable_extensions = ["colon_fence", "dollarmath"]
@@ -41,6 +41,7 @@ maximum_signature_line_length = 88
 toc_object_entries_show_parents = "hide"
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
+nb_merge_streams = True  # lines that are printed one after the other are one block
 nb_execution_timeout = 600  # seconds a cell; a busy machine compiles slowly
 nb_mime_priority_overrides = [("html", "image/svg+xml", 0)]
 
