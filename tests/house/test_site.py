@@ -103,7 +103,9 @@ def test_no_page_is_wider_than_its_window(page: str, width: int, browser: Any) -
 @built
 @pytest.mark.browser
 def test_the_picture_of_the_start_page_stops_and_goes_on(browser: Any) -> None:
-    browser.set_window_size(1280, 900)  # all of it is in sight: pages scroll smoothly, and a click waits for nobody
+    browser.set_window_size(
+        1280, 900
+    )  # all of it is in sight: pages scroll smoothly, and a click waits for nobody
     browser.get((SITE / "index.html").as_uri())
     stopped = "return document.querySelector('.moving-picture svg').animationsPaused()"
     button = browser.find_element("css selector", ".moving-picture button")
