@@ -38,8 +38,10 @@ def _both(found: Any, out: Any, lse: Any, what: str) -> str:
 @law
 def shares_are_sums_of_weights(merged: Any) -> str:
     """6 with a sum of 3 and 3 with a sum of 5 are 33/8 with a sum of 8."""
-    found = merged(np.array([[6.0]]), np.log([3.0]), np.array([[3.0]]), np.log([5.0]))
-    return _both(found, [[33 / 8]], np.log([8.0]), "of 6 with a sum of 3, and 3 with a sum of 5")
+    a, b = np.array([[6.0, 0.0, 6.0], [3.0, 3.0, 3.0]]), np.array([[3.0, 8.0, 3.0], [6.0, 6.0, 6.0]])
+    found = merged(a, np.log([3.0, 5.0]), b, np.log([5.0, 3.0]))
+    out = [[33 / 8, 5.0, 33 / 8], [33 / 8] * 3]
+    return _both(found, out, np.log([8.0, 8.0]), "of 6 with a sum of 3, and 3 with a sum of 5")
 
 
 @law
