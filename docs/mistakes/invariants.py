@@ -57,6 +57,8 @@ def draw(*shape: int, seed: int = 0) -> Array:
 def apart(found: Any, expected: Any, what: str) -> str:
     """Where two arrays differ most, or nothing if half of the digits agree."""
     found, expected = np.asarray(found), np.asarray(expected)
+    if not np.issubdtype(found.dtype, np.inexact):
+        found = found.astype(np.float64)  # 0 and True are answers too
     if found.shape != expected.shape:
         return f"{what}: a result of shape {expected.shape} was expected, {found.shape} came"
     error = np.abs(found - expected) / (1 + np.abs(expected))

@@ -95,6 +95,8 @@ class _Measured:
 
     def __init__(self, sizes: list[int]) -> None:
         def seen(found: Any) -> Any:
+            if isinstance(found, list | tuple):  # of np.split
+                return type(found)(map(seen, found))
             sizes.append(np.size(found))
             return np.asarray(found).view(Measured)
 

@@ -112,7 +112,7 @@ def no_matrix_of_scores_is_there(attend: Any) -> str:
     return (
         ""
         if most < 800_000
-        else f"1024 tokens in tiles of 64 took {most / 1e6:.1f} MB: all scores were there"
+        else f"1024 tokens in tiles of 64 took {most / 1e6:.1f} MB, much more than a few tiles of scores"
     )
 
 

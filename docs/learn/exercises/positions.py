@@ -61,10 +61,10 @@ def _bias(slopes: Any, length: int, *, own: int = 0, sign: float = -1.0, later: 
 
 @law
 def only_the_distance_counts(rotary: Any) -> str:
-    """q at 12 and k at 10 have the score of q at 2 and k at 0."""
-    q, k = draw(1, 8, seed=1), draw(1, 8, seed=2)
-    scores = [(rotary(q, np.array([i]), 100.0) * rotary(k, np.array([i - 2]), 100.0)).sum() for i in (12, 2)]
-    return apart(scores[0], scores[1], "the score of q at 12 and k at 10, beside that of q at 2 and k at 0")
+    """q at 12 and k at 10 have the score of q at 2 and k at 0, and 15 and 13 that of 5 and 3."""
+    q, k, at = draw(3, 8, seed=1), draw(3, 8, seed=2), np.array([2, 5, 10])
+    scores = [(rotary(q, at + n, 100.0) * rotary(k, at + n - 2, 100.0)).sum(-1) for n in (10, 0)]
+    return apart(scores[0], scores[1], "q at 12, 15, 20 with k two before, beside q at 2, 5, 10")
 
 
 @law

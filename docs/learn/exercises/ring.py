@@ -35,43 +35,53 @@ def _both(found: Any, out: Any, lse: Any, what: str) -> str:
     return apart(found[0], out, f"{what}, out") or apart(np.exp(found[1]), np.exp(lse), f"{what}, exp(lse)")
 
 
+def _three() -> tuple[Any, Any]:
+    """Two rows of three devices, with the averages 8, 4, 1 in sums of 1, 1, 2, the second row in reverse."""
+    outs, sums = (
+        np.array([[8.0, 1.0], [4.0, 4.0], [1.0, 8.0]]),
+        np.array([[1.0, 2.0], [1.0, 1.0], [2.0, 1.0]]),
+    )
+    return np.repeat(outs[..., None], 3, axis=-1), np.log(sums)
+
+
 @law
 def shares_are_sums_of_weights(merged: Any) -> str:
-    """6 with a sum of 3 and 3 with a sum of 5 are 33/8 with a sum of 8."""
-    found = merged(np.array([[6.0]]), np.log([3.0]), np.array([[3.0]]), np.log([5.0]))
-    return _both(found, [[33 / 8]], np.log([8.0]), "of 6 with a sum of 3, and 3 with a sum of 5")
+    """8 and 4 with sums of 1, and 1 with a sum of 2, are 14/4 with a sum of 4."""
+    return _both(
+        merged(*_three()), np.full((2, 3), 3.5), np.log([4.0, 4.0]), "of 8, 4 and 1 in sums of 1, 1 and 2"
+    )
 
 
 @law
 def large_scores_do_not_overflow(merged: Any) -> str:
     """1000 more on every score changes no average, and adds 1000 to lse."""
-    found = merged(np.array([[6.0]]), 1000 + np.log([3.0]), np.array([[3.0]]), 1000 + np.log([5.0]))
-    return _both((found[0], found[1] - 1000), [[33 / 8]], np.log([8.0]), "with 1000 added to all scores")
+    outs, lses = _three()
+    out, lse = merged(outs, 1000 + lses)
+    return _both((out, lse - 1000), np.full((2, 3), 3.5), np.log([4.0, 4.0]), "with 1000 added to all scores")
 
 
 @law
 def nothing_seen_changes_nothing(merged: Any) -> str:
-    """A row that has seen nothing, out 0 and lse -inf, leaves the other side as it is; two of them stay nothing."""
-    seen, nothing = (np.array([[6.0]]), np.log([3.0])), (np.array([[0.0]]), np.array([-np.inf]))
-    return (
-        _both(merged(*seen, *nothing), *seen, "with nothing on the second side")
-        or _both(merged(*nothing, *seen), *seen, "with nothing on the first side")
-        or _both(merged(*nothing, *nothing), *nothing, "with nothing on both sides")
-    )
+    """A device that has seen nothing of a row, out 0 and lse -inf, leaves the others as they are; all of them stay nothing."""
+    outs, lses = _three()
+    outs[0], lses[0] = 0.0, -np.inf
+    found = _both(merged(outs, lses), [[2.0] * 3, [6.0] * 3], np.log([3.0, 2.0]), "with nothing on device 0")
+    nothing = np.zeros((3, 2, 3)), np.full((3, 2), -np.inf)
+    return found or _both(merged(*nothing), nothing[0][0], nothing[1][0], "with nothing on all devices")
 
 
-def _averaged(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any) -> Any:
-    return (out_a + out_b) / 2, np.logaddexp(lse_a, lse_b)
+def _averaged(outs: Any, lses: Any) -> Any:
+    return outs.mean(0), np.logaddexp.reduce(lses)
 
 
-def _by_exp(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any) -> Any:
-    a, b = np.exp(lse_a)[:, None], np.exp(lse_b)[:, None]
-    return (a * out_a + b * out_b) / (a + b), np.log(a + b)[:, 0]
+def _by_exp(outs: Any, lses: Any) -> Any:
+    sums = np.exp(lses)
+    return (sums[..., None] * outs).sum(0) / sums.sum(0)[:, None], np.log(sums.sum(0))
 
 
-def _by_logaddexp(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any) -> Any:
-    lse = np.logaddexp(lse_a, lse_b)
-    return np.exp(lse_a - lse)[:, None] * out_a + np.exp(lse_b - lse)[:, None] * out_b, lse
+def _by_logaddexp(outs: Any, lses: Any) -> Any:
+    lse = np.logaddexp.reduce(lses)
+    return (np.exp(lses - lse)[..., None] * outs).sum(0), lse
 
 
 # ---- zigzag ----
