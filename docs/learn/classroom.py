@@ -155,11 +155,19 @@ class Answer:
 
 def check(name: str, mine: Callable[..., Any]) -> Answer:
     """The answer to exercise `chapter.number`, by laws that need not be read to be kept."""
-    exercise = exercise_named(name)
-    if _is_unwritten(mine):
-        return Answer(False, "unwritten", f"write {getattr(mine, '__name__', 'it')}, and run this cell again")
+    exercise, called = exercise_named(name), getattr(mine, "__name__", "it")
+    if not callable(mine) or _is_unwritten(mine):
+        return Answer(False, "unwritten", f"write {called}, and run this cell again")
+    given: list[Any] = []
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        given.append(mine(*arguments, **options))
+        return given[-1]
+
     for asked in exercise.laws:
-        verdict = asked(mine)
+        verdict = asked(watched)
+        if given and given[-1] is None:
+            return Answer(False, asked.__name__, f"{called} gave None; is a return missing?")
         if not verdict:
             return Answer(False, asked.__name__, verdict.sentence)
     count = len(exercise.laws)
@@ -192,13 +200,11 @@ def exercises() -> dict[str, dict[str, Exercise]]:
 
 def _is_unwritten(mine: Any) -> bool:
     """Whether the body is still the dots that were to be replaced."""
-    return getattr(getattr(mine, "__code__", None), "co_code", None) in {
-        f.__code__.co_code for f in (_dots, _said)
-    }
+    code = getattr(mine, "__code__", None)
+    return code is not None and (code.co_code, code.co_consts) == (
+        _dots.__code__.co_code,
+        _dots.__code__.co_consts,
+    )
 
 
 def _dots() -> None: ...
-
-
-def _said() -> None:
-    """With a docstring."""

@@ -63,10 +63,12 @@ def apart(found: Any, expected: Any, what: str) -> str:
         return f"{what}: a result of shape {expected.shape} was expected, {found.shape} came"
     error = np.abs(found - expected) / (1 + np.abs(expected))
     error = np.where(np.isfinite(error), error, np.inf)
-    if error.max(initial=0) <= np.sqrt(np.finfo(found.dtype).eps):
+    if error.max(initial=0) <= np.sqrt(np.finfo(np.result_type(found, np.float32)).eps):
         return ""
     at = tuple(map(int, np.unravel_index(error.argmax(), error.shape)))
-    return f"{what}: the result at {at} is {found[at]:.3g}, not {expected[at]:.3g}"
+    both = [f"{found[at]:.{digits}g}, not {expected[at]:.{digits}g}" for digits in range(3, 18)]
+    said = next((words for words in both if len({*words.split(", not ")}) == 2), both[-1])
+    return f"{what}: the result{f' at {at}' if at else ''} is {said}"
 
 
 # ---- weights ----

@@ -87,7 +87,10 @@ def test_a_wrong_answer_is_told_the_law_that_it_breaks(chapter: str, classroom: 
 def test_a_chapter_is_a_notebook_too(chapter: str) -> None:
     jupytext = pytest.importorskip("jupytext")
     notebook = jupytext.read(LEARN / f"{chapter}.md")
-    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    hidden = [cell.source for cell in code if cell.metadata.get("jupyter") == {"source_hidden": True}]
+    assert len(hidden) == 3  # the solutions, in JupyterLab too
+    cells = [cell.source for cell in code]
     assert cells == [cell.strip() for cell in CELL.findall(text_of(chapter))]
     assert notebook.metadata["kernelspec"] == {"display_name": "Python 3", "name": "python3"}
 
@@ -97,3 +100,21 @@ def test_an_exercise_that_is_not_there_is_a_sentence(classroom: Any) -> None:
         ValueError, match=r"expected an exercise, as scores\.1, got 'scores\.9'; there are scores\.1"
     ):
         classroom.check("scores.9", print)
+
+
+def test_what_is_not_written_or_gives_nothing_is_said(classroom: Any) -> None:
+    def dots(q: Any, k: Any) -> Any: ...
+
+    def forgotten(q: Any, k: Any) -> Any:
+        q @ k.T
+
+    assert str(classroom.check("scores.1", dots)) == "unwritten: write dots, and run this cell again"
+    assert classroom.check("scores.1", 3).law == "unwritten"
+    assert classroom.check("scores.1", forgotten).sentence == "forgotten gave None; is a return missing?"
+    assert classroom.check("scores.3", lambda width, scale: 1.0).law == "the_scale_multiplies"
+
+
+def test_a_difference_is_told_with_digits_that_differ(classroom: Any) -> None:
+    said = classroom.apart([1.0, 1000.4], [1.0, 1000.0], "of two")
+    assert said == "of two: the result at (1,) is 1000.4, not 1000"
+    assert classroom.apart([0.5 + 1e-9], [0.5], "of one") == ""
