@@ -22,6 +22,9 @@ release = version = _version("polyattn")
 extensions = ["myst_nb", "sphinx_design", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build", "learn/*.ipynb", "**/.ipynb_checkpoints"]
 html_theme = "furo"
+html_theme_options = {
+    "dark_css_variables": {"color-foreground-muted": "#9096a0"}
+}  # the theme's is too faint to read
 html_title = f"polyattn {version}"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]

@@ -76,7 +76,8 @@ def found(browser: Any) -> list[str]:
 
 
 PAGES = ("index", "learning", "howto/index", "howto/mismatch", "reference", "contract", "parity", "performance",
-         "capabilities", "reference/polyattn.masks", "design/index")  # fmt: skip
+         "capabilities", "reference/polyattn.masks", "design/index", "learn/index", "learn/03-masks", "pictures",
+         "teachers/index")  # fmt: skip
 
 
 @built
@@ -98,6 +99,29 @@ def test_no_page_is_wider_than_its_window(page: str, width: int, browser: Any) -
     )
     assert browser.execute_script(wide) == []
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@built
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("page", ["index", "learn/03-masks", "teachers/index", "pictures", "parity"])
+def test_no_page_has_a_serious_fault_for_those_who_see_or_move_otherwise(
+    page: str, scheme: str, browser: Any
+) -> None:
+    """By the rules of axe-core; what the theme leaves of moderate ones is its own."""
+    from axe_core_python.selenium import Axe
+
+    preferred = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", preferred)
+    browser.get((SITE / f"{page}.html").as_uri())
+    grave = {
+        (broken["id"], node["html"][:120])
+        for broken in Axe().run(browser)["violations"]
+        if broken["impact"] in ("serious", "critical")
+        for node in broken["nodes"]
+    }
+    assert grave == set()
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 @built

@@ -12,6 +12,20 @@ from polyattn.models.explain import page
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_rule_of_axe_is_broken(scheme: str, browser: Any, tmp_path: Path) -> None:
+    from axe_core_python.selenium import Axe
+
+    preferred = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", preferred)
+    open_page(browser, made(), tmp_path)
+    found = Axe().run(browser)
+    assert [(broken["id"], node["html"]) for broken in found["violations"] for node in broken["nodes"]] == []
+    assert len(found["passes"]) > 10
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+@pytest.mark.browser
 def test_everything_can_be_done_by_keyboard_and_is_said(browser: Any, tmp_path: Path) -> None:
     from selenium.webdriver import ActionChains, Keys
 
