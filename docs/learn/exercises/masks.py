@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from classroom import Exercise, apart, draw, law, laws
+from exercises.arrays import of_arrays
 
 SHAPE = (2, 4, 6, 8)  # items, heads, tokens, width
 VALUES = np.array([[8.0], [4.0], [0.0]])
@@ -131,7 +132,7 @@ def what_nobody_sees_may_be_anything(attend: Any, shape: tuple[int, ...] = SHAPE
     """NaN in a key and value that nobody sees changes nothing."""
     q, k, v = (draw(*shape, seed=seed) for seed in (1, 2, 3))
     there = np.arange(shape[-2]) < shape[-2] - 2
-    seen = np.broadcast_to(there, (shape[-2], shape[-2]))
+    seen = np.tile(there, (shape[-2], 1))
     holes = (np.where(there[:, None], x, np.nan) for x in (k, v))
     return apart(attend(q, *holes, seen), attend(q, k, v, seen), "with NaN in the hidden keys and values")
 
@@ -243,7 +244,7 @@ EXERCISES = (
             every_row_has_its_own_query,
             scores_may_be_large,
             what_is_hidden_is_below_all_scores,
-            laws.nothing_seen_gives_zero,
+            of_arrays(laws.nothing_seen_gives_zero),
             what_nobody_sees_may_be_anything,
             what_nobody_sees_may_be_infinite,
             what_is_seen_comes_through,
