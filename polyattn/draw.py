@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 INK, TILE = "#767676", "#3b82f6"  # nobody knows the page: a notebook's may be light or dark
+PASSES = 2  # of the layout: the second changes nothing that is as wide as a letter
 #: What stands in a column of numbers: 1.5, 2^126, 1e-7, -, inf, nothing.
 _NUMBER = re.compile(r"-?[\d.,^+e-]*|-?inf|nan")
 GOOD, BAD = "#2f855a", "#d1453b"
@@ -76,6 +77,7 @@ def drawing(who: str, size: tuple[float, float] | None = None) -> Iterator[Figur
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
         raise ImportError(
             f"{who}: expected the package matplotlib, which draws, got: {error}; pip install 'polyattn[plot]'"
@@ -90,6 +92,13 @@ def drawing(who: str, size: tuple[float, float] | None = None) -> Iterator[Figur
             self.savefig(file, format="svg", metadata={"Date": None})
             return file.getvalue()
 
+    class Settled(ConstrainedLayoutEngine):
+        """Room for the words that are drawn: the first pass may change how long an axis is, and that which numbers stand at it."""
+
+        def execute(self, fig: Figure) -> None:
+            for _ in range(PASSES):
+                super().execute(fig)
+
     coloured = (
         "text.color",
         "axes.edgecolor",
@@ -100,7 +109,7 @@ def drawing(who: str, size: tuple[float, float] | None = None) -> Iterator[Figur
     )
     plain = {"savefig.transparent": True, "text.usetex": False}
     with rc_context(dict.fromkeys(coloured, INK) | plain):
-        figure = Drawing(figsize=size, layout="constrained", facecolor="none")
+        figure = Drawing(figsize=size, layout=Settled(), facecolor="none")
         yield figure
         for axes in figure.axes:
             axes.set_facecolor("none")

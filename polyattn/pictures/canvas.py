@@ -111,8 +111,9 @@ def shape_of_cells(rows: int, keys: int) -> Literal["equal", "auto"]:
 def bar(figure: Any, image: Any, axes: Any, label: str = "weight") -> None:
     """The scale of a map, beside it."""
     scale = figure.colorbar(
-        image, ax=axes, shrink=0.8, aspect=max(16.0, 5 * figure.get_figheight()), pad=0.02, label=label
+        image, ax=axes, shrink=0.8, aspect=max(16.0, 5 * figure.get_figheight()), pad=0.02
     )
+    scale.set_label(label, parse_math=False)
     scale.outline.set_visible(False)
     scale.solids.set_alpha(1.0)  # the map may lie over an image, the scale lies on paper
     scale.ax.tick_params(width=0.8, length=3)

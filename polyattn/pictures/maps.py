@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["heads", "weights"]
 
 FEW = 12  # queries or keys up to which numbers fit into cells
+WORDY = 24  # signs of what stands at an axis
 
 
 @answers("polyattn.pictures.weights", "settings")
@@ -29,12 +30,16 @@ def weights(
     *,
     title: str | None = None,
     numbers: bool | None = None,
+    rows: str = "query",
+    columns: str = "key",
+    colours: str = "weight",
 ) -> Figure:
     """A map of weights (L, S): queries downwards, keys to the right, the lighter the larger.
 
     queries, keys: the tokens along the axes. If only one of them is given and L = S, it labels both axes, as in
     self-attention; else the axis that it names. numbers: whether each cell says its weight; None: up to 12 x 12 it
     does. NaN is left blank with a cross. Tokens are shown as they are, whatever they hold, in at most 20 signs.
+    rows, columns, colours: what stands at the axes and at the bar of colours, if it is not queries, keys and weights.
 
     >>> import numpy as np
     >>> from polyattn import pictures
@@ -44,29 +49,32 @@ def weights(
     """
     who = "polyattn.pictures.weights"
     found = weights_of(who, weights, "(L, S)")
-    rows, columns = found.shape
-    if title is not None and not isinstance(title, str):
-        raise TypeError(f"{who}: expected title to be a text, got {shown(title)}; write title=str(...)")
-    if rows == columns and (queries is None) != (keys is None):
+    high, wide = found.shape
+    for name, said in {"title": title, "rows": rows, "columns": columns, "colours": colours}.items():
+        if not isinstance(said, str) and (said, name) != (None, "title"):
+            raise TypeError(f"{who}: expected {name} to be a text, got {shown(said)}; write {name}=str(...)")
+    if high == wide and (queries is None) != (keys is None):
         queries = keys = keys if queries is None else queries
     down, across = (
-        tokens_of(who, "queries", queries, rows, "queries"),
-        tokens_of(who, "keys", keys, columns, "keys"),
+        tokens_of(who, "queries", queries, high, "queries"),
+        tokens_of(who, "keys", keys, wide, "keys"),
     )
-    written = max(rows, columns) <= FEW if numbers is None else flag(who, "numbers", numbers)
-    cell = 0.42 if written else _cell(max(rows, columns))
-    width, height = (
-        max(2.2, cell * columns) + 1.5 + inches(down),
-        max(1.6, cell * rows) + 0.8 + inches(across),
+    written = max(high, wide) <= FEW if numbers is None else flag(who, "numbers", numbers)
+    cell = 0.42 if written else _cell(max(high, wide))
+    size = (
+        max(2.2, cell * wide) + 1.5 + inches(down),
+        max(1.6, cell * high) + 0.8 + inches(across),
     )
-    with drawing(who, (width, height)) as figure:
+    with drawing(who, size) as figure:
         axes = figure.subplots()
         image = _map(axes, found, down, across, *_span(found))
+        axes.set_xlabel(spoken(columns, WORDY), parse_math=False)
+        axes.set_ylabel(spoken(rows, WORDY), parse_math=False)
         if title is not None:
             axes.set_title(spoken(title, 60), parse_math=False, fontsize=11)
         if written:
             _write(axes, found, image)
-        bar(figure, image, axes)
+        bar(figure, image, axes, spoken(colours, WORDY))
     return figure
 
 

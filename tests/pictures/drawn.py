@@ -41,6 +41,8 @@ def aligned() -> Any:
     return np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
 
 
+#: The numbers at the bar of these grow longer as the map gets its place, so that one pass of the layout would cut them.
+SCORES = np.add.outer(np.arange(6), np.arange(6)) / 6
 ROW = np.array([0.4, 1.1, -0.5, 2.3, 0.2, -np.inf, 1.9, 0.3])
 VALUES = np.random.default_rng(1).normal(size=(8, 3))
 
@@ -56,6 +58,14 @@ def apart() -> Any:
 LENGTHS = [2**n for n in range(7, 13)]
 PICTURES: dict[str, Callable[[], Any]] = {
     "weights": lambda: pictures.weights(attended()[0], SENTENCE, title="head 0"),
+    "scores": lambda: pictures.weights(
+        SCORES,
+        ["your", "journey", "starts", "with", "one", "step"],
+        title="scores",
+        rows="who looks",
+        columns="who is looked at",
+        colours="score",
+    ),
     "hostile": lambda: pictures.weights(attended()[1], HOSTILE),
     "heads": lambda: pictures.heads(attended(), SENTENCE, columns=2),
     "mask": lambda: pictures.mask(masks.sliding_window(3) | masks.prefix(1), SENTENCE),

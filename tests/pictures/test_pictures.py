@@ -126,6 +126,17 @@ def test_one_list_of_tokens_is_for_both_axes_of_a_square_and_else_for_its_own() 
     assert labels(pictures.weights(np.ones((2, 3)), keys=["a", "b", "c"]))[1] == ["a", "b", "c"]
 
 
+def test_axes_and_colours_are_called_what_they_are() -> None:
+    def said(figure: Any) -> tuple[str, str, str]:
+        axes, scale = figure.axes
+        return axes.get_ylabel(), axes.get_xlabel(), scale.get_ylabel()
+
+    assert said(pictures.weights(np.eye(2))) == ("query", "key", "weight")
+    figure = pictures.weights(np.eye(2), rows="$T", columns="word", colours="a\nb")
+    assert said(figure) == ("$T", "word", "a\\nb")
+    written(figure)
+
+
 def test_heads_are_on_one_scale() -> None:
     found = attended()
     figure = pictures.heads(found)

@@ -26,6 +26,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "too few tokens": (lambda: pictures.weights(W, keys=["a"]), ValueError, "expected keys to have a text for each of the 3 keys, got 1; leave out none, not even those of padding"),
     "numbers for tokens": (lambda: pictures.weights(W, [1, 2]), TypeError, "expected queries to be a sequence of texts, got 1 in it; write list(map(str, queries))"),
     "a number for a title": (lambda: pictures.weights(W, title=3), TypeError, "expected title to be a text, got 3; write title=str(...)"),
+    "a number for a label": (lambda: pictures.weights(W, colours=3), TypeError, "polyattn.pictures.weights: expected colours to be a text, got 3; write colours=str(...)"),
+    "no label": (lambda: pictures.weights(W, rows=None), TypeError, "polyattn.pictures.weights: expected rows to be a text, got None; write rows=str(...)"),
     "an unknown argument": (lambda: pictures.weights(W, cmap="jet"), TypeError, "polyattn.pictures.weights: expected"),
     "one head": (lambda: pictures.heads(W), ValueError, "polyattn.pictures.heads: expected weights of shape (H, L, S), got (2, 3); add the axes"),
     "no column": (lambda: pictures.heads(W[None], columns=0), ValueError, "expected columns >= 1, got 0"),
