@@ -39,8 +39,9 @@ class NotPlain(TypeError):
 
 _BY_TYPE: dict[type, Backend] = {}  # a plain dict: compilers can look through it
 _BY_NAME: dict[str, Backend] = {}
-#: The backends of recorded arrays that there are (`polyattn.gradients`): who finds none need not look for such arrays.
-RECORDING: list[Backend] = []
+#: An entry for each derivative that is being recorded now (`polyattn.gradients`), in whatever thread: without one nobody
+#: need look for recorded arrays.
+RECORDING: list[None] = []
 
 
 _NUMBERS = (int, float, bool)  # asked first: compilers have symbols of these, which have no attributes

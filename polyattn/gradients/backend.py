@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from polyattn.arrays import Array, Backend, TileSizes, backend_of, is_array
-from polyattn.arrays.discovery import RECORDING, known_as
+from polyattn.arrays.discovery import known_as
 from polyattn.gradients.namespace import RecordedNamespace
 from polyattn.gradients.recorded import OPERATORS, Recorded, record
 from polyattn.gradients.rules import RULES
@@ -32,7 +32,6 @@ class RecordedBackend(Backend):
         super().__init__(f"recorded {inner.name}", RecordedNamespace(self, inner.xp))
         self.lengths_are_fixed = inner.lengths_are_fixed
         known_as(self.kind, self)
-        RECORDING.append(self)
         plain, kind = inner.xp, self.kind
 
         def step(name: str, forward: Callable[..., Any]) -> Any:

@@ -7,6 +7,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from polyattn.arrays import Array, backend_of, is_array
+from polyattn.arrays.discovery import RECORDING
 from polyattn.gradients.backend import over
 from polyattn.gradients.tape import Node, walked
 from polyattn.gradients.trees import mapped
@@ -59,10 +60,12 @@ def vjp(f: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any], tupl
         return backend.kind(below, nodes[-1])
 
     before = _DEPTH.set(depth + 1)
+    RECORDING.append(None)
     try:
         given = [mapped(followed, primal) for primal in primals]
         out = f(*given)
     finally:
+        RECORDING.pop()
         _DEPTH.reset(before)
     kinds = {over(backend_of(x)).kind for x in plain}
 

@@ -254,3 +254,22 @@ def test_what_cannot_be_differentiated_is_said(call: Any, error: type[Exception]
     with pytest.raises(error) as caught:
         call()
     assert str(caught.value) == sentence
+
+
+def test_outside_of_a_derivative_a_call_is_what_it_was() -> None:
+    calls: list[int] = []
+
+    def mod(score: Any, *_: Any) -> Any:
+        calls.append(score.size)
+        return score
+
+    def asked() -> list[int]:
+        calls.clear()
+        attention(X, X, X, score_mod=mod, implementation="blockwise")
+        return list(calls)
+
+    before = asked()
+    vjp(lambda x: attention(x, X, X), X)
+    with pytest.raises(ZeroDivisionError):
+        vjp(lambda x: x + 1 // 0, X)
+    assert asked() == before
