@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
@@ -21,3 +22,19 @@ def _same(now: Any, before: Any) -> bool:
     if isinstance(before, list | tuple):
         return len(now) == len(before) and all(map(_same, now, before))
     return np.array_equal(now, before)
+
+
+def memory(mine: Callable[..., Any], *given: Any) -> int:
+    """The most bytes that mine(*given) takes at a time, apart from what the first call alone needs."""
+    mine(*given)
+    alone = not tracemalloc.is_tracing()
+    if alone:
+        tracemalloc.start()
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    try:
+        mine(*given)
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        if alone:
+            tracemalloc.stop()
