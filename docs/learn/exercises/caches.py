@@ -181,6 +181,15 @@ def scores_may_be_large(step: Any) -> str:
 
 
 @law
+def what_comes_later_is_below_all_scores(step: Any) -> str:
+    """Behind a key -2000 come -2000 and 0: the first of both sees halves, (8 + 4) / 2 = 6, and nothing of what comes later."""
+    k, v, old_k, old_v, q = _columns((-2000, 0), (4, 2), (-2000,), (8,), (1, 1))
+    out, _ = step(q, k, v, (old_k, old_v), _unturned)
+    what = "of a key -2000 and a value 8 in the cache, -2000, 0 and 4, 2 behind them, and queries of 1"
+    return apart(out, [[6.0], [2.0]], what)
+
+
+@law
 def keys_are_turned_when_they_come(step: Any) -> str:
     """If to turn is to add the position, keys 5 and 7 behind one in the cache are kept as 5 + 1 = 6 and 7 + 2 = 9."""
     q, k, v, old_k, old_v = _columns((0, 0), (5, 7), (4, 0), (3,), (8,))
@@ -204,25 +213,17 @@ def the_old_cache_stays(step: Any) -> str:
     return changed(lambda *given: step(*given, _unturned), q=q, k=k, v=v, cache=(keys, values))
 
 
-def _step(
-    q: Any,
-    k: Any,
-    v: Any,
-    cache: Any,
-    turn: Any,
-    *,
-    q_from: int | None = None,
-    k_from: int | None = None,
-    seen: Any = None,
-    top: Any = lambda s: s.max(-1, keepdims=True),
-) -> Any:
+def _step(*given: Any, starts: Any = None, seen: Any = None, hidden: float = -np.inf, axis: Any = -1) -> Any:
     """Right, unless it is given what is wrong."""
+    q, k, v, cache, turn = given
     n, before = len(q), len(cache[0])
-    q, k = (turn(x, np.arange(n) + (before if at is None else at)) for x, at in ((q, q_from), (k, k_from)))
+    q, k = (
+        turn(x, np.arange(n) + start) for x, start in zip((q, k), starts or (before, before), strict=True)
+    )
     keys, values = np.concatenate([cache[0], k]), np.concatenate([cache[1], v])
     s = q @ keys.T / np.sqrt(q.shape[-1])
-    s = np.where(np.tri(n, before + n, before) if seen is None else seen(n, before + n), s, -np.inf)
-    w = np.exp(s - top(s))
+    s = np.where(np.tri(n, before + n, before) if seen is None else seen(n, before + n), s, hidden)
+    w = np.exp(s - s.max(axis, keepdims=True))
     return w / w.sum(-1, keepdims=True) @ values, (keys, values)
 
 
@@ -274,6 +275,7 @@ EXERCISES = (
             tokens_that_come_together_are_causal,
             scores_are_divided,
             scores_may_be_large,
+            what_comes_later_is_below_all_scores,
             keys_are_turned_when_they_come,
             positions_go_on,
             the_old_cache_stays,
@@ -282,9 +284,10 @@ EXERCISES = (
             "each_token_sees_itself_and_all_before": lambda *given: _step(*given, seen=np.tri),
             "tokens_that_come_together_are_causal": lambda *given: _step(*given, seen=lambda n, count: True),
             "scores_are_divided": lambda q, *given: _step(q * q.shape[-1] ** 0.5, *given),
-            "scores_may_be_large": lambda *given: _step(*given, top=np.max),
-            "keys_are_turned_when_they_come": lambda *given: _step(*given, q_from=0, k_from=0),
-            "positions_go_on": lambda *given: _step(*given, q_from=0),
+            "scores_may_be_large": lambda *given: _step(*given, axis=None),
+            "what_comes_later_is_below_all_scores": lambda *given: _step(*given, hidden=-100.0),
+            "keys_are_turned_when_they_come": lambda *given: _step(*given, starts=(0, 0)),
+            "positions_go_on": lambda *given: _step(*given, starts=(0, len(given[3][0]))),
             "the_old_cache_stays": _emptied,
         },
     ),

@@ -192,6 +192,15 @@ def scores_may_be_large(causal_ring: Any) -> str:
 
 
 @law
+def what_comes_later_is_below_all_scores(causal_ring: Any) -> str:
+    """Queries of 1 and keys -2000, -2000, 0: 8, (8 + 4) / 2 = 6, and 0, whose score is 2000 larger."""
+    found = _row(causal_ring, np.ones(3), (-2000.0, -2000.0, 0.0))
+    return apart(
+        found, [8.0, 6.0, 0.0], "of queries of 1, keys -2000, -2000, 0 and values 8, 4, 0 on three devices"
+    )
+
+
+@law
 def a_device_may_hold_many_tokens(causal_ring: Any) -> str:
     """Four devices with five tokens each of width 8, and one with all 20, give what attention gives of the whole."""
     for count in (4, 1):
@@ -225,10 +234,10 @@ def _ring(qs: Any, ks: Any, vs: Any, steps: int, size: int | None = None, scale:
     return results
 
 
-def _at_once(qs: Any, ks: Any, vs: Any) -> Any:
+def _at_once(qs: Any, ks: Any, vs: Any, hidden: float = -np.inf, top: Any = None) -> Any:
     q, k, v = map(np.concatenate, (qs, ks, vs))
-    s = np.where(np.tri(len(q)), q @ k.T / q.shape[-1] ** 0.5, -np.inf)
-    powers = np.exp(s - s.max())
+    s = np.where(np.tri(len(q)), q @ k.T / q.shape[-1] ** 0.5, hidden)
+    powers = np.exp(s - (s.max(-1, keepdims=True) if top is None else top(s)))
     return np.split(powers / powers.sum(-1, keepdims=True) @ v, len(qs))
 
 
@@ -265,6 +274,7 @@ EXERCISES = (
             all_keys_come_by,
             scores_are_divided,
             scores_may_be_large,
+            what_comes_later_is_below_all_scores,
             a_device_may_hold_many_tokens,
             what_the_devices_hold_stays,
         ),
@@ -272,7 +282,8 @@ EXERCISES = (
             "the_first_device_sees_itself_alone": lambda qs, ks, vs: _ring(qs, ks, vs, len(qs), size=0),
             "all_keys_come_by": lambda qs, ks, vs: _ring(qs, ks, vs, len(qs) - 1),
             "scores_are_divided": lambda qs, ks, vs: _ring(qs, ks, vs, len(qs), scale=1.0),
-            "scores_may_be_large": _at_once,
+            "scores_may_be_large": lambda qs, ks, vs: _at_once(qs, ks, vs, top=np.max),
+            "what_comes_later_is_below_all_scores": lambda qs, ks, vs: _at_once(qs, ks, vs, hidden=-100.0),
             "a_device_may_hold_many_tokens": lambda qs, ks, vs: _ring(qs, ks, vs, len(qs), size=1),
             "what_the_devices_hold_stays": _travelled,
         },
