@@ -25,7 +25,10 @@ def _same(now: Any, before: Any) -> bool:
 
 
 def memory(mine: Callable[..., Any], *given: Any) -> int:
-    """The most bytes that mine(*given) takes at a time, apart from what the first call alone needs."""
+    """The most bytes that mine(*given) takes at a time, apart from what the first call alone needs.
+
+    NumPy and Python tell what they take; PyTorch does not, so that its tensors do not count.
+    """
     mine(*given)
     alone = not tracemalloc.is_tracing()
     if alone:
