@@ -78,9 +78,10 @@ def position_0_is_left_as_it_is(rotary: Any) -> str:
 
 @law
 def a_quarter_turn_is_to_the_left(rotary: Any) -> str:
-    """At position pi/2 the first pair makes a quarter turn: (1, 0) becomes (0, 1)."""
-    return apart(
-        rotary(np.array([[1.0, 0.0]]), np.array([np.pi / 2]), 100.0), [[0.0, 1.0]], "(1, 0) at position pi/2"
+    """At position pi/2 the first pair makes a quarter turn: (1, 0) becomes (0, 1), and (0, 1) becomes (-1, 0)."""
+    at = np.array([np.pi / 2])
+    return apart(rotary(np.array([[1.0, 0.0]]), at, 100.0), [[0.0, 1.0]], "(1, 0) at position pi/2") or apart(
+        rotary(np.array([[0.0, 1.0]]), at, 100.0), [[-1.0, 0.0]], "(0, 1) at position pi/2"
     )
 
 
@@ -162,7 +163,9 @@ def _waves(at: Any, dim: int) -> Any:
 @law
 def it_goes_forward(step: Any) -> str:
     """M (0, 1) = (sin n, cos n): position 0 goes to n."""
-    return apart(np.asarray(step(1, 2)) @ _waves([0], 2)[0], _waves([1], 2)[0], "one step from position 0, dim 2")
+    return apart(
+        np.asarray(step(1, 2)) @ _waves([0], 2)[0], _waves([1], 2)[0], "one step from position 0, dim 2"
+    )
 
 
 @law
