@@ -66,12 +66,39 @@ def rows_may_be_far_apart(attend: Any) -> str:
 
 @law
 def a_tile_is_of_so_many_keys(attend: Any) -> str:
-    """4 queries and 100000 keys in tiles of 100000 x 1000: 4 x 1000 scores are 32 kB, 4 x 100000 are 3.2 MB."""
-    q, k = draw(4, 4, seed=1), draw(100_000, 4, seed=2)
+    """4 queries and 100000 keys, 1 wide, in tiles of 1000 keys take less than the keys twice, 1600 kB."""
+    q, k = draw(4, 1, seed=1), draw(100_000, 1, seed=2)
     most = _memory(attend, q, k, k, 100_000, 1000)
-    return (
-        "" if most < 400_000 else f"4 queries with 100000 keys in tiles of 1000 keys took {most // 1000} kB"
-    )
+    what = "4 queries and 100000 keys, 1 wide, in tiles of 1000 keys"
+    return "" if most < 1_600_000 else f"{what} took {most // 1000} kB; 4 x 1000 scores take 32"
+
+
+@law
+def pieces_are_as_long_as_asked(attend: Any) -> str:
+    """11 queries and 13 keys in tiles of 5 x 4: what is cut of the queries has 5 rows, what is cut of the keys 4."""
+    q, k, v = draw(11, 3, seed=1), draw(13, 3, seed=2), draw(13, 2, seed=3)
+    cut: tuple[set[tuple[int, ...]], ...] = (set(), set())
+    attend(_watched(q, cut[0]), _watched(k, cut[1]), v, 5, 4)
+    for name, shapes, size in zip(("queries", "keys"), cut, (5, 4), strict=True):
+        if shapes and not any(size in shape for shape in shapes):
+            return f"in tiles of 5 x 4 the {name} are cut in pieces of {max(shapes)[0]}, not of {size}"
+    return ""
+
+
+def _watched(x: Any, shapes: set[tuple[int, ...]]) -> Any:
+    """The array, which writes down the shapes of the matrices that are cut of it."""
+
+    class Watched(np.ndarray):  # type: ignore[type-arg]
+        def __getitem__(self, at: Any) -> Any:
+            found = super().__getitem__(at)
+            if np.ndim(found) == 2:
+                shapes.add(found.shape)
+            return found
+
+        def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+            return getattr(ufunc, method)(*map(np.asarray, inputs), **options)
+
+    return x.view(Watched)
 
 
 def _memory(attend: Any, *given: Any) -> int:
@@ -138,6 +165,7 @@ FORWARD = Exercise(
         rows_may_be_far_apart,
         no_matrix_of_scores_is_there,
         a_tile_is_of_so_many_keys,
+        pieces_are_as_long_as_asked,
     ),
     {
         "tiles_weigh_what_they_hold": _mean_of_tiles,
@@ -147,5 +175,6 @@ FORWARD = Exercise(
         "rows_may_be_far_apart": lambda q, k, v, rows, keys: _folded(q, k, v, rows, keys, shared=True),
         "no_matrix_of_scores_is_there": lambda q, k, v, rows, keys: attention(q, k, v),
         "a_tile_is_of_so_many_keys": _row_by_row,
+        "pieces_are_as_long_as_asked": lambda q, k, v, rows, keys: _folded(q, k, v, 2, min(keys, 64)),
     },
 )
