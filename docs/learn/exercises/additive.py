@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
 from classroom import Exercise, apart, draw, law
+from exercises.arrays import changed
 
 U = np.log(3) / 2  # tanh of n U: 0, 1/2, 4/5, 13/14
 
@@ -52,6 +54,37 @@ def rows_are_queries(scores: Any) -> str:
     return apart(scores(q, k, v), expected, "of 3 queries with 4 keys")
 
 
+@law
+def there_may_be_any_number_of_entries(scores: Any) -> str:
+    """Five sums of log(3) / 2 with v = 1, 2, 3, 4, 5 give 15/2."""
+    found = scores(np.full((1, 5), U), np.zeros((1, 5)), np.arange(1.0, 6.0))
+    return apart(found, [[7.5]], "of five entries, q = log(3)/2, k = 0 and v = [1 2 3 4 5]")
+
+
+@law
+def sums_may_be_large(scores: Any) -> str:
+    """tanh of 1000 is 1, and of -1000 is -1, though exp(1000) is no number."""
+    found = scores(np.array([[1000.0], [-1000.0]]), np.zeros((1, 1)), np.ones(1))
+    return apart(found, [[1.0], [-1.0]], "of q = 1000 and -1000, k = 0 and v = 1")
+
+
+@law
+def what_comes_in_is_left_as_it_is(scores: Any) -> str:
+    """q, k and v are the same afterwards."""
+    return changed(scores, "q k v", draw(3, 2, seed=1), draw(4, 2, seed=2), draw(2, seed=3))
+
+
+def _in_place(q: Any, k: Any, v: Any) -> Any:
+    found = np.tanh(q[:, None] + k) @ v
+    q += k[0]
+    return found
+
+
+def _by_powers(q: Any, k: Any, v: Any) -> Any:
+    powers = np.exp(2 * (q[:, None] + k))
+    return (powers - 1) / (powers + 1) @ v
+
+
 # ---- concat ----
 
 
@@ -82,47 +115,36 @@ def the_first_rows_are_of_x(concat: Any) -> str:
 
 
 @law
+def the_last_rows_may_be_fewer(concat: Any) -> str:
+    """With x 5 wide and the context 3 wide, the last 3 rows of w are those of the context."""
+    context, x, w, v = _drawn()
+    return apart(concat(x, context, w, v), _joined(x, context, w, v), "with x 5 wide and the context 3 wide")
+
+
+@law
 def no_array_is_larger_than_the_sums(concat: Any) -> str:
-    """6 queries, 7 keys, A = 2: no array of more than 6 · 7 · 2 = 84 numbers."""
-    sizes: list[int] = []
-    concat(*map(_Measured(sizes).of, _drawn()))
-    most = max(sizes, default=0)
-    return "" if most <= 84 else f"an array of {most} numbers is there; 6 queries, 7 keys and A = 2 allow 84"
-
-
-class _Measured:
-    """Arrays that write down the sizes of all that is made of them."""
-
-    def __init__(self, sizes: list[int]) -> None:
-        def seen(found: Any) -> Any:
-            if isinstance(found, list | tuple):  # of np.split
-                return type(found)(map(seen, found))
-            sizes.append(np.size(found))
-            return np.asarray(found).view(Measured)
-
-        class Measured(np.ndarray):  # type: ignore[type-arg]
-            def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-                plain = [np.asarray(x) for x in inputs]
-                if "out" in options:  # += writes where it is told
-                    options["out"] = tuple(np.asarray(x) for x in options["out"])
-                return seen(getattr(ufunc, method)(*plain, **options))
-
-            def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-                return seen(super().__array_function__(function, types, args, kwargs))
-
-        self.kind = Measured
-
-    def of(self, x: Any) -> Any:
-        return x.view(self.kind)
+    """20 queries, 30 keys, A = 2, E = C = 50: sums are 1200 numbers (10 kB), vectors [x, c] 60000 (480 kB)."""
+    given = draw(20, 50, seed=1), draw(30, 50, seed=2), draw(100, 2, seed=3), draw(2, seed=4)
+    concat(*given)  # what is loaded at a first call is no array
+    tracemalloc.start()
+    try:
+        concat(*given)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    what = "20 queries, 30 keys, A = 2, E = C = 50"
+    return (
+        "" if most < 240_000 else f"{what}: {most // 1000} kB are there at once, 20 · 30 · 2 numbers are 10"
+    )
 
 
 # ---- near ----
 
 
-def _by_distance(near: Any) -> Any:
-    """Scores (9, 9) of the places 0 to 8, by the network."""
-    w_q, w_k, v = near()
-    place = np.arange(9.0)[:, None]
+def _by_distance(near: Any, first: int = 0) -> Any:
+    """Scores (9, 9) of the places 0 to 8, or of nine others, by the network."""
+    w_q, w_k, v = map(np.asarray, near())
+    place = first + np.arange(9.0)[:, None]
     q, k = np.concatenate([place, np.ones_like(place)], axis=1) @ w_q, place @ w_k
     return np.tanh(q[:, None] + k[None]) @ v
 
@@ -156,6 +178,12 @@ def it_falls_with_every_step(near: Any) -> str:
     return f"the score {at} steps away is {s[at]:.3g}, {at + 1} steps away {s[at + 1]:.3g}: it does not fall"
 
 
+@law
+def only_the_distance_counts(near: Any) -> str:
+    """At the places 1000 to 1008 it is as at 0 to 8."""
+    return apart(_by_distance(near, 1000), _by_distance(near), "at the places 1000 to 1008, beside 0 to 8")
+
+
 def _two(steep: float, lean: float = 1.0) -> Any:
     return lambda: (
         steep * np.array([[-1.0, -1.0], [0.5, -0.5]]),
@@ -171,16 +199,29 @@ EXERCISES = (
             every_entry_is_bent_by_itself,
             entries_are_weighed_by_v,
             rows_are_queries,
+            there_may_be_any_number_of_entries,
+            sums_may_be_large,
+            what_comes_in_is_left_as_it_is,
         ),
         {
             "tanh_of_half_log_three_is_a_half": lambda q, k, v: (q[:, None] + k) @ v,
             "every_entry_is_bent_by_itself": lambda q, k, v: np.tanh((q[:, None] + k) @ v),
             "entries_are_weighed_by_v": lambda q, k, v: np.tanh(q[:, None] + k).sum(-1),
             "rows_are_queries": lambda q, k, v: np.tanh(q[None] + k[:, None]) @ v,
+            "there_may_be_any_number_of_entries": lambda q, k, v: (np.tanh(q[:, None] + k) * v)[..., :2].sum(
+                -1
+            ),
+            "sums_may_be_large": _by_powers,
+            "what_comes_in_is_left_as_it_is": _in_place,
         },
     ),
     Exercise(
-        (a_pair_of_numbers_is_joined, the_first_rows_are_of_x, no_array_is_larger_than_the_sums),
+        (
+            a_pair_of_numbers_is_joined,
+            the_first_rows_are_of_x,
+            the_last_rows_may_be_fewer,
+            no_array_is_larger_than_the_sums,
+        ),
         {
             "a_pair_of_numbers_is_joined": lambda x, c, w, v: (
                 ((x @ w[: x.shape[1]])[:, None] + c @ w[x.shape[1] :]) @ v
@@ -188,11 +229,19 @@ EXERCISES = (
             "the_first_rows_are_of_x": lambda x, c, w, v: (
                 np.tanh((x @ w[: len(w) // 2])[:, None] + c @ w[len(w) // 2 :]) @ v
             ),
+            "the_last_rows_may_be_fewer": lambda x, c, w, v: (
+                np.tanh((x[:, :3] @ w[: x.shape[1]][:3])[:, None] + c @ w[x.shape[1] :]) @ v
+            ),
             "no_array_is_larger_than_the_sums": _joined,
         },
     ),
     Exercise(
-        (the_best_key_is_at_the_place, both_sides_are_alike, it_falls_with_every_step),
+        (
+            the_best_key_is_at_the_place,
+            both_sides_are_alike,
+            it_falls_with_every_step,
+            only_the_distance_counts,
+        ),
         {
             "the_best_key_is_at_the_place": lambda: (
                 np.array([[-1.0], [0.0]]),
@@ -201,6 +250,11 @@ EXERCISES = (
             ),
             "both_sides_are_alike": _two(2.0, 0.9),
             "it_falls_with_every_step": _two(100.0),
+            "only_the_distance_counts": lambda: (
+                np.array([[0.001 - 1, 0.001 - 1], [0.496, -0.504]]),
+                np.ones((1, 2)),
+                np.array([1.0, -1.0]),
+            ),
         },
     ),
 )

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from classroom import Exercise, apart, draw, law
-
-
-def _attention(q: Any, k: Any, v: Any, seen: Any = True) -> Any:
-    s = np.where(seen, q @ k.T / np.sqrt(q.shape[-1]), -np.inf)
-    w = np.exp(s - s.max(-1, keepdims=True))
-    return w / w.sum(-1, keepdims=True) @ v
+from exercises.tiles import FORWARD, attention
+from exercises.tiles_backward import BACKWARD
 
 
 @law
@@ -22,7 +20,7 @@ def sizes_of_tiles_are_nothing(attend: Any) -> str:
     `attend(q, k, v, rows, keys)` is causal attention of matrices in tiles of that size.
     """
     q, k, v = (draw(7, 4, seed=seed) for seed in (1, 2, 3))
-    whole = _attention(q, k, v, np.tri(7, dtype=bool))
+    whole = attention(q, k, v, np.tri(7, dtype=bool))
     for rows, keys in ((7, 7), (2, 2), (1, 3), (2, 3), (3, 2), (4, 1)):
         what = f"in tiles of {rows} queries and {keys} keys"
         if found := apart(attend(q, k, v, rows, keys), whole, what):
@@ -65,6 +63,54 @@ def where_the_border_runs_it_is_partial(kind: Any) -> str:
     )  # fmt: skip
 
 
+@law
+def no_entry_is_asked_for(kind: Any) -> str:
+    """Of a tile of 1000 queries and 1000 keys no million of entries is made or asked for one by one."""
+    for rows, keys in ((2000, 1000), (1000, 1500), (0, 1000)):
+        reads = [0]
+        tile = _Counted(rows, rows + 1000, reads), _Counted(keys, keys + 1000, reads)
+        kind(*tile)
+        tracemalloc.start()
+        try:
+            kind(*tile)
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        what = f"queries {rows} to {rows + 999} and keys {keys} to {keys + 999}"
+        if reads[0] > 20_000:
+            return f"{what}: numbers of the ranges were read {reads[0]} times; their ends are 4"
+        if most > 500_000:
+            return f"{what}: {most // 1000} kB are there at once; the ends of the ranges take none"
+    return ""
+
+
+@dataclass(frozen=True)
+class _Counted(Sequence[int]):
+    """A range that counts what is read of it."""
+
+    start: int
+    stop: int
+    reads: list[int]
+    step: int = 1
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, at: Any) -> Any:
+        self.reads[0] += 1
+        return range(self.start, self.stop)[at]
+
+    def __iter__(self) -> Iterator[int]:
+        for number in range(self.start, self.stop):
+            self.reads[0] += 1
+            yield number
+
+
+def _entry_by_entry(rows: range, keys: range) -> str:
+    seen = np.array(list(keys)) <= np.array(list(rows))[:, None]
+    return "FULL" if seen.all() else "PARTIAL" if seen.any() else "EMPTY"
+
+
 def _by_first_ends(rows: range, keys: range) -> str:
     if keys[0] > rows[0]:
         return "EMPTY"
@@ -77,99 +123,13 @@ def _strictly_earlier(rows: range, keys: range) -> str:
     return "FULL" if keys[-1] < rows[0] else "PARTIAL"
 
 
-# ---- exercise 2: forward ----
-
-
-def _tiles(attend: Any, length: int, rows: int, keys: int) -> str:
-    q, k, v = (draw(length, 4, seed=seed) for seed in (1, 2, 3))
-    return apart(
-        attend(q, k, v, rows, keys), _attention(q, k, v), f"{length} tokens in tiles of {rows} x {keys}"
-    )
-
-
-@law
-def tiles_weigh_what_they_hold(attend: Any) -> str:
-    """Tiles are merged by their sums, not averaged as if all were equal."""
-    return _tiles(attend, 8, 4, 2)
-
-
-@law
-def the_last_tile_may_be_smaller(attend: Any) -> str:
-    """Seven tokens in tiles of three: three, three and one."""
-    return _tiles(attend, 7, 3, 3) or _tiles(attend, 7, 2, 4)
-
-
-@law
-def no_matrix_of_scores_is_there(attend: Any) -> str:
-    """1024 tokens in tiles of 64 take less than a tenth of the 8 MB of their scores."""
-    q, k, v = (draw(1024, 4, seed=seed) for seed in (1, 2, 3))
-    tracemalloc.start()
-    try:
-        attend(q, k, v, 64, 64)
-        most = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    return (
-        ""
-        if most < 800_000
-        else f"1024 tokens in tiles of 64 took {most / 1e6:.1f} MB, much more than a few tiles of scores"
-    )
-
-
-def _mean_of_tiles(q: Any, k: Any, v: Any, rows: int, keys: int) -> Any:
-    return np.mean([_attention(q, k[j : j + keys], v[j : j + keys]) for j in range(0, len(k), keys)], axis=0)
-
-
-def _whole_tiles(q: Any, k: Any, v: Any, rows: int, keys: int) -> Any:
-    whole = len(k) // keys * keys
-    return _attention(q, k[:whole], v[:whole])
-
-
-# ---- exercise 3: backward ----
-
-
-@law
-def weights_are_of_the_whole_row(gradient: Any) -> str:
-    """One query that weighs four keys alike: each value hears 1/4 of 8, also of a tile of two keys."""
-    found = gradient(np.zeros((1, 4)), np.zeros((2, 4)), np.log([4.0]), np.array([[8.0]]))
-    return apart(found, [[2.0], [2.0]], "of 2 keys among 4 that weigh the same, d_out = 8")
-
-
-@law
-def the_scale_is_that_of_the_forward_pass(gradient: Any) -> str:
-    """Scores are q . k / sqrt(D) here too: 2 log 2 / sqrt(4) = log 2, so of log 8 this key has 2/8."""
-    q, k = np.array([[2 * np.log(2), 0.0, 0.0, 0.0]]), np.array([[1.0, 0.0, 0.0, 0.0]])
-    return apart(
-        gradient(q, k, np.log([8.0]), np.array([[8.0]])), [[2.0]], "of a score of log 2 among sums of 8"
-    )
-
-
-@law
-def a_value_hears_all_queries(gradient: Any) -> str:
-    """What two queries send back to a value is added."""
-    found = gradient(np.zeros((2, 4)), np.zeros((1, 4)), np.log([2.0, 4.0]), np.array([[8.0], [8.0]]))
-    return apart(found, [[6.0]], "of weights 1/2 and 1/4, d_out = 8 for both")
-
-
-@law
-def who_saw_nothing_sends_nothing(gradient: Any) -> str:
-    """A row with a log-sum of -inf sends 0 back."""
-    found = gradient(
-        np.zeros((2, 4)), np.zeros((1, 4)), np.array([np.log(2), -np.inf]), np.array([[8.0], [8.0]])
-    )
-    return apart(found, [[4.0]], "of a weight 1/2, and of a row that saw nothing")
-
-
-def _plainly(q: Any, k: Any, log_sum: Any, d_out: Any) -> Any:
-    return np.exp(q @ k.T / np.sqrt(q.shape[-1]) - log_sum[:, None]).T @ d_out
-
-
 EXERCISES = (
     Exercise(
         (
             keys_that_are_all_later_are_empty,
             keys_that_are_all_earlier_are_full,
             where_the_border_runs_it_is_partial,
+            no_entry_is_asked_for,
         ),
         {
             "keys_that_are_all_later_are_empty": lambda rows, keys: (
@@ -177,32 +137,9 @@ EXERCISES = (
             ),
             "keys_that_are_all_earlier_are_full": _strictly_earlier,
             "where_the_border_runs_it_is_partial": _by_first_ends,
+            "no_entry_is_asked_for": _entry_by_entry,
         },
     ),
-    Exercise(
-        (tiles_weigh_what_they_hold, the_last_tile_may_be_smaller, no_matrix_of_scores_is_there),
-        {
-            "tiles_weigh_what_they_hold": _mean_of_tiles,
-            "the_last_tile_may_be_smaller": _whole_tiles,
-            "no_matrix_of_scores_is_there": lambda q, k, v, rows, keys: _attention(q, k, v),
-        },
-    ),
-    Exercise(
-        (
-            weights_are_of_the_whole_row,
-            the_scale_is_that_of_the_forward_pass,
-            a_value_hears_all_queries,
-            who_saw_nothing_sends_nothing,
-        ),
-        {
-            "weights_are_of_the_whole_row": lambda q, k, log_sum, d_out: (
-                _attention(q, k, np.eye(len(k))).T @ d_out
-            ),
-            "the_scale_is_that_of_the_forward_pass": lambda q, k, log_sum, d_out: (
-                np.exp(q @ k.T - log_sum[:, None]).T @ d_out
-            ),
-            "a_value_hears_all_queries": lambda q, k, log_sum, d_out: _plainly(q, k, log_sum, d_out) / len(q),
-            "who_saw_nothing_sends_nothing": _plainly,
-        },
-    ),
+    FORWARD,
+    BACKWARD,
 )

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 from classroom import Exercise, apart, draw, law
+from exercises.arrays import changed, exactly
+from exercises.padded_sources import LARGE, PADDED
 
 SHAPE = (2, 3, 6, 4)
 
@@ -63,6 +65,59 @@ def the_scale_is_of_the_queries(cross: Any) -> str:
     )
 
 
+@law
+def the_width_of_queries_may_be_any(cross: Any) -> str:
+    """Queries 9 wide are divided by 3: with scores of log 2 times 0, 1, 2, 0 the mean place is 13/8 again."""
+    context = np.concatenate([np.eye(4), np.arange(4.0)[:, None]], axis=1)
+    x, w_k = 3 * np.log(2) * np.array([[0.0, 1.0, 2.0, 0.0]]), np.eye(5, 9)
+    w_k[4] = 0
+    found = cross(x, context, np.eye(4, 9), w_k, np.eye(5)[:, 4:])
+    return apart(found, [[13 / 8]], "the mean place, with queries 9 wide")
+
+
+@law
+def one_row_weighs_exactly_one(cross: Any) -> str:
+    """With one row of context, whose value is 4, the result is 4 to the last digit: nothing is added to the sum."""
+    one = np.ones((1, 1))
+    return exactly(cross(one, one, one, one, 4 * one), 4.0, "with one row of context, whose value is 4")
+
+
+@law
+def rows_may_be_far_apart(cross: Any) -> str:
+    """Queries 1, 0, -1 with keys 0, 2000 + log 2, 2000 and values 9, 6, 3: 4 + 1 = 5, (9 + 6 + 3) / 3 = 6 and 9."""
+    context = np.array([[0.0, 9.0], [2000 + np.log(2), 6.0], [2000.0, 3.0]])
+    x, one, w_k, w_v = np.array([[1.0], [0.0], [-1.0]]), np.ones((1, 1)), np.eye(2)[:, :1], np.eye(2)[:, 1:]
+    return apart(cross(x, context, one, w_k, w_v), [[5.0], [6.0], [9.0]], LARGE)
+
+
+@law
+def what_comes_in_is_left_as_it_is(cross: Any) -> str:
+    """x, the context and the matrices are the same afterwards."""
+    return changed(cross, "x context w_q w_k w_v", *_drawn())
+
+
+def _cross(x: Any, c: Any, w_q: Any, w_k: Any, w_v: Any, *, width: int = 0, softmax: Any = _softmax) -> Any:
+    """Right, unless it is given what is wrong."""
+    q = x @ w_q
+    return softmax(q @ (c @ w_k).T / (width or q.shape[-1]) ** 0.5) @ (c @ w_v)
+
+
+def _in_place(x: Any, *others: Any) -> Any:
+    found = _cross(x, *others)
+    x -= x.mean()
+    return found
+
+
+def _padded_sum(s: Any) -> Any:
+    e = np.exp(s - s.max(-1, keepdims=True))
+    return e / (e.sum(-1, keepdims=True) + 1e-9)
+
+
+def _under_one_maximum(s: Any) -> Any:
+    e = np.exp(s - s.max())
+    return e / e.sum(-1, keepdims=True)
+
+
 # ---- which triangle ----
 
 
@@ -101,59 +156,6 @@ def _counts(causal_mask: Any, rows: int, keys: int, seen: list[int]) -> str:
     return f"{rows} queries with {keys} keys see {mask.sum(-1).astype(int).tolist()} keys, not {seen}"
 
 
-# ---- padded sources ----
-
-
-def _batch() -> tuple[Any, ...]:
-    return draw(3, 2, 3, 4, seed=1), draw(3, 2, 5, 4, seed=2), draw(3, 2, 5, 6, seed=3)
-
-
-@law
-def a_full_source_is_plain_attention(padded: Any) -> str:
-    """Without padding it is attention as it was."""
-    q, k, v = _batch()
-    plain = _softmax(q @ k.swapaxes(-1, -2) / 2) @ v
-    return apart(padded(q, k, v, np.array([5, 5, 5])), plain, "with lengths of 5, 5 and 5")
-
-
-@law
-def padding_has_no_weight(padded: Any) -> str:
-    """An item with 3 real keys gives what these 3 give alone."""
-    q, k, v = _batch()
-    found = np.asarray(padded(q, k, v, np.array([5, 3, 1])))
-    for item, n in enumerate((5, 3, 1)):
-        alone = _softmax(q[item] @ k[item, :, :n].swapaxes(-1, -2) / 2) @ v[item, :, :n]
-        if said := apart(found[item], alone, f"item {item}, whose first {n} keys are real"):
-            return said
-    return ""
-
-
-@law
-def what_stands_in_the_padding_is_nothing(padded: Any) -> str:
-    """NaN in the padding changes nothing."""
-    q, k, v = _batch()
-    lengths = np.array([5, 3, 1])
-    beyond = (np.arange(5) >= lengths[:, None])[:, None, :, None]
-    dirty = padded(q, np.where(beyond, np.nan, k), np.where(beyond, np.nan, v), lengths)
-    return apart(dirty, padded(q, k, v, lengths), "with NaN in the padding")
-
-
-@law
-def no_key_gives_zero(padded: Any) -> str:
-    """An item of length 0 gives 0, and no NaN."""
-    q, k, v = _batch()
-    found = np.asarray(padded(q, k, v, np.array([5, 0, 1])))[1]
-    return apart(found, np.zeros_like(found), "in an item of length 0")
-
-
-def _masked(q: Any, k: Any, v: Any, lengths: Any, *, clean: bool, filler: float) -> Any:
-    real = np.arange(k.shape[-2]) < lengths[:, None]
-    if clean:
-        k, v = (np.where(real[:, None, :, None], x, 0.0) for x in (k, v))
-    s = np.where(real[:, None, None, :], q @ k.swapaxes(-1, -2) / q.shape[-1] ** 0.5, filler)
-    return _softmax(s) @ v
-
-
 EXERCISES = (
     Exercise(
         (
@@ -161,6 +163,10 @@ EXERCISES = (
             values_are_of_the_context,
             weights_are_powers_of_two,
             the_scale_is_of_the_queries,
+            the_width_of_queries_may_be_any,
+            one_row_weighs_exactly_one,
+            rows_may_be_far_apart,
+            what_comes_in_is_left_as_it_is,
         ),
         {
             "a_row_for_each_query": lambda x, c, w_q, w_k, w_v: _softmax((c @ w_k) @ (x @ w_q).T) @ (x @ w_q),
@@ -170,9 +176,13 @@ EXERCISES = (
             "weights_are_powers_of_two": lambda x, c, w_q, w_k, w_v: (
                 _softmax(x @ w_q @ (c @ w_k).T) @ (c @ w_v)
             ),
-            "the_scale_is_of_the_queries": lambda x, c, w_q, w_k, w_v: (
-                _softmax(x @ w_q @ (c @ w_k).T / x.shape[-1] ** 0.5) @ (c @ w_v)
+            "the_scale_is_of_the_queries": lambda x, c, w_q, w_k, w_v: _cross(
+                x, c, w_q, w_k, w_v, width=x.shape[-1]
             ),
+            "the_width_of_queries_may_be_any": lambda *given: _cross(*given, width=4),
+            "one_row_weighs_exactly_one": lambda *given: _cross(*given, softmax=_padded_sum),
+            "rows_may_be_far_apart": lambda *given: _cross(*given, softmax=_under_one_maximum),
+            "what_comes_in_is_left_as_it_is": _in_place,
         },
     ),
     Exercise(
@@ -191,22 +201,5 @@ EXERCISES = (
             "true_and_false": lambda rows, keys: np.tri(rows, keys, keys - rows),
         },
     ),
-    Exercise(
-        (
-            a_full_source_is_plain_attention,
-            padding_has_no_weight,
-            what_stands_in_the_padding_is_nothing,
-            no_key_gives_zero,
-        ),
-        {
-            "a_full_source_is_plain_attention": lambda q, k, v, n: _masked(
-                q, k, v, n - 1, clean=True, filler=-np.inf
-            ),
-            "padding_has_no_weight": lambda q, k, v, n: _masked(q, k, v, n, clean=True, filler=0.0),
-            "what_stands_in_the_padding_is_nothing": lambda q, k, v, n: _masked(
-                q, k, v, n, clean=False, filler=-np.inf
-            ),
-            "no_key_gives_zero": lambda q, k, v, n: _masked(q, k, v, n, clean=True, filler=-np.inf),
-        },
-    ),
+    PADDED,
 )

@@ -2,47 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from classroom import Exercise, apart, draw, law
+from exercises.arrays import changed
+from exercises.grouped_gradients import GROUPED
+from exercises.small_steps import attention, compared, softmax
 
 U = np.log(3) / 2  # tanh of it is 1/2
-H = 2.0**-17
-
-
-def slopes(f: Callable[..., Any], arrays: tuple[Any, ...], d_out: Any) -> list[Any]:
-    """The gradients of sum(f(...) * d_out), by moving every entry of every array by 2^-17 in both directions."""
-    found = []
-    for number, x in enumerate(arrays):
-        d = np.zeros_like(x)
-        for at in np.ndindex(x.shape):
-            ends = []
-            for sign in (1, -1):
-                moved = [y.copy() for y in arrays]
-                moved[number][at] += sign * H
-                ends.append((f(*moved) * d_out).sum())
-            d[at] = (ends[0] - ends[1]) / (2 * H)
-        found.append(d)
-    return found
-
-
-def _compared(pullback: Any, f: Any, arrays: tuple[Any, ...], d_out: Any, names: str) -> str:
-    found, expected = pullback(*arrays, d_out), slopes(f, arrays, d_out)
-    for name, mine, slope in zip(names.split(), found, expected, strict=True):
-        if said := apart(mine, slope, f"the gradient for {name}, beside the slope of small steps"):
-            return said
-    return ""
-
-
-def _softmax(s: Any) -> Any:
-    e = np.exp(s - s.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
-
-
-def _attention(q: Any, k: Any, v: Any) -> Any:
-    return _softmax(q @ k.swapaxes(-1, -2) / q.shape[-1] ** 0.5) @ v
 
 
 def _drawn() -> tuple[Any, ...]:
@@ -60,7 +28,7 @@ def keys_pull_against_one_another(pullback: Any) -> str:
 def a_small_step_says_the_same(pullback: Any) -> str:
     """Every gradient is the slope that small steps find."""
     *arrays, d_out = _drawn()
-    return _compared(pullback, _attention, tuple(arrays), d_out, "q k v")
+    return compared(pullback, attention, tuple(arrays), d_out, "q k v")
 
 
 # ---- the softmax ----
@@ -85,70 +53,29 @@ def a_score_hears_by_its_weight(pull: Any) -> str:
 @law
 def rows_are_by_themselves(pull: Any) -> str:
     """Every row has its own average."""
-    w, d_w = _softmax(draw(3, 4, seed=1)), draw(3, 4, seed=2)
+    w, d_w = softmax(draw(3, 4, seed=1)), draw(3, 4, seed=2)
     alone = np.concatenate([pull(w[i : i + 1], d_w[i : i + 1]) for i in range(3)])
     return apart(pull(w, d_w), alone, "of 3 rows, beside each alone")
 
 
-# ---- grouped heads ----
-
-
-def _grouped() -> tuple[Any, ...]:
-    return draw(4, 3, 4, seed=1), draw(2, 5, 4, seed=2), draw(2, 5, 2, seed=3), draw(4, 3, 2, seed=4)
-
-
-def _each(q: Any, k: Any, v: Any) -> Any:
-    k, v = (np.repeat(x, len(q) // len(x), 0) for x in (k, v))
-    return _attention(q, k, v)
+@law
+def keys_may_be_more(pull: Any) -> str:
+    """Weights 1/2 and four of 1/8 with d_w = 0, 8, 8, 8, 16, whose average is 5, give -5/2, 3/8, 3/8, 3/8, 11/8."""
+    found = pull(np.array([[0.5, *[0.125] * 4]]), np.array([[0.0, 8.0, 8.0, 8.0, 16.0]]))
+    return apart(
+        found, [[-2.5, 0.375, 0.375, 0.375, 1.375]], "of weights 1/2 and four of 1/8, d_w = 0, 8, 8, 8, 16"
+    )
 
 
 @law
-def gradients_have_the_shapes_of_what_went_in(pullback: Any) -> str:
-    """4 query heads and 2 kv heads: dQ (4, 3, 4), dK (2, 5, 4), dV (2, 5, 2)."""
-    *arrays, d_out = _grouped()
-    shapes = [np.shape(x) for x in pullback(*arrays, d_out)]
-    expected = [x.shape for x in arrays]
-    return "" if shapes == expected else f"gradients of shapes {expected} were expected, {shapes} came"
+def weights_are_left_as_they_are(pull: Any) -> str:
+    """The weights and d_w are the same afterwards."""
+    return changed(pull, "w d_w", np.array([[0.5, 0.25, 0.25]]), np.array([[0.0, 4.0, 8.0]]))
 
 
-@law
-def two_readers_are_heard_twice(pullback: Any) -> str:
-    """Two query heads that read one value, at one key, send it 1 + 1 = 2."""
-    one = np.ones((2, 1, 1))
-    return apart(pullback(one, one[:1], one[:1], one)[2], [[[2.0]]], "dV of one key that two heads read")
-
-
-@law
-def neighbours_share(pullback: Any) -> str:
-    """Query heads 0 and 1 read kv head 0: what heads 2 and 3 are sent back is nothing to it."""
-    q, k, v, d_out = _grouped()
-    d_out = np.where(np.arange(4)[:, None, None] < 2, 0.0, d_out)
-    d_v = np.asarray(pullback(q, k, v, d_out)[2])
-    return apart(d_v[0], np.zeros_like(d_v[0]), "dV of kv head 0, with d_out of heads 0 and 1 all 0")
-
-
-@law
-def small_steps_say_the_same_of_groups(pullback: Any) -> str:
-    """Every gradient is the slope that small steps find."""
-    *arrays, d_out = _grouped()
-    return _compared(pullback, _each, tuple(arrays), d_out, "q k v")
-
-
-def _pullback(
-    q: Any, k: Any, v: Any, d_out: Any, *, summed: str = "sum", tiled: bool = False, scaled: bool = True
-) -> Any:
-    """Right, or with one mistake: heads not summed or averaged, tiled, or gradients without the scale."""
-    group = len(q) // len(k)
-    spread = (lambda x: np.concatenate([x] * group)) if tiled else (lambda x: np.repeat(x, group, 0))
-    c, wide_k, wide_v = q.shape[-1] ** -0.5, spread(k), spread(v)
-    w = _softmax(c * q @ wide_k.swapaxes(-1, -2))
-    d_w = d_out @ wide_v.swapaxes(-1, -2)
-    d_s = w * (d_w - (w * d_w).sum(-1, keepdims=True)) * (c if scaled else 1.0)
-    d_k, d_v = d_s.swapaxes(-1, -2) @ q, w.swapaxes(-1, -2) @ d_out
-    if summed:
-        shape, axis = ((group, len(k)), 0) if tiled else ((len(k), group), 1)
-        d_k, d_v = (getattr(x.reshape(*shape, *x.shape[1:]), summed)(axis) for x in (d_k, d_v))
-    return d_s @ wide_k, d_k, d_v
+def _less_the_average(w: Any, d_w: Any) -> Any:
+    d_w -= (w * d_w).sum(-1, keepdims=True)
+    return w * d_w
 
 
 # ---- the network ----
@@ -181,10 +108,41 @@ def v_hears_the_tanh(pullback: Any) -> str:
 
 
 @law
+def sums_may_be_large(pullback: Any) -> str:
+    """At 1000 tanh is 1 and its slope 0, though exp(1000) is no number."""
+    d_q, d_k, d_v = pullback(np.array([[1000.0]]), np.zeros((1, 1)), np.ones(1), np.ones((1, 1)))
+    what = "with q = 1000, k = 0 and v = 1"
+    return (
+        apart(d_q, [[0.0]], f"the gradient for q {what}")
+        or apart(d_k, [[0.0]], f"the gradient for k {what}")
+        or apart(d_v, [1.0], f"the gradient for v {what}")
+    )
+
+
+@law
+def the_network_is_left_as_it_is(pullback: Any) -> str:
+    """q, k, v and d_s are the same afterwards."""
+    given = draw(3, 2, seed=1), draw(4, 2, seed=2), draw(2, seed=3), draw(3, 4, seed=4)
+    return changed(pullback, "q k v d_s", *given)
+
+
+def _by_powers(q: Any, k: Any, v: Any, d_s: Any) -> Any:
+    powers = np.exp(2 * (q[:, None] + k))
+    d_sum = d_s[..., None] * v * 4 * powers / (powers + 1) ** 2
+    return d_sum.sum(1), d_sum.sum(0), _backwards(q, k, v, d_s)[2]
+
+
+def _over_v(q: Any, k: Any, v: Any, d_s: Any) -> Any:
+    found = _backwards(q, k, v, d_s)
+    v *= 0
+    return found
+
+
+@law
 def small_steps_say_the_same_of_the_network(pullback: Any) -> str:
     """Every gradient is the slope that small steps find."""
     arrays = draw(3, 2, seed=1), draw(4, 2, seed=2), draw(2, seed=3)
-    return _compared(pullback, _scores, arrays, draw(3, 4, seed=4), "q k v")
+    return compared(pullback, _scores, arrays, draw(3, 4, seed=4), "q k v")
 
 
 def _backwards(
@@ -206,38 +164,37 @@ def _backwards(
 
 EXERCISES = (
     Exercise(
-        (equal_gradients_cancel, a_score_hears_by_its_weight, rows_are_by_themselves),
+        (
+            equal_gradients_cancel,
+            a_score_hears_by_its_weight,
+            weights_are_left_as_they_are,
+            rows_are_by_themselves,
+            keys_may_be_more,
+        ),
         {
             "equal_gradients_cancel": lambda w, d_w: w * d_w,
             "a_score_hears_by_its_weight": lambda w, d_w: d_w - (w * d_w).sum(-1, keepdims=True),
+            "weights_are_left_as_they_are": _less_the_average,
             "rows_are_by_themselves": lambda w, d_w: w * (d_w - (w * d_w).sum()),
+            "keys_may_be_more": lambda w, d_w: w * (d_w - (w * d_w)[:, :4].sum(-1, keepdims=True)),
         },
     ),
-    Exercise(
-        (
-            gradients_have_the_shapes_of_what_went_in,
-            two_readers_are_heard_twice,
-            neighbours_share,
-            small_steps_say_the_same_of_groups,
-        ),
-        {
-            "gradients_have_the_shapes_of_what_went_in": lambda q, k, v, d: _pullback(q, k, v, d, summed=""),
-            "two_readers_are_heard_twice": lambda q, k, v, d: _pullback(q, k, v, d, summed="mean"),
-            "neighbours_share": lambda q, k, v, d: _pullback(q, k, v, d, tiled=True),
-            "small_steps_say_the_same_of_groups": lambda q, k, v, d: _pullback(q, k, v, d, scaled=False),
-        },
-    ),
+    GROUPED,
     Exercise(
         (
             tanh_flattens,
             a_query_hears_from_all_its_keys,
             v_hears_the_tanh,
+            sums_may_be_large,
+            the_network_is_left_as_it_is,
             small_steps_say_the_same_of_the_network,
         ),
         {
             "tanh_flattens": lambda q, k, v, d: _backwards(q, k, v, d, power=1),
             "a_query_hears_from_all_its_keys": lambda q, k, v, d: _backwards(q, k, v, d, mean=True),
             "v_hears_the_tanh": lambda q, k, v, d: _backwards(q, k, v, d, bent_v=False),
+            "sums_may_be_large": _by_powers,
+            "the_network_is_left_as_it_is": _over_v,
             "small_steps_say_the_same_of_the_network": lambda q, k, v, d: _backwards(q, k, v, d, by_v=False),
         },
     ),

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 from classroom import Exercise, apart, draw, law
+from exercises.arrays import exactly
+from exercises.joined_averages import JOINED
 
 LEFT, RIGHT, BOTH = (2 * log(2), 1.25, 6.0), (log(2), 1.5, 16.0), (2 * log(2), 2.0, 14.0)
 NOTHING = (-np.inf, 0.0, 0.0)
@@ -98,6 +100,33 @@ def hidden_keys_are_not_there(average: Any) -> str:
 
 
 @law
+def scores_may_be_very_low(average: Any) -> str:
+    """With 1000 or 10^10 taken from all scores, log 2 and 0 have the average 2/3 * 6 + 1/3 * 3 = 5, and equal scores 9/2."""
+    low = apart(average(_pairs([log(2) - 1000, -1000], [6, 3])), 5.0, "of scores log(2) - 1000 and -1000")
+    return low or apart(average(_pairs([-1e10, -1e10], [6, 3])), 4.5, "of scores -10^10 and -10^10")
+
+
+@law
+def scores_may_rise_and_fall(average: Any) -> str:
+    """Scores 0, 2000, 0 leave the value of 2000, 4, and -2000, 0, -2000 too."""
+    rises = apart(average(_pairs([0, 2000, 0], [8, 4, 8])), 4.0, "of scores 0, 2000, 0 and values 8, 4, 8")
+    return rises or apart(average(_pairs([-2000, 0, -2000], [8, 4, 8])), 4.0, "of scores -2000, 0, -2000")
+
+
+@law
+def what_is_hidden_may_be_anything(average: Any) -> str:
+    """A hidden value of NaN changes nothing: 4."""
+    pairs = _pairs([0, -np.inf, 0], [6, np.nan, 2])
+    return apart(average(pairs), 4.0, "of values 6 and 2, with NaN hidden between them")
+
+
+@law
+def one_key_weighs_exactly_one(average: Any) -> str:
+    """One key of value 4 gives 4 to the last digit: nothing is added to the sum."""
+    return exactly(average(_pairs([1], [4])), 4.0, "of one key, whose value is 4")
+
+
+@law
 def no_pair_is_kept(average: Any) -> str:
     """A stream of 20000 pairs takes no more memory than one of 20."""
     scores = draw(20000)
@@ -110,14 +139,34 @@ def no_pair_is_kept(average: Any) -> str:
     return "" if most < 200_000 else f"a stream of 20000 pairs took {most // 1000} kB: pairs were kept"
 
 
-def _folded(pairs: Any, *, forgets: bool = False, shifts: bool = True, guards: bool = True) -> float:
-    m, total, acc = -np.inf, 0.0, 0.0
+def _folded(
+    pairs: Any,
+    *,
+    forgets: bool = False,
+    shifts: bool = True,
+    guards: bool = True,
+    first: float = -np.inf,
+    higher: Any = max,
+    added: float = 0.0,
+) -> float:
+    m, total, acc = first, 0.0, 0.0
     for s, v in pairs:
         if guards and s == -np.inf:
             continue
-        top = max(m, s) if shifts else 0.0
+        top = higher(m, s) if shifts else 0.0
         old = 1.0 if forgets or not shifts else np.exp(m - top)
         m, total, acc = top, total * old + np.exp(s - top), acc * old + np.exp(s - top) * v
+    return acc / (total + added) if total else 0.0
+
+
+def _skipping_nothing_but_the_first(pairs: Any) -> float:
+    """What is hidden weighs exp(-inf) = 0, and 0 times NaN is NaN."""
+    m, total, acc = -np.inf, 0.0, 0.0
+    for s, v in pairs:
+        top = max(m, s)
+        if top > -np.inf:
+            old, new = np.exp(m - top), np.exp(s - top)
+            m, total, acc = top, total * old + new, acc * old + new * v
     return acc / total if total else 0.0
 
 
@@ -126,61 +175,6 @@ def _collected(pairs: Any) -> float:
     m = max((s for s, _ in seen), default=0.0)
     total = sum(np.exp(s - m) for s, _ in seen)
     return sum(np.exp(s - m) * v for s, v in seen) / total if seen else 0.0
-
-
-# ---- exercise 3: what was finished ----
-
-ROWS, E = 3, 2
-
-
-@law
-def shares_are_of_the_sums(joined: Any) -> str:
-    """Sums of 3 and 1 have the shares 3/4 and 1/4, and together log 4."""
-    out, both = joined(np.array([[8.0]]), np.log([3.0]), np.array([[4.0]]), np.log([1.0]))
-    found = apart(out, [[7.0]], "of the averages 8 and 4, with log-sums log 3 and log 1")
-    return found or apart(both, np.log([4.0]), "the log-sum of log 3 and log 1")
-
-
-@law
-def every_row_has_its_own_shares(joined: Any) -> str:
-    """Row i is joined by the log-sums of row i."""
-    a, b, x, y = draw(ROWS, E, seed=1), draw(ROWS, E, seed=2), draw(ROWS, seed=3), draw(ROWS, seed=4)
-    share = 1 / (1 + np.exp(y - x))[:, None]
-    return apart(joined(a, x, b, y)[0], share * a + (1 - share) * b, "of three rows")
-
-
-@law
-def large_sums_are_no_harder(joined: Any) -> str:
-    """With 1000 added to both log-sums the shares are the same."""
-    out, both = joined(np.array([[8.0]]), 1000 + np.log([3.0]), np.array([[4.0]]), np.array([1000.0]))
-    found = apart(out, [[7.0]], "with 1000 added to both log-sums")
-    return found or apart(both, 1000 + np.log([4.0]), "the log-sum with 1000 added to both")
-
-
-@law
-def who_saw_nothing_says_nothing(joined: Any) -> str:
-    """A log-sum of -inf leaves the other as it was; two of them give 0 and -inf."""
-    inf = np.array([-np.inf])
-    out, both = joined(np.array([[0.0]]), inf, np.array([[4.0]]), np.log([3.0]))
-    found = apart(out, [[4.0]], "with a log-sum of -inf") or apart(both, np.log([3.0]), "its log-sum")
-    out, both = joined(np.array([[0.0]]), inf, np.array([[0.0]]), inf)
-    found = found or apart(out, [[0.0]], "with two log-sums of -inf")
-    return found or ("" if both[0] == -np.inf else f"the log-sum of -inf and -inf is {both[0]:.3g}, not -inf")
-
-
-def _with_shares(a: Any, x: Any, b: Any, y: Any) -> Any:
-    both = np.logaddexp(x, y)
-    return np.exp(x - both)[:, None] * a + np.exp(y - both)[:, None] * b, both
-
-
-def _with_the_first_row(a: Any, x: Any, b: Any, y: Any) -> Any:
-    out, _ = _with_shares(a, x[:1], b, y[:1])
-    return out, np.logaddexp(x, y)
-
-
-def _with_sums(a: Any, x: Any, b: Any, y: Any) -> Any:
-    x, y = np.exp(x), np.exp(y)
-    return (x[:, None] * a + y[:, None] * b) / (x + y)[:, None], np.log(x + y)
 
 
 EXERCISES = (
@@ -203,27 +197,22 @@ EXERCISES = (
             a_new_maximum_shrinks_what_came_before,
             scores_of_a_thousand_are_scores,
             hidden_keys_are_not_there,
+            scores_may_be_very_low,
+            scores_may_rise_and_fall,
+            what_is_hidden_may_be_anything,
+            one_key_weighs_exactly_one,
             no_pair_is_kept,
         ),
         {
             "a_new_maximum_shrinks_what_came_before": lambda pairs: _folded(pairs, forgets=True),
             "scores_of_a_thousand_are_scores": lambda pairs: _folded(pairs, shifts=False),
             "hidden_keys_are_not_there": lambda pairs: _folded(pairs, guards=False),
+            "scores_may_be_very_low": lambda pairs: _folded(pairs, first=0.0),
+            "scores_may_rise_and_fall": lambda pairs: _folded(pairs, higher=lambda m, s: s),
+            "what_is_hidden_may_be_anything": _skipping_nothing_but_the_first,
+            "one_key_weighs_exactly_one": lambda pairs: _folded(pairs, added=1e-9),
             "no_pair_is_kept": _collected,
         },
     ),
-    Exercise(
-        (
-            shares_are_of_the_sums,
-            every_row_has_its_own_shares,
-            large_sums_are_no_harder,
-            who_saw_nothing_says_nothing,
-        ),
-        {
-            "shares_are_of_the_sums": lambda a, x, b, y: ((a + b) / 2, np.logaddexp(x, y)),
-            "every_row_has_its_own_shares": _with_the_first_row,
-            "large_sums_are_no_harder": _with_sums,
-            "who_saw_nothing_says_nothing": _with_shares,
-        },
-    ),
+    JOINED,
 )
