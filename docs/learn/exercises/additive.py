@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from classroom import Exercise, apart, draw, law
-from exercises.arrays import changed
+from exercises.given import changed
 
 U = np.log(3) / 2  # tanh of n U: 0, 1/2, 4/5, 13/14
 

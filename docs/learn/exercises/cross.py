@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from classroom import Exercise, apart, draw, law
-from exercises.arrays import changed, exactly
+from exercises.given import changed, exactly
 from exercises.padded_sources import LARGE, PADDED
 
 SHAPE = (2, 3, 6, 4)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from classroom import Exercise, apart, draw, law, laws
-from exercises.arrays import of_arrays
+from exercises.given import of_arrays
 
 
 @law

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from classroom import Exercise, apart, draw, law
-from exercises.arrays import changed, exactly
+from exercises.given import changed, exactly
 
 ROWS, E = 3, 2
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from classroom import Exercise, apart, draw, law, laws
-from exercises.arrays import of_arrays
+from exercises.given import of_arrays
 
 SHAPE = (2, 4, 6, 8)  # items, heads, tokens, width
 VALUES = np.array([[8.0], [4.0], [0.0]])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from classroom import Exercise, apart, draw, law
-from exercises.arrays import exactly
+from exercises.given import exactly
 from exercises.joined_averages import JOINED
 
 LEFT, RIGHT, BOTH = (2 * log(2), 1.25, 6.0), (log(2), 1.5, 16.0), (2 * log(2), 2.0, 14.0)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from classroom import Exercise, apart, draw, law
-from exercises.arrays import changed, exactly
+from exercises.given import changed, exactly
 
 LARGE = "of queries 1, 0, -1, keys 0, 2000 + log 2, 2000 and values 9, 6, 3"
 

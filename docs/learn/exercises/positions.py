@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from classroom import Exercise, apart, draw, law
-from exercises.arrays import changed
+from exercises.given import changed
 
 
 @law
