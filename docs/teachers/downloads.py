@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import figures
+import slides
 import worksheet
 
 if __name__ == "__main__":
     here = Path(sys.argv[1])
     worksheet.write(here)
-    figures.write(here / "slides")
+    slides.write(here / "slides")

@@ -29,7 +29,7 @@ def drawn(name: str, theme: str) -> Any:
 
     slide = import_module("slide")
     with rc_context(slide.STYLE):
-        return import_module("figures").FIGURES[name](getattr(slide, theme))
+        return import_module("slides").FIGURES[name](getattr(slide, theme))
 
 
 def words(slide: Any) -> list[str]:
@@ -82,8 +82,8 @@ def test_the_same_is_said_on_white_and_on_black() -> None:
 
 
 def test_what_is_said_is_what_attention_computes() -> None:
-    figures = import_module("figures")
-    x = figures.VECTORS
+    slides = import_module("slides")
+    x = slides.VECTORS
     scores = x @ x.T
     weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     numbers = [f"{entry:.2f}" for matrix in (scores, weights, weights @ x) for entry in matrix.ravel()]
@@ -104,12 +104,12 @@ def test_what_is_said_is_what_attention_computes() -> None:
 
 
 def test_each_is_written_four_times_at_sixteen_by_nine(tmp_path: Path) -> None:
-    figures, slide = import_module("figures"), import_module("slide")
-    assert tuple(figures.FIGURES) == NAMES
-    made = slide.save(figures.FIGURES["alignment"], "alignment", tmp_path / "slides")
+    slides, slide = import_module("slides"), import_module("slide")
+    assert tuple(slides.FIGURES) == NAMES
+    made = slide.save(slides.FIGURES["alignment"], "alignment", tmp_path / "slides")
     kinds = [(theme, kind) for theme in ("light", "dark") for kind in ("svg", "png")]
     assert [path.name for path in made] == [f"alignment-{theme}.{kind}" for theme, kind in kinds]
-    again = slide.save(figures.FIGURES["alignment"], "alignment", tmp_path / "again")
+    again = slide.save(slides.FIGURES["alignment"], "alignment", tmp_path / "again")
     for first, second in zip(made, again, strict=True):
         assert first.read_bytes() == second.read_bytes()
     for svg in made[::2]:

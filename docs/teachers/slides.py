@@ -1,6 +1,6 @@
 """Figures for slides, drawn from what the library computes.
 
-python docs/teachers/figures.py docs/_build/slides        # four files for each of FIGURES; or: make figures
+python docs/teachers/slides.py docs/_build/slides        # four files for each of FIGURES; or: make figures
 """
 
 from __future__ import annotations
