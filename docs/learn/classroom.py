@@ -22,6 +22,7 @@ import numpy as np
 from IPython.display import Markdown
 
 from polyattn.draw import html_table
+from polyattn.parity.cases.scores import SIX_TOKENS
 from polyattn.testing import load_bench
 from polyattn.truth import UNIT_ROUNDOFF, Judged, eta
 from polyattn.truth.rounding import Rounded, noise
@@ -32,18 +33,9 @@ laws = import_module("invariants")
 law, Verdict, apart, draw = laws.law, laws.Verdict, laws.apart, laws.draw
 
 LIBRARIES = ("numpy", "jax", "torch")
-#: Six tokens of three numbers, small enough to be computed by hand, in every chapter the same.
+#: The six tokens of every chapter, small enough to be computed by hand.
 WORDS = ("Your", "journey", "starts", "with", "one", "step")
-SIX = np.array(
-    [
-        [0.42, 0.15, 0.89],
-        [0.78, 0.33, 0.21],
-        [0.12, 0.44, 0.67],
-        [0.56, 0.91, 0.73],
-        [0.34, 0.29, 0.85],
-        [0.63, 0.11, 0.49],
-    ]
-)
+SIX = np.array(SIX_TOKENS)
 DRAWS = 8
 
 

@@ -9,19 +9,11 @@ import pytest
 
 from polyattn import AuxRequest, attention, attention_vjp, masks, mods
 from polyattn.parity import ACCEPTANCE, UNIT_ROUNDOFF, Spec, eta, round_to
+from polyattn.parity.cases.scores import SIX_TOKENS
 from polyattn.testing import Bench
 from polyattn.truth import oracle, truth
 
-X = np.array(
-    [
-        [0.42, 0.15, 0.89],
-        [0.78, 0.33, 0.21],
-        [0.12, 0.44, 0.67],
-        [0.56, 0.91, 0.73],
-        [0.34, 0.29, 0.85],
-        [0.63, 0.11, 0.49],
-    ]
-)
+X = np.array(SIX_TOKENS)
 HEAD_MAPS = [(4, 2), (12, 12), (32, 8), (28, 4), (3, 1)]
 
 

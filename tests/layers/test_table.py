@@ -16,6 +16,7 @@ from shared.running import LIBRARIES, applied, bench_of, drawn, mapped, normal
 
 from polyattn import AuxRequest, attention, layers, masks
 from polyattn.parity import UNIT_ROUNDOFF
+from polyattn.parity.cases.scores import SIX_TOKENS
 from polyattn.rotary import Rotary
 from polyattn.testing import BENCHES
 from polyattn.truth.rounding import noise
@@ -496,16 +497,7 @@ def test_what_is_not_causal_does_see_the_future(library: str) -> None:
     assert (after[:, 0] != found(row.name, library, "float32").out[:, 0]).any()
 
 
-SIX = np.array(
-    [
-        [0.42, 0.15, 0.89],
-        [0.78, 0.33, 0.21],
-        [0.12, 0.44, 0.67],
-        [0.56, 0.91, 0.73],
-        [0.34, 0.29, 0.85],
-        [0.63, 0.11, 0.49],
-    ]
-)
+SIX = np.array(SIX_TOKENS)
 CONTEXTS = [
     [0.465705, 0.387386, 0.673175],
     [0.501717, 0.398076, 0.627718],

@@ -10,19 +10,20 @@ from polyattn.parity.cases.fixed import at, case
 from polyattn.truth.spec import Spec
 from polyattn.truth.threefry import kept
 
+#: Six tokens of three numbers, small enough to be computed by hand.
+SIX_TOKENS = (
+    (0.42, 0.15, 0.89),
+    (0.78, 0.33, 0.21),
+    (0.12, 0.44, 0.67),
+    (0.56, 0.91, 0.73),
+    (0.34, 0.29, 0.85),
+    (0.63, 0.11, 0.49),
+)
+
 
 @case(1)
 def golden_six_tokens(d: Draw) -> Sample:
-    x = d.number(
-        [
-            [0.42, 0.15, 0.89],
-            [0.78, 0.33, 0.21],
-            [0.12, 0.44, 0.67],
-            [0.56, 0.91, 0.73],
-            [0.34, 0.29, 0.85],
-            [0.63, 0.11, 0.49],
-        ]
-    )
+    x = d.number(SIX_TOKENS)
     x4 = x[None, None]
     return Sample(Spec(x4, x4, x4, scale=1.0), {"scale": 1.0}, (x, x, x), (6, 3))
 
