@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,14 @@ DPI = 60
 #: What a token may hold at worst: mathematics, a line's end, a turn to the left, an emoji, a tower of accents, length.
 HOSTILE = ["$\\frac{", "a\nb\tc", "\u202egnp.exe", "\U0001f600", "e\u0301\u0301\u0301\u0301", "x" * 200, ""]
 SENTENCE = ["The", "cat", "sat", "on", "the", "mat", "."]
+
+
+def written(figure: Any) -> bytes:
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a sign that no font has, a layout that found no room
+        figure.savefig(file, format="png", dpi=60)
+    return file.getvalue()
 
 
 def attended(heads: int = 4, length: int = 7) -> Any:
