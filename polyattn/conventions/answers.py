@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +27,7 @@ class Answer:
 
     out: Floats  # (B, Hq, rows, E)
     condition: Floats  # likewise: |error| <= eta * u * condition
+    rounded: Floats  # likewise, what half precision rounds: `polyattn.truth.definition.Judged`
     weights: Floats  # (B, Hq, rows, S)
     values: Floats  # (B, Hq, S, E)
 
@@ -41,13 +43,11 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
             None if over_heads else rows,
         )
         if over_heads:
-            part = replace(part, out=part.out.swapaxes(1, 2), condition=part.condition.swapaxes(1, 2))
+            part = _over(part, lambda x: x.swapaxes(1, 2))
         return _rows(part, rows)
     if settings.merge != "as stated":
         whole = answer(call, replace(settings, merge="as stated"))
-        return _rows(
-            replace(whole, out=merged_wrongly(whole.out), condition=merged_wrongly(whole.condition)), rows
-        )
+        return _rows(_over(whole, merged_wrongly), rows)
     if settings.softmax == "queries" and rows is not None:
         return _rows(answer(call, settings), rows)
     here = np.arange(length) if rows is None else rows
@@ -130,14 +130,20 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
     if settings.softmax == "missing":
         spread = np.abs(w) + sabs
     with np.errstate(invalid="ignore", over="ignore"):
-        return Answer(w @ v, spread @ np.abs(v), w, v)
+        out = w @ v
+        return Answer(out, spread @ np.abs(v), (np.abs(out) + np.abs(w) @ np.abs(v)) / 2, w, v)
+
+
+def _over(part: Answer, move: Callable[[Floats], Floats]) -> Answer:
+    """The answer with its elements moved."""
+    return replace(part, **{name: move(getattr(part, name)) for name in ("out", "condition", "rounded")})
 
 
 def _rows(whole: Answer, rows: Floats | None) -> Answer:
     if rows is None or whole.out.shape[2] == len(rows):
         return whole
     weights = whole.weights[:, :, rows] if whole.weights.shape[2] == whole.out.shape[2] else whole.weights
-    return Answer(whole.out[:, :, rows], whole.condition[:, :, rows], weights, whole.values)
+    return replace(_over(whole, lambda x: x[:, :, rows]), weights=weights)
 
 
 def _scale(call: Call, choice: str) -> float:

@@ -20,7 +20,7 @@ from polyattn.parity.repeat import Repeat, meant_as_code, origin_of
 from polyattn.parity.report import one_line
 from polyattn.parity.side import GRADIENTS, is_float, run_side
 from polyattn.truth.definition import Judged, truth
-from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF, eta, round_to
+from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF, eta, round_to, unit_of
 from polyattn.truth.spec import Floats
 
 __all__ = ["compare"]
@@ -125,7 +125,7 @@ def compare(
         between=between,
         dtype=dtype,
         shapes={name: x.shape for name, x in arrays.items()},
-        worst=_worst(common, ours, theirs, judged),
+        worst=_worst(common, ours, theirs, judged, dtype),
         inputs=arrays,
         environment=environment(),
         repeat=Repeat(calls, origins, code, kept, tuple(layouts), gradients, seed),
@@ -137,12 +137,13 @@ def _worst(
     ours: Mapping[str, Floats],
     theirs: Mapping[str, Floats],
     judged: Mapping[str, Judged],
+    dtype: str,
 ) -> Worst | None:
     best: Worst | None = None
     largest = -1.0
     for quantity in common:
-        a, b, (value, condition, _) = ours[quantity], theirs[quantity], judged[quantity]
-        unit = np.maximum(np.asarray(condition, np.float64), np.finfo(np.float64).tiny)
+        a, b, value = ours[quantity], theirs[quantity], judged[quantity].value
+        unit = np.maximum(unit_of(judged[quantity], dtype).astype(np.float64), np.finfo(np.float64).tiny)
         with np.errstate(all="ignore"):
             ratio = np.where(a == b, 0.0, np.abs(a - b) / unit)
         ratio = np.where(np.isnan(ratio), np.inf, ratio)

@@ -21,7 +21,8 @@ from polyattn.conventions.dropped import dropout_rate
 from polyattn.conventions.settings import CONTRACT, Settings
 from polyattn.conventions.visible import allowed_keys
 from polyattn.parity.findings import Diagnosis, Finding
-from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF, round_to
+from polyattn.truth.definition import Judged
+from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF, round_to, unit_of
 from polyattn.truth.spec import Floats
 
 __all__ = ["Search"]
@@ -44,11 +45,9 @@ class Search:
     """One observed output against everything that is known."""
 
     def __init__(self, call: Call, seen: Floats, dtype: str) -> None:
-        self.call, self.seen, self.unit = call, seen, UNIT_ROUNDOFF[dtype]
-        # Below the normal range a rounding is absolute.
-        self.absolute = 2.0**-25 if dtype == "float16" else 0.0
+        self.call, self.seen, self.dtype = call, seen, dtype
         largest = float(np.max(np.abs(call.v), initial=0.0, where=np.isfinite(call.v)))
-        self.underflow = (2.0**-1022 if dtype == "float64" else 2.0**-126) * call.shape[3] * largest
+        self.underflow = call.shape[3] * largest
         self.tried = 0
 
     def run(self, pairs: bool) -> Diagnosis:
@@ -60,7 +59,7 @@ class Search:
         note = ""
         if (low := self._holds_lower()) is not None:
             note = f"; the output holds {NAMES[low]} numbers"
-            self.unit, self.absolute = LOW[low], 2.0**-25 if low == "float16" else 0.0
+            self.dtype = low
             ratio = self._ratio(self.seen, contract)
             if (eta := float(np.max(ratio, initial=0.0))) <= ACCEPTANCE:
                 settings = replace(CONTRACT, precision=f"{low} output")
@@ -99,6 +98,10 @@ class Search:
 
     # measuring
 
+    @property
+    def unit(self) -> float:
+        return UNIT_ROUNDOFF[self.dtype]
+
     def _holds_lower(self) -> str | None:
         """The lower precision to which every number of the output is already rounded."""
         for low in ("bfloat16", "float16"):
@@ -122,7 +125,8 @@ class Search:
 
     def _ratio(self, seen: Floats, expected: Answer) -> Floats:
         """The eta of every element; what both hold as NaN agrees."""
-        unit = np.maximum(self.unit * expected.condition, max(self.absolute, self.underflow))
+        judged = Judged(expected.out, expected.condition, self.underflow, expected.rounded)
+        unit = unit_of(judged, self.dtype)
         with np.errstate(all="ignore"):
             ratio = np.abs(seen - expected.out) / unit
         same = (seen == expected.out) | (np.isnan(seen) & np.isnan(expected.out))

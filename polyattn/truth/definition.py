@@ -19,15 +19,18 @@ __all__ = ["Judged", "truth"]
 
 
 class Judged(NamedTuple):
-    """A true value, its condition, and how it follows a weight that underflows to zero.
+    """A true value, its condition, and how it follows roundings to half precision and a weight that underflows.
 
     |computed - value| <= eta * (u * condition + tiny * floor), elementwise, with u the unit roundoff of the
-    result and tiny the smallest normal number of the dtype in which weights are carried.
+    result and tiny the smallest normal number of the dtype in which weights are carried. In half precision a right
+    program rounds to it only what it stores, and computes in float32: u * rounded + u32 * condition + tiny * floor.
+    Where rounded is None nothing is known of what it stores, and u * condition stands.
     """
 
     value: Floats
     condition: Floats
     floor: Floats | float = 0.0
+    rounded: Floats | None = None
 
 
 See = Callable[[str, Judged], object]
@@ -99,7 +102,15 @@ def truth(
     keep = np.ones(shape, real) if spec.keep is None else np.broadcast_to(spec.keep, shape).astype(real)
     w, w_abs, pull, w_sink = NORMALIZERS[spec.normalizer](s, sabs, sink, spec.parameter)
     see("weights", Judged(w, w_abs, np.ones_like(w)))
-    judged = {"out": Judged((w * keep) @ v, (w_abs * keep) @ np.abs(v), (allowed * keep) @ np.abs(v))}
+    value, aw = (w * keep) @ v, np.abs(w) * keep  # stored in half precision: the weights and the output
+    judged = {
+        "out": Judged(
+            value,
+            (w_abs * keep) @ np.abs(v),
+            (allowed * keep) @ np.abs(v),
+            (np.abs(value) + aw @ np.abs(v)) / 2,
+        )
+    }
     if spec.normalizer == "softmax":
         magnitude = 1 + np.abs(np.where(np.isfinite(lse), lse, 0))
         judged["lse"] = Judged(lse, magnitude + (own * sabs).sum(-1))

@@ -9,7 +9,7 @@ import numpy as np
 from polyattn.truth.definition import Judged
 from polyattn.truth.spec import Floats
 
-__all__ = ["ACCEPTANCE", "FLOOR_ACCEPTANCE", "UNIT_ROUNDOFF", "eta", "floor_ratio", "round_to"]
+__all__ = ["ACCEPTANCE", "FLOOR_ACCEPTANCE", "UNIT_ROUNDOFF", "eta", "floor_ratio", "round_to", "unit_of"]
 
 #: Largest relative error of one rounding, u = 2^-p.
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -25,7 +25,7 @@ FLOOR_ACCEPTANCE = 1.5
 
 
 def eta(computed: Floats, judged: Judged, dtype: str) -> float:
-    """max |computed - value| / (u * condition + tiny * floor); at most 4 for correct code.
+    """max |computed - value| / unit_of(judged, dtype); at most 4 for correct code.
 
     inf where the computed value is NaN, has another shape, or differs where the condition is 0 or the
     value is infinite (such an element must be exact). 0 for empty arrays.
@@ -34,20 +34,37 @@ def eta(computed: Floats, judged: Judged, dtype: str) -> float:
     >>> eta(np.array([1 + 2**-52]), Judged(one, one), "float64")
     2.0
     """
-    value, condition, floor = judged
+    value = judged.value
     computed = np.asarray(computed, np.longdouble)
     if computed.shape != value.shape:
         return math.inf
     if computed.size == 0:
         return 0.0
-    unit = UNIT_ROUNDOFF[dtype] * np.broadcast_to(condition, value.shape) + _TINY[dtype] * floor
-    if dtype == "float16":  # below the normal range a rounding is absolute
-        unit = np.where(unit > 0, np.maximum(unit, 2.0**-25), unit)
+    unit = unit_of(judged, dtype)
     with np.errstate(invalid="ignore", divide="ignore"):
         error = np.where(computed == value, 0, np.abs(computed - value))
         ratio = np.where(error == 0, 0, error / unit)
     ratio = np.where(np.isfinite(value) | (error == 0), ratio, np.inf)
     return float(np.max(np.where(np.isnan(ratio), np.inf, ratio)))
+
+
+def unit_of(judged: Judged, dtype: str) -> Floats:
+    """What roundings alone move, elementwise: u * condition + tiny * floor, or, in half precision and where it is known
+    what a right program stores in it, u * rounded + u32 * condition + tiny * floor.
+
+    >>> one = np.ones(1)
+    >>> unit_of(Judged(one, one), "bfloat16") * 2**8
+    array([1.])
+    """
+    value, condition, floor, rounded = judged
+    condition = np.broadcast_to(condition, value.shape)
+    if rounded is None or dtype not in ("float16", "bfloat16"):
+        unit = UNIT_ROUNDOFF[dtype] * condition
+    else:
+        unit = UNIT_ROUNDOFF[dtype] * rounded + UNIT_ROUNDOFF["float32"] * condition
+    unit = unit + _TINY[dtype] * floor
+    # Below the normal range a rounding is absolute.
+    return np.where(unit > 0, np.maximum(unit, 2.0**-25), unit) if dtype == "float16" else unit
 
 
 def floor_ratio(computed: Floats, judged: Judged, dtype: str) -> float:
