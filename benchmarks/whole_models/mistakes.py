@@ -188,7 +188,6 @@ def _retention() -> Iterator[tuple[Any, ...]]:
     yield "decays reversed", "blocks.0.attn", lambda m: put(decays=m.decays[order.flip(0)])(m), "decay"
     yield "no decay", "blocks.1.attn", lambda m: put(decays=torch.ones(4))(m), "decay"
     yield "read before written", "blocks.2.attn", put(read_first=True), "diagonal|itself|before"
-    yield "keys not scaled", "blocks.0.attn", put(scale=1.0), "scale"
     yield "without its norm", "blocks.1.attn", put(unnormed=True), "norm"
     yield "without its gate", "blocks.2.attn", put(ungated=True), "gate"
     yield "positions not turned", "blocks.0.attn", put(unturned=True), "rotary|position"
