@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 
 from polyattn.parity.models.measuring import roundoff, unit_of
-from polyattn.parity.models.noise import DRAWS, Values, deviations, dtypes_of, perturbed_run, pushed, values_of
+from polyattn.parity.models.noise import (
+    DRAWS,
+    Values,
+    deviations,
+    dtypes_of,
+    perturbed_run,
+    pushed,
+    values_of,
+)
 from polyattn.parity.models.record import Trial
 from polyattn.parity.models.trees import first, is_float, mapped, native, replace_first, snapshot, to_numpy
 from polyattn.parity.models.watching import Runner, Site
@@ -80,9 +88,7 @@ class Free:
         runs = [run.get(site.name) for run in self.inputs]
         return value, unit, self._judged(site, x, "inputs", runs)[1]
 
-    def _judged(
-        self, site: Site, x: Any, what: str, runs: Sequence[Floats | None]
-    ) -> tuple[Floats, Floats]:
+    def _judged(self, site: Site, x: Any, what: str, runs: Sequence[Floats | None]) -> tuple[Floats, Floats]:
         own = to_numpy(x)
         if own.dtype.kind != "f":
             return own, unit_of(own, [], 0.0)

@@ -11,7 +11,17 @@ import numpy as np
 from polyattn.truth.measure import UNIT_ROUNDOFF
 from polyattn.truth.spec import Floats
 
-__all__ = ["aligned", "axes_of", "elementwise", "error_of", "eta_of", "relative", "roundoff", "row_rms", "unit_of"]
+__all__ = [
+    "aligned",
+    "axes_of",
+    "elementwise",
+    "error_of",
+    "eta_of",
+    "relative",
+    "roundoff",
+    "row_rms",
+    "unit_of",
+]
 
 
 def roundoff(dtype: str) -> float:

@@ -7,7 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from polyattn.parity.models.trees import dtype_of, first, is_float, mapped, native, replace_first, snapshot, to_numpy
+from polyattn.parity.models.trees import (
+    dtype_of,
+    first,
+    is_float,
+    mapped,
+    native,
+    replace_first,
+    snapshot,
+    to_numpy,
+)
 from polyattn.parity.models.measuring import roundoff
 from polyattn.parity.models.watching import Leave, Runner, Site
 from polyattn.truth.spec import Floats

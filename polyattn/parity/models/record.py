@@ -38,6 +38,7 @@ class Tap:
     paths: tuple[str, ...] = ()  # where each input stands in the call: "0", "mask"
     trials: tuple[Trial, ...] = ()
     facts: Any = None
+    alone: bool = False  # it was called alone with its inputs, rather than judged between the taps before it
 
     @property
     def inputs(self) -> tuple[Floats, ...]:

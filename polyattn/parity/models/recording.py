@@ -58,14 +58,20 @@ def record(
     runner = runner_of(WHO, model)
     args, kwargs = converted(runner, batch_of(WHO, batch))
     wanted = _wanted(names)
-    sites = [site for site in observe(runner, args, kwargs) if wanted(site.name) and first(site.output) is not None]
+    sites = [
+        site for site in observe(runner, args, kwargs) if wanted(site.name) and first(site.output) is not None
+    ]
     own = {site.name: to_numpy(first(site.output)) for site in sites}
     notes: list[str] = []
     repeated = differs_again(own, values_of(runner, args, kwargs), dtypes_of(sites))
     if repeated:
         notes.append(
             f"the reference is not deterministic: two runs differ first at {repeated}"
-            + (", and it is in training mode: call model.eval() first" if runner.training else "; is dropout on?")
+            + (
+                ", and it is in training mode: call model.eval() first"
+                if runner.training
+                else "; is dropout on?"
+            )
         )
     elif runner.training:
         notes.append("the reference is in training mode, and was left in it")
@@ -93,7 +99,8 @@ def _tap(site: Site, free: Free, trials: Trials) -> Tap:
     paths = tuple(path.partition(".")[2] for path in paths)
     made = free.between(site) if site.again is None else trials.of(site)
     dtype = dtype_of(first(site.output))
-    return Tap(site.name, kind, site.parent, dtype, value, unit, input_unit, paths, made, facts)
+    alone = site.again is not None and bool(made)
+    return Tap(site.name, kind, site.parent, dtype, value, unit, input_unit, paths, made, facts, alone)
 
 
 def facts_of(site: Site) -> Any:
@@ -112,7 +119,9 @@ def batch_of(who: str, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (batch,), {}
     if isinstance(batch, Mapping):
         if not all(isinstance(name, str) for name in batch):
-            raise TypeError(f"{who}: expected a batch with names of arguments, got {list(batch)[:3]}; name them")
+            raise TypeError(
+                f"{who}: expected a batch with names of arguments, got {list(batch)[:3]}; name them"
+            )
         return (), dict(batch)
     if isinstance(batch, tuple) and batch:
         return batch, {}

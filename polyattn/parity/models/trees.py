@@ -33,7 +33,7 @@ class Traced(RuntimeError):
 
 
 def library_of(x: Any) -> str | None:
-    """"numpy", "torch", "jax", "other" for an array, None for anything else; nothing is imported for it."""
+    """ "numpy", "torch", "jax", "other" for an array, None for anything else; nothing is imported for it."""
     if isinstance(x, np.ndarray | np.generic):
         return "numpy"
     for name, kind in (("torch", "Tensor"), ("jax", "Array")):

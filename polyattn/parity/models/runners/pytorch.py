@@ -111,5 +111,3 @@ class TorchRunner:
         except Exception:  # a module that holds what cannot be copied
             return None
         return TorchRunner(model.double(), wide=True)
-
-

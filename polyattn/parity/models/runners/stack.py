@@ -63,9 +63,7 @@ class StackRunner:
                         return method(layer, params, *args, **kwargs)
                     entered = watch.enter(place, params, args, kwargs)
                     output = method(layer, params, *args, **kwargs)
-                    return watch.finish(
-                        entered, layer, output, self.again, hold=(layer, params, name)
-                    )
+                    return watch.finish(entered, layer, output, self.again, hold=(layer, params, name))
 
                 return call
 
