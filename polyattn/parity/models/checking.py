@@ -11,10 +11,10 @@ from polyattn.parity.environment import environment
 from polyattn.parity.models.blaming import blamed
 from polyattn.parity.models.fingerprints import differences
 from polyattn.parity.models.forcing import Forced, Own, coarser
-from polyattn.parity.models.golden import load
 from polyattn.parity.models.measuring import aligned, axes_of, eta_of, relative
 from polyattn.parity.models.naming import Named, Names, Pairs, check_names, paired, renamed
 from polyattn.parity.models.noise import Values, dtypes_of, values_of
+from polyattn.parity.models.reading import load
 from polyattn.parity.models.record import Record
 from polyattn.parity.models.recording import batch_of, differs_again, observe, record
 from polyattn.parity.models.result import ModelComparison, TapResult

@@ -184,7 +184,8 @@ class Forced:
 
         runner: Runner = self.runner
         try:
-            runner.run(*snapshot(self.call), leave)
+            args, kwargs = snapshot(self.call)
+            runner.run(args, kwargs, leave)
         except Exception as error:
             self._stopped = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
         return seen

@@ -69,7 +69,8 @@ class Free:
             return site.output
 
         call = mapped(lambda _, x: doubled(wide, x), self.call)
-        wide.run(*snapshot(call), leave)
+        args, kwargs = snapshot(call)
+        wide.run(args, kwargs, leave)
         self.runner, self.call, self.sites = wide, call, found
 
     @property

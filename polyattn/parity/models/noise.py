@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from polyattn.parity.models.measuring import roundoff
 from polyattn.parity.models.trees import (
     dtype_of,
     first,
@@ -17,7 +18,6 @@ from polyattn.parity.models.trees import (
     snapshot,
     to_numpy,
 )
-from polyattn.parity.models.measuring import roundoff
 from polyattn.parity.models.watching import Leave, Runner, Site
 from polyattn.truth.spec import Floats
 

@@ -44,7 +44,7 @@ class Runner(Protocol):
     def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], leave: Leave) -> Any:
         """The whole model, every component of it seen by `leave`, the whole one last, as "output"."""
 
-    def given(self, x: Floats) -> Any:
+    def given(self, x: Any) -> Any:
         """An array of a batch in the library of the model."""
 
     def weights(self) -> dict[str, Floats]:

@@ -33,7 +33,7 @@ def no_tracers(x: Any) -> None:
 class Calls:
     """What nnx and Keras share: components found by identity, their classes' `__call__` wrapped for a while."""
 
-    names: Mapping[int, str]  # id of a component -> its name
+    names: dict[int, str]  # id of a component -> its name
     classes: tuple[type, ...]
     model: Any
 

@@ -35,7 +35,7 @@ class FunctionRunner:
 
         return uncompiled(once)
 
-    def given(self, x: Floats) -> Any:
+    def given(self, x: Any) -> Any:
         """As it was given: nobody says of a function what it takes."""
         return x
 

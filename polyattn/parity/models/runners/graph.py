@@ -125,7 +125,7 @@ class GraphRunner:
         evaluator = ReferenceEvaluator(model)
         return lambda feeds: evaluator.run(outputs, dict(feeds))
 
-    def given(self, x: Floats) -> Any:
+    def given(self, x: Any) -> Any:
         plain = to_numpy(x)
         return plain.astype(np.float64) if self.wide and is_float(plain) else plain
 

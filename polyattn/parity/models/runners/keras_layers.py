@@ -33,7 +33,7 @@ class KerasRunner(Calls):
                 self.names[id(part)] = name
                 self._name(part, name)
 
-    def given(self, x: Floats) -> Any:
+    def given(self, x: Any) -> Any:
         return keras.ops.convert_to_tensor(to_numpy(x))
 
     def weights(self) -> dict[str, Floats]:

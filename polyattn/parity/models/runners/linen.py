@@ -63,7 +63,7 @@ class LinenRunner:
         watch = None if leave is None else Watch(leave, site.counts)
         return self._applied(held.alone, held.variables, args, kwargs, watch, held.path)
 
-    def given(self, x: Floats) -> Any:
+    def given(self, x: Any) -> Any:
         with self._context():
             made = jnp.asarray(to_numpy(x) if not hasattr(x, "devices") else x)
             return made.astype(jnp.float64) if self.wide and is_float(made) else made

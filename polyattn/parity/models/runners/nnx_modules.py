@@ -35,7 +35,7 @@ class NnxRunner(Calls):
     def context(self) -> AbstractContextManager[Any]:
         return jax.enable_x64(True) if self.wide else nullcontext()
 
-    def given(self, x: Floats) -> Any:
+    def given(self, x: Any) -> Any:
         with self.context():
             made = jnp.asarray(to_numpy(x) if not hasattr(x, "devices") else x)
             return made.astype(jnp.float64) if self.wide and is_float(made) else made

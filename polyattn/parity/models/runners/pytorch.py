@@ -20,7 +20,7 @@ _NARROW = (torch.float32, torch.float16, torch.bfloat16)
 _CASTS = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
 
 
-class _Widened(TorchFunctionMode):
+class _Widened(TorchFunctionMode):  # type: ignore[misc] # PyTorch is seen as Any
     """Inside, what a module writes as float32 is float64: norms cast to it by name."""
 
     def __torch_function__(
@@ -94,7 +94,7 @@ class TorchRunner:
                 stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
             yield
 
-    def given(self, x: Floats) -> Any:
+    def given(self, x: Any) -> Any:
         """On the device of the model."""
         if library_of(x) != "torch":
             x = torch.tensor(to_numpy(x))

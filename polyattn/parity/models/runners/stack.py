@@ -72,7 +72,7 @@ class StackRunner:
         with patched(self.classes, "__call__", make("__call__")), patched(self.classes, "run", make("run")):
             yield
 
-    def given(self, x: Floats) -> Any:
+    def given(self, x: Any) -> Any:
         """In the library of the params, floats in their dtype."""
         like = first(self.params)
         if like is None or library_of(x) == self.library:
