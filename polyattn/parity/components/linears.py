@@ -84,7 +84,7 @@ def _turned(case: Case, w: Floats, b: Floats) -> Iterator[Candidate]:
         weight_alone = _map(w[:, columns], b)
         yield Candidate(f"columns of the weight {say_order(columns)}, and those of the bias not", weight_alone)
     for rows in likely_orders(w.shape[0], width):
-        yield Candidate(f"inputs of the weight {say_order(rows)}", _map(w[rows], b))
+        yield Candidate(f"inputs of the weight {say_order(rows, packed=False)}", _map(w[rows], b))
     for columns in likely_orders(w.shape[1], width):
         if b.any():
             said = f"columns of the weight {say_order(columns)}, and those of the bias not"

@@ -3,68 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
+from polyattn.parity.components.formula import Norm
 from polyattn.parity.components.relation import relation
 from polyattn.parity.components.trial import Candidate, Case
-from polyattn.truth.measure import round_to
 from polyattn.truth.spec import Floats
 
-__all__ = ["Norm", "norm_of", "tiers"]
+__all__ = ["norm_of", "tiers"]
 
 #: The epsilons of frameworks and of models.
 USUAL = (1e-5, 1e-6, 1e-12, 1e-3, 1e-8, 1e-7, 0.0)
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A norm with its conventions; called on x."""
-
-    eps: float
-    centred: bool
-    weight: Floats | None = None
-    bias: Floats | None = None
-    plus_one: bool = False
-    outside: bool = False  # sqrt(variance) + eps
-    unbiased: bool = False
-    summed: bool = False  # the sum of squares, not their mean
-    axes: tuple[int, ...] = (-1,)
-    skipped: bool = False
-    again: bool = False
-    low: str = ""  # the precision, and the stage behind which it rounds
-
-    def __call__(self, x: Floats) -> Floats:
-        once = self._affine(self._normal(x))
-        return self._affine(self._normal(once)) if self.again else once
-
-    def _normal(self, x: Floats) -> Floats:
-        low, _, stage = self.low.partition(" ")
-        if stage == "input":
-            x = round_to(x, low)
-        if self.skipped:
-            return x
-        if self.centred:
-            x = x - x.mean(self.axes, keepdims=True)
-        squares = x * x
-        if stage == "squares":
-            squares = round_to(squares, low)
-        mean: Any = squares.sum if self.summed else squares.mean
-        variance = mean(self.axes, keepdims=True)
-        if self.unbiased:
-            n = np.prod([x.shape[a] for a in self.axes])
-            variance = variance * n / max(n - 1, 1)
-        scale = np.sqrt(variance) + self.eps if self.outside else np.sqrt(variance + self.eps)
-        x = x / scale
-        return round_to(x, low) if stage == "normal" else x
-
-    def _affine(self, x: Floats) -> Floats:
-        if self.weight is not None:
-            x = x * (1.0 + self.weight if self.plus_one else self.weight)
-        return x if self.bias is None else x + self.bias
 
 
 def norm_of(facts: Any) -> Norm | None:
@@ -151,7 +104,7 @@ def _epsilons(case: Case, norm: Norm) -> list[float]:
 def _fit(case: Case, norm: Norm) -> float:
     """The epsilon with which the rows come out as they did, those of little variance first of all."""
     x = case.x - case.x.mean(-1, keepdims=True) if norm.centred else case.x
-    direction = replace(norm, bias=None)._affine(x)
+    direction = replace(norm, bias=None).affine(x)
     target = case.seen if norm.bias is None else case.seen - norm.bias
     with np.errstate(all="ignore"):
         scale = (target * direction).sum(-1) / (direction * direction).sum(-1)

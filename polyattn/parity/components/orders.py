@@ -11,8 +11,10 @@ from polyattn.truth.spec import Floats
 __all__ = ["likely_orders", "order_of", "say_order"]
 
 
-def say_order(order: Floats) -> str:
+def say_order(order: Floats, packed: bool = True) -> str:
     """What a permutation is, in words: entry i of the new array is entry order[i] of the old one.
+
+    packed: whether they may be queries, keys and values of one matrix.
 
     >>> say_order(np.array([0, 4, 1, 5, 2, 6, 3, 7]))
     'in rotary order of pairs (0, 1), (2, 3), ..., not of halves, in heads of 8'
@@ -28,7 +30,7 @@ def say_order(order: Floats) -> str:
         return "in reverse order"
     for outer, a, b, inner in _factors(n):
         if _swapped_is(order, outer, a, b, inner):
-            return _said(outer, a, b, inner)
+            return _said(outer, a, b, inner, packed)
     for size in reversed(_divisors(n)[1:-1]):
         blocks = order.reshape(-1, size)
         if (np.diff(blocks, axis=1) == 1).all() and (blocks[:, 0] % size == 0).all():
@@ -37,15 +39,15 @@ def say_order(order: Floats) -> str:
     return f"in another order, {int((order != np.arange(n)).sum())} of {n} moved"
 
 
-def _said(outer: int, a: int, b: int, inner: int) -> str:
+def _said(outer: int, a: int, b: int, inner: int, packed: bool) -> str:
     """(outer, a, b, inner) read as (outer, b, a, inner), in words."""
     if inner == 1 and a == 2 and b > 1:
         return f"in rotary order of pairs (0, 1), (2, 3), ..., not of halves, in heads of {2 * b}"
     if inner == 1 and b == 2:
         return f"in rotary order of halves, not of pairs (0, 1), (2, 3), ..., in heads of {2 * a}"
-    if outer == 1 and a == 3:
+    if packed and outer == 1 and a == 3:
         return f"with query, key and value of each of {b} heads together, not in thirds"
-    if outer == 1 and b == 3:
+    if packed and outer == 1 and b == 3:
         return f"in thirds (all queries, all keys, all values), not head by head of {a}"
     within = "" if outer == 1 else f" in each of {outer} parts"
     return f"with heads of {inner} in the order of {b} x {a}, not {a} x {b}{within} (tiled for grouped, or the reverse)"

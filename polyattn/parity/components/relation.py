@@ -32,8 +32,9 @@ def relation(reference: Floats, port: Floats) -> str | None:
         or _multiple(a, b)
         or _rounded(a, b)
         or _moved(reference, port)
+        or _few(a, b)
         or _low_rank(a, b)
-        or _parts(a, b)
+        or _spread(a, b)
     )
 
 
@@ -162,17 +163,23 @@ def rank_of(x: Floats, noise: float) -> int | None:
     return None if rank >= cut else rank
 
 
-def _parts(a: Floats, b: Floats) -> str:
-    """Where it differs, and how it is spread."""
+def _few(a: Floats, b: Floats) -> str | None:
+    """That it differs in few rows or columns."""
+    if a.ndim != 2:
+        return None
+    wrong = a != b
+    rows, columns = np.flatnonzero(wrong.any(1)), np.flatnonzero(wrong.any(0))
+    for name, places, total in (("rows", rows, a.shape[0]), ("columns", columns, a.shape[1])):
+        if len(places) < total / 4:
+            shown = ", ".join(map(str, places[:4])) + (", ..." if len(places) > 4 else "")
+            return f"differs in {len(places)} of {total} {name} ({shown})"
+    return None
+
+
+def _spread(a: Floats, b: Floats) -> str:
+    """How much of it differs, and whether it is another tensor altogether."""
     wrong = a != b
     share = f"differs in {int(wrong.sum())} of {wrong.size} numbers"
-    if a.ndim == 2 and not wrong.all():
-        rows, columns = np.flatnonzero(wrong.any(1)), np.flatnonzero(wrong.any(0))
-        for name, places, total in (("rows", rows, a.shape[0]), ("columns", columns, a.shape[1])):
-            if len(places) < total / 2:
-                shown = ", ".join(map(str, places[:4])) + (", ..." if len(places) > 4 else "")
-                return f"differs in {len(places)} of {total} {name} ({shown})"
-        return share
     size = np.sqrt((a * a).sum() * (b * b).sum())
     likeness = float((a * b).sum() / size) if size else 0.0
     if wrong.mean() > 0.9 and abs(likeness) < 6 / np.sqrt(a.size) and np.ptp(a):

@@ -57,6 +57,9 @@ def _sums(case: Case, terms: Mapping[str, Floats], count: int) -> Iterator[Candi
         added = sum(a * terms[name] for a, name in zip(factors, names, strict=True))
         said = _said(dict(zip(names, factors, strict=True)), own)
         yield Candidate(said, lambda case, added=added: case.expected + added, rowwise=False)  # type: ignore[misc]
+    if count == 1 and (size := float((case.expected**2).sum())):
+        factor = float((case.expected * case.seen).sum() / size)
+        yield Candidate(f"output multiplied by {_simple(factor):.6g}", lambda case: _simple(factor) * case.expected)
 
 
 def _solved(target: Floats, terms: list[Floats]) -> list[float] | None:
