@@ -76,7 +76,9 @@ def _two(case: Case) -> tuple[Floats, Floats] | None:
     return (case.inputs[0], case.inputs[1]) if two else None
 
 
-def _back(split: Callable[[Case], tuple[Floats, Floats] | None]) -> Callable[[Case], tuple[Floats, Floats] | None]:
+def _back(
+    split: Callable[[Case], tuple[Floats, Floats] | None],
+) -> Callable[[Case], tuple[Floats, Floats] | None]:
     return lambda case: None if (parts := split(case)) is None else (parts[1], parts[0])
 
 
@@ -110,7 +112,9 @@ def _gates(name: str, form: str) -> Iterator[Candidate]:
         if other != name:
             said = f"{described(other)} on the gate, not {described(name)}"
             yield Candidate(said, by(lambda gate, up, g=g: g(gate) * up))  # type: ignore[misc]
-    yield Candidate("activation on the product of gate and up, not on the gate", by(lambda gate, up: f(gate * up)))
+    yield Candidate(
+        "activation on the product of gate and up, not on the gate", by(lambda gate, up: f(gate * up))
+    )
     yield Candidate("activation on both gate and up", by(lambda gate, up: f(gate) * f(up)))
     yield Candidate("gate and up added, not multiplied", by(lambda gate, up: f(gate) + up))
     yield Candidate("the activated gate alone, without up", by(lambda gate, up: f(gate)))

@@ -63,7 +63,9 @@ def _plain(case: Case) -> Iterator[Candidate]:
             yield Candidate(said, lambda case, axis=axis: np.flip(case.expected, axis), rowwise=False)  # type: ignore[misc]
             for step in (1, -1):
                 said = f"output moved by {step} along axis {axis}, round the end"
-                yield Candidate(said, lambda case, axis=axis, step=step: np.roll(case.expected, step, axis), rowwise=False)  # type: ignore[misc]
+                yield Candidate(
+                    said, lambda case, axis=axis, step=step: np.roll(case.expected, step, axis), rowwise=False
+                )  # type: ignore[misc]
 
 
 def _fitted(case: Case) -> Iterator[Candidate]:

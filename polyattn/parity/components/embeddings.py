@@ -22,7 +22,12 @@ def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
     """Rows and factors; the table of the port; its columns and precision; at last a factor that fits."""
     table = case.facts.arrays.get("weight")
     ids = case.x
-    if table is None or table.ndim != 2 or ids.dtype.kind not in "iu" or case.expected.shape != (*ids.shape, table.shape[1]):
+    if (
+        table is None
+        or table.ndim != 2
+        or ids.dtype.kind not in "iu"
+        or case.expected.shape != (*ids.shape, table.shape[1])
+    ):
         return
     t = table.astype(np.float64)
     scale = float(case.facts.numbers.get("scale", 1.0))
@@ -62,10 +67,16 @@ def _rows_and_factors(case: Case, t: Floats, scale: float, offset: int) -> Itera
         said = f"row of id {'+' if step > 0 else '-'} {abs(step)} read, not that of id{why}"
         yield Candidate(said, _rows(t, scale, offset + step))
     if case.x.ndim > 1:
-        yield Candidate("positions counted from 0 in every row, not the ids that came", _counted(t, scale, offset, 0))
-        yield Candidate("positions counted from 1 in every row, not the ids that came", _counted(t, scale, offset, 1))
+        yield Candidate(
+            "positions counted from 0 in every row, not the ids that came", _counted(t, scale, offset, 0)
+        )
+        yield Candidate(
+            "positions counted from 1 in every row, not the ids that came", _counted(t, scale, offset, 1)
+        )
     if isinstance(pad, int):
-        yield Candidate(f"padding row {pad} is 0, which the reference does not have so", _padded(t, scale, offset, pad))
+        yield Candidate(
+            f"padding row {pad} is 0, which the reference does not have so", _padded(t, scale, offset, pad)
+        )
 
 
 def _counted(t: Floats, scale: float, offset: int, first: int) -> Callable[[Case], Floats]:
@@ -84,10 +95,17 @@ def _tables(case: Case, t: Floats, scale: float, offset: int) -> Iterator[Candid
     for name, other in case.facts.children("other").items():
         if other.shape[1:] == t.shape[1:] and len(other) >= len(t):
             yield Candidate(f"holds the table of {name}", _rows(other.astype(np.float64), scale, offset))
-    if case.port is not None and (theirs := case.port.arrays.get("weight")) is not None and theirs.shape == t.shape:
+    if (
+        case.port is not None
+        and (theirs := case.port.arrays.get("weight")) is not None
+        and theirs.shape == t.shape
+    ):
         said = relation(case.facts.arrays["weight"], theirs)
         if said is not None:
-            yield Candidate(_padding(case, t, theirs) or f"table of the port {said}", _rows(theirs.astype(np.float64), scale, offset))
+            yield Candidate(
+                _padding(case, t, theirs) or f"table of the port {said}",
+                _rows(theirs.astype(np.float64), scale, offset),
+            )
     if t.shape[0] == t.shape[1]:
         yield Candidate("table transposed", _rows(t.T, scale, offset))
     for low in ("bfloat16", "float16"):
@@ -96,7 +114,9 @@ def _tables(case: Case, t: Floats, scale: float, offset: int) -> Iterator[Candid
             held = float(round_to(np.array([scale]), low)[0])
             yield Candidate(f"factor rounded to {low}, {held:.6g}", _rows(t, held, offset))
     for axis, said in ((None, "for the whole table"), (1, "for each row")):
-        yield Candidate(f"table rounded to 8 bits, with one scale {said}", _rows(eight_bits(t, axis), scale, offset))
+        yield Candidate(
+            f"table rounded to 8 bits, with one scale {said}", _rows(eight_bits(t, axis), scale, offset)
+        )
 
 
 def _padding(case: Case, t: Floats, theirs: Floats) -> str | None:
@@ -108,20 +128,32 @@ def _padding(case: Case, t: Floats, theirs: Floats) -> str | None:
     row = int(rows[0])
     if not t[row].any():
         return f"row {row} of the table is not 0, as padding is in the reference"
-    return f"row {row} of the table is 0, as padding is, and in the reference it is not" if not theirs[row].any() else None
+    return (
+        f"row {row} of the table is 0, as padding is, and in the reference it is not"
+        if not theirs[row].any()
+        else None
+    )
 
 
 def _fitted(case: Case, t: Floats, scale: float, offset: int) -> Iterator[Candidate]:
     if (columns := matched_columns(case)) is not None:
-        said = say_order(columns).replace("rotary order", "the order").replace(", in heads of " + str(len(columns)), "")
-        yield Candidate(f"columns of the table {said} (sine and cosine?)", _rows(t[:, columns], scale, offset))
+        said = (
+            say_order(columns)
+            .replace("rotary order", "the order")
+            .replace(", in heads of " + str(len(columns)), "")
+        )
+        yield Candidate(
+            f"columns of the table {said} (sine and cosine?)", _rows(t[:, columns], scale, offset)
+        )
     wrong = np.unique(case.x[(case.seen != case.expected).any(-1)])
     right = np.unique(case.x[(case.seen == case.expected).all(-1)])
     if len(wrong) == 1 and len(right) > 1 and not np.isin(wrong, right).any():
         row = int(wrong[0])
         zero = not t[np.clip(row + offset, 0, len(t) - 1)].any()
         given = case.seen[case.x == row][0]
-        said = f"row {row} is not 0, as padding is in the reference" if zero else f"row {row} alone is another"
+        said = (
+            f"row {row} is not 0, as padding is in the reference" if zero else f"row {row} alone is another"
+        )
         changed = t.copy()
         changed[row + offset] = given / scale
         yield Candidate(said, _rows(changed, scale, offset))

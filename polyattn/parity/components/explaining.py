@@ -7,7 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from polyattn.parity.components import activations, anything, embeddings, linears, mlps, norms, wiring
+from polyattn.parity.components import (
+    activations,
+    anything,
+    attending,
+    embeddings,
+    linears,
+    mlps,
+    norms,
+    wiring,
+)
 from polyattn.parity.components.facts.record import Facts, floats
 from polyattn.parity.components.trial import Candidate, Case, best_of, roundoff_of
 from polyattn.truth.measure import ACCEPTANCE
@@ -24,7 +33,7 @@ _THEMES: dict[str, tuple[Tiers, ...]] = {
     "activation": (activations.tiers,),
     "linear": (linears.tiers,),
     "embedding": (embeddings.tiers,),
-    "attention": (),
+    "attention": (attending.tiers,),
     "other": (mlps.tiers, activations.tiers, wiring.tiers),
 }
 
@@ -65,8 +74,10 @@ def explain(
         return None
     if (said := anything.stored(case)) is not None:
         return said
-    themes = (*_THEMES[facts.kind], anything.tiers)
-    return best_of(case, (tier for theme in themes for tier in theme(case)))
+    own = best_of(case, (tier for theme in _THEMES[facts.kind] for tier in theme(case)))
+    if own is None and facts.kind == "attention":
+        own = attending.found_in_heads(case)
+    return own or best_of(case, anything.tiers(case))
 
 
 def _case(facts: Any, port: Any, inputs: Any, expected: Any, seen: Any, unit: Any) -> Case:
@@ -76,10 +87,14 @@ def _case(facts: Any, port: Any, inputs: Any, expected: Any, seen: Any, unit: An
                 f"{_WHO}: expected {name} to be Facts, got {type(given).__name__}; facts_of(module) gives them"
             )
     if not isinstance(inputs, tuple | list) or not inputs:
-        raise TypeError(f"{_WHO}: expected inputs to be a tuple of arrays, got {inputs!r:.60}; pass what the component got")
+        raise TypeError(
+            f"{_WHO}: expected inputs to be a tuple of arrays, got {inputs!r:.60}; pass what the component got"
+        )
     expected, seen = (np.asarray(floats(x), np.float64) for x in (expected, seen))
     if not expected.size or not expected.ndim:
-        raise ValueError(f"{_WHO}: expected an array that is not empty, got shape {expected.shape}; pass a whole output")
+        raise ValueError(
+            f"{_WHO}: expected an array that is not empty, got shape {expected.shape}; pass a whole output"
+        )
     unit = np.asarray(unit, np.float64)
     try:
         wide = np.broadcast_to(unit, expected.shape)
@@ -88,7 +103,9 @@ def _case(facts: Any, port: Any, inputs: Any, expected: Any, seen: Any, unit: An
             f"{_WHO}: expected unit to be a number or of shape {expected.shape}, got {unit.shape}; measure it on that output"
         ) from None
     if not (wide >= 0).all():
-        raise ValueError(f"{_WHO}: expected unit to be 0 or more everywhere, got {np.min(wide)}; a noise is a size")
+        raise ValueError(
+            f"{_WHO}: expected unit to be 0 or more everywhere, got {np.min(wide)}; a noise is a size"
+        )
     given = tuple(_wide(floats(x)) for x in inputs)
     cuttable = facts.kind in ("norm", "linear", "activation", "embedding") or "up.weight" in facts.arrays
     cuttable = cuttable and given[0].shape[: expected.ndim - 1] == expected.shape[:-1]

@@ -42,7 +42,11 @@ def _biases(case: Case, w: Floats, b: Floats, there: bool) -> Iterator[Candidate
         yield Candidate("bias missing", _map(w, 0.0))
         yield Candidate("bias added twice", _map(w, 2 * b))
         yield Candidate("bias negated", _map(w, -b))
-    elif case.port is not None and (theirs := case.port.arrays.get("bias")) is not None and theirs.shape == b.shape:
+    elif (
+        case.port is not None
+        and (theirs := case.port.arrays.get("bias")) is not None
+        and theirs.shape == b.shape
+    ):
         yield Candidate("a bias added that the reference does not have", _map(w, theirs.astype(np.float64)))
     yield Candidate("linear map skipped: the input comes out as it is", lambda case: case.x)
 
@@ -74,15 +78,21 @@ def _turned(case: Case, w: Floats, b: Floats) -> Iterator[Candidate]:
     width = width if isinstance(width, int) else None
     if w.shape[0] == w.shape[1]:
         yield Candidate("weight transposed", _map(w.T, b))
-        yield Candidate("weight transposed, bias missing", _map(w.T, 0.0)) if b.any() else Candidate(
-            "weight negated", _map(-w, b)
+        yield (
+            Candidate("weight transposed, bias missing", _map(w.T, 0.0))
+            if b.any()
+            else Candidate("weight negated", _map(-w, b))
         )
     elif w.size:
-        yield Candidate("weight read as of the transposed shape, not transposed", _map(w.T.reshape(w.shape), b))
+        yield Candidate(
+            "weight read as of the transposed shape, not transposed", _map(w.T.reshape(w.shape), b)
+        )
     if (columns := matched_columns(case.cut())) is not None:
         yield Candidate(f"outputs {say_order(columns)}", _ordered(w, b, columns))
         weight_alone = _map(w[:, columns], b)
-        yield Candidate(f"columns of the weight {say_order(columns)}, and those of the bias not", weight_alone)
+        yield Candidate(
+            f"columns of the weight {say_order(columns)}, and those of the bias not", weight_alone
+        )
     for rows in likely_orders(w.shape[0], width):
         yield Candidate(f"inputs of the weight {say_order(rows, packed=False)}", _map(w[rows], b))
     for columns in likely_orders(w.shape[1], width):

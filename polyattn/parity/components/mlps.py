@@ -60,7 +60,10 @@ def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
         for n, x in case.facts.arrays.items()
         if n.partition(".")[0] in ("gate", "up", "down") and n.partition(".")[2] in ("weight", "bias")
     }
-    if not {"up.weight", "down.weight"} <= arrays.keys() or case.x.shape[-1:] != arrays["up.weight"].shape[:1]:
+    if (
+        not {"up.weight", "down.weight"} <= arrays.keys()
+        or case.x.shape[-1:] != arrays["up.weight"].shape[:1]
+    ):
         return
     told = case.facts.numbers.get("function")
     names = [told] if isinstance(told, str) and told in FUNCTIONS else list(FUNCTIONS)
@@ -75,7 +78,9 @@ def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
 def _functions(mlp: MLP) -> Iterator[Candidate]:
     for other in FUNCTIONS:
         if other != mlp.function:
-            yield Candidate(f"{described(other)}, not {described(mlp.function)}", replace(mlp, function=other))
+            yield Candidate(
+                f"{described(other)}, not {described(mlp.function)}", replace(mlp, function=other)
+            )
     if "gate.weight" in mlp.arrays:
         said = {
             "exchanged": "gate and up exchanged: the activation is on up, not on gate",
@@ -108,7 +113,9 @@ def _weights(case: Case, mlp: MLP) -> Iterator[Candidate]:
         said = relation(case.facts.arrays[name], other)
         if said is not None:
             changed[name] = other.astype(np.float64)
-            yield Candidate(f"{name} of the port {said}", replace(mlp, arrays={**mlp.arrays, name: changed[name]}))
+            yield Candidate(
+                f"{name} of the port {said}", replace(mlp, arrays={**mlp.arrays, name: changed[name]})
+            )
     if len(changed) > 1:
         said = f"{', '.join(changed)} of the port are others than those of the reference"
         yield Candidate(said, replace(mlp, arrays={**mlp.arrays, **changed}))
@@ -139,7 +146,10 @@ def _packed(mlp: MLP) -> Iterator[Candidate]:
     turns = np.stack((gate, up), -1).reshape(halves.shape)
     n = gate.shape[1]
     parts = {
-        "gate and up packed in halves and taken apart as every other column": (halves[:, 0::2], halves[:, 1::2]),
+        "gate and up packed in halves and taken apart as every other column": (
+            halves[:, 0::2],
+            halves[:, 1::2],
+        ),
         "gate and up packed in turns and taken apart as halves": (turns[:, :n], turns[:, n:]),
     }
     for said, (g, u) in parts.items():

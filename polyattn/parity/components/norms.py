@@ -12,7 +12,6 @@ import numpy as np
 from polyattn.parity.components.formula import Norm
 from polyattn.parity.components.relation import relation
 from polyattn.parity.components.trial import Candidate, Case
-from polyattn.truth.spec import Floats
 
 __all__ = ["norm_of", "tiers"]
 
@@ -25,7 +24,9 @@ def norm_of(facts: Any) -> Norm | None:
     numbers, arrays = facts.numbers, facts.arrays
     if "eps" not in numbers or "subtracts_mean" not in numbers:
         return None
-    weight, bias = (None if (a := arrays.get(n)) is None else a.astype(np.float64) for n in ("weight", "bias"))
+    weight, bias = (
+        None if (a := arrays.get(n)) is None else a.astype(np.float64) for n in ("weight", "bias")
+    )
     plus_one = bool(numbers.get("weight_plus_one", False))
     return Norm(float(numbers["eps"]), bool(numbers["subtracts_mean"]), weight, bias, plus_one)
 
@@ -61,16 +62,24 @@ def _candidate(norm: Norm, changes: list[Change]) -> Candidate:
 
 def _changes(case: Case, norm: Norm) -> list[Change]:
     """Every change that makes another norm of it, the likelier first."""
-    found: list[Change] = [(f"epsilon {e:.3g}, not {norm.eps:.3g}", {"eps": e}) for e in _epsilons(case, norm)]
+    found: list[Change] = [
+        (f"epsilon {e:.3g}, not {norm.eps:.3g}", {"eps": e}) for e in _epsilons(case, norm)
+    ]
     if norm.eps:
         found.append(("epsilon added to the root, not to the variance under it", {"outside": True}))
     if norm.weight is not None:
-        said = "weight used as it is, not as 1 + weight" if norm.plus_one else "1 + weight used for the weight"
+        said = (
+            "weight used as it is, not as 1 + weight" if norm.plus_one else "1 + weight used for the weight"
+        )
         found += [(said, {"plus_one": not norm.plus_one}), ("weight left out", {"weight": None})]
     if norm.bias is not None:
         found += [("bias missing", {"bias": None}), ("bias added twice", {"bias": 2 * norm.bias})]
         found.append(("bias subtracted", {"bias": -norm.bias}))
-    said = "mean not subtracted: an RMS norm for a layer norm" if norm.centred else "mean subtracted: a layer norm for an RMS norm"
+    said = (
+        "mean not subtracted: an RMS norm for a layer norm"
+        if norm.centred
+        else "mean subtracted: a layer norm for an RMS norm"
+    )
     found += [
         (said, {"centred": not norm.centred}),
         ("variance with n - 1, not n", {"unbiased": True}),

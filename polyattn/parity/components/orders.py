@@ -58,7 +58,9 @@ def likely_orders(n: int, width: int | None = None) -> Iterator[Floats]:
 
     width: that of a head, None where it is not known: then the usual ones.
     """
-    widths = [d for d in (width,) if d] or [d for d in (8, 16, 32, 40, 48, 64, 80, 96, 128, 256) if n % d == 0]
+    widths = [d for d in (width,) if d] or [
+        d for d in (8, 16, 32, 40, 48, 64, 80, 96, 128, 256) if n % d == 0
+    ]
     seen = set[bytes]()
     for d in widths:
         if n % d:

@@ -26,7 +26,11 @@ def relation(reference: Floats, port: Floats) -> str | None:
     a, b = reference.astype(np.float64), port.astype(np.float64)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         wrong = int((np.isfinite(a) & ~np.isfinite(b)).sum())
-        return f"holds {wrong} numbers that are NaN or infinite" if wrong else "differs where the reference is not finite"
+        return (
+            f"holds {wrong} numbers that are NaN or infinite"
+            if wrong
+            else "differs where the reference is not finite"
+        )
     return (
         fresh(b)
         or _multiple(a, b)
@@ -95,7 +99,10 @@ def _number(x: float) -> str:
 
 def _rounded(a: Floats, b: Floats) -> str | None:
     for name in ("bfloat16", "float16"):
-        for x, y, said in ((a, b, f"is rounded to {name}"), (b, a, f"is not rounded to {name}, as the reference is")):
+        for x, y, said in (
+            (a, b, f"is rounded to {name}"),
+            (b, a, f"is not rounded to {name}, as the reference is"),
+        ):
             if np.array_equal(round_to(x.astype(np.float32), name), y.astype(np.float32)):
                 return said
     if np.array_equal(a.astype(np.float32), b):

@@ -40,7 +40,9 @@ def _terms(case: Case, facts: Facts) -> dict[str, Floats]:
     found = {f"input {i}" if i else "the input": x for i, x in enumerate(case.inputs)}
     found |= {f"the output of {name}": x for name, x in facts.children().items()}
     shape = case.expected.shape
-    return {name: x.astype(np.float64) for name, x in found.items() if x.shape == shape and x.dtype.kind == "f"}
+    return {
+        name: x.astype(np.float64) for name, x in found.items() if x.shape == shape and x.dtype.kind == "f"
+    }
 
 
 def _sums(case: Case, terms: Mapping[str, Floats], count: int) -> Iterator[Candidate]:
@@ -59,7 +61,9 @@ def _sums(case: Case, terms: Mapping[str, Floats], count: int) -> Iterator[Candi
         yield Candidate(said, lambda case, added=added: case.expected + added, rowwise=False)  # type: ignore[misc]
     if count == 1 and (size := float((case.expected**2).sum())):
         factor = float((case.expected * case.seen).sum() / size)
-        yield Candidate(f"output multiplied by {_simple(factor):.6g}", lambda case: _simple(factor) * case.expected)
+        yield Candidate(
+            f"output multiplied by {_simple(factor):.6g}", lambda case: _simple(factor) * case.expected
+        )
 
 
 def _solved(target: Floats, terms: list[Floats]) -> list[float] | None:
@@ -113,7 +117,11 @@ def _effect(name: str, added: Mapping[str, float], own: Mapping[str, float] | No
         return f"added {a:.6g} times more than in the reference"
     after = before + a
     if before == 0:
-        return "added, and not in the reference" if after == 1 else f"added {after:.6g} times, and not in the reference"
+        return (
+            "added, and not in the reference"
+            if after == 1
+            else f"added {after:.6g} times, and not in the reference"
+        )
     if after == 0:
         return "missing"
     if after == 2 * before:

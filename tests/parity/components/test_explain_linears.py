@@ -24,7 +24,9 @@ def in_float32(x: Floats) -> Floats:
     return x.astype(np.float32).astype(np.float64)
 
 
-def why(w: Floats, b: Floats | None, seen: Floats, port: Facts | None = None, x: Floats = X, **more: Any) -> str | None:
+def why(
+    w: Floats, b: Floats | None, seen: Floats, port: Facts | None = None, x: Floats = X, **more: Any
+) -> str | None:
     arrays = {"weight": w} | ({} if b is None else {"bias": b}) | more.pop("arrays", {})
     right = x @ w + (0 if b is None else b)
     return explain(Facts("linear", arrays, more), port, (x,), in_float32(right), in_float32(seen), unit=UNIT)
@@ -66,7 +68,9 @@ TOGETHER = "with query, key and value of each of 4 heads together, not in thirds
         (W, B, (X @ W + B)[:, ::-1], "output reversed along axis 1"),
     ],
 )
-def test_of_linear_maps_the_planted_cause_is_said(w: Floats, b: Floats | None, seen: Floats, said: str) -> None:
+def test_of_linear_maps_the_planted_cause_is_said(
+    w: Floats, b: Floats | None, seen: Floats, said: str
+) -> None:
     assert why(w, b, seen) == said
 
 
@@ -74,14 +78,23 @@ def test_inputs_in_another_order_are_named() -> None:
     heads = X.reshape(3, 16, 6, 8)
     tiled = np.asarray(tiled_to_grouped(heads, 2)).reshape(X.shape)
     said = why(W, B, tiled @ W + B, head_dim=8)
-    assert said == "inputs of the weight with heads of 8 in the order of 3 x 2, not 2 x 3 (tiled for grouped, or the reverse)"
+    assert (
+        said
+        == "inputs of the weight with heads of 8 in the order of 3 x 2, not 2 x 3 (tiled for grouped, or the reverse)"
+    )
 
 
 def test_int8_weights_are_named_with_their_scales() -> None:
     step = np.abs(W).max(0) / 127
-    assert why(W, B, X @ (np.rint(W / step) * step) + B) == "weight rounded to 8 bits, with one scale for each output"
+    assert (
+        why(W, B, X @ (np.rint(W / step) * step) + B)
+        == "weight rounded to 8 bits, with one scale for each output"
+    )
     one = np.abs(W).max() / 127
-    assert why(W, B, X @ (np.rint(W / one) * one) + B) == "weight rounded to 8 bits, with one scale for the whole weight"
+    assert (
+        why(W, B, X @ (np.rint(W / one) * one) + B)
+        == "weight rounded to 8 bits, with one scale for the whole weight"
+    )
 
 
 def test_a_missing_adapter_is_said_with_its_rank() -> None:
@@ -89,7 +102,10 @@ def test_a_missing_adapter_is_said_with_its_rank() -> None:
     said = why(W, B, X @ (W + adapter) + B)
     assert said == "the weight differs by a matrix of rank 3: an adapter (LoRA) missing or added"
     known = why(W, B, X @ (W + adapter) + B, Facts("linear", {"weight": W + adapter, "bias": B}))
-    assert known == "weight of the port differs by a matrix of rank 3: an adapter (LoRA) that only one side has merged"
+    assert (
+        known
+        == "weight of the port differs by a matrix of rank 3: an adapter (LoRA) that only one side has merged"
+    )
 
 
 def test_the_weights_of_the_port_are_compared() -> None:
@@ -105,7 +121,9 @@ def test_the_weights_of_the_port_are_compared() -> None:
     wrong[:, 7] = 0
     assert why(W, B, X @ wrong + B, port(wrong)) == "weight of the port differs in 1 of 96 columns (7)"
     other = RNG.normal(size=W.shape)
-    assert why(W, B, X @ other + B, arrays={"other:layers.3.fc1": other}) == "holds the weight of layers.3.fc1"
+    assert (
+        why(W, B, X @ other + B, arrays={"other:layers.3.fc1": other}) == "holds the weight of layers.3.fc1"
+    )
     # A weight that differs, but is not what was computed with: no cause.
     assert why(W, B, X @ RNG.normal(size=W.shape) + B, port(fresh)) is None
 
@@ -136,11 +154,17 @@ def silu(x: Floats) -> Floats:
     return x / (1 + np.exp(-x))
 
 
-def gated(y: Floats = Y, gate: Floats = GATE, up: Floats = UP, down: Floats = DOWN, b: Floats | float = BIAS) -> Floats:
+def gated(
+    y: Floats = Y, gate: Floats = GATE, up: Floats = UP, down: Floats = DOWN, b: Floats | float = BIAS
+) -> Floats:
     return silu(y @ gate) * (y @ up) @ down + b
 
 
-MLP = Facts("other", {"gate.weight": GATE, "up.weight": UP, "down.weight": DOWN, "down.bias": BIAS}, {"function": "silu"})
+MLP = Facts(
+    "other",
+    {"gate.weight": GATE, "up.weight": UP, "down.weight": DOWN, "down.bias": BIAS},
+    {"function": "silu"},
+)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +173,10 @@ MLP = Facts("other", {"gate.weight": GATE, "up.weight": UP, "down.weight": DOWN,
         (gated(gate=UP, up=GATE), "gate and up exchanged: the activation is on up, not on gate"),
         (np.maximum(Y @ GATE, 0) * (Y @ UP) @ DOWN + BIAS, "ReLU, not SiLU (swish)"),
         (gated(b=0.0), "bias of down missing"),
-        (silu((Y @ GATE) * (Y @ UP)) @ DOWN + BIAS, "activation on the product of gate and up, not on the gate"),
+        (
+            silu((Y @ GATE) * (Y @ UP)) @ DOWN + BIAS,
+            "activation on the product of gate and up, not on the gate",
+        ),
         (silu(Y @ GATE) @ DOWN + BIAS, "up left out: the activated gate alone goes down"),
         (gated(down=round_to(DOWN, "bfloat16")), None),
         (Y, "skipped: the input comes out as it is"),
@@ -169,8 +196,18 @@ def test_the_weights_of_an_mlp_are_compared() -> None:
 A, M, N = RNG.normal(size=(3, 2, 10, E_))
 
 
-def block(seen: Floats, expected: Floats = Y + A + M, port: Facts | None = None, **arrays: Floats) -> str | None:
-    facts = Facts("other", {"child:attn": A, "child:mlp": M, "child:norm": N, **{n.replace("_", ":"): x for n, x in arrays.items()}})
+def block(
+    seen: Floats, expected: Floats = Y + A + M, port: Facts | None = None, **arrays: Floats
+) -> str | None:
+    facts = Facts(
+        "other",
+        {
+            "child:attn": A,
+            "child:mlp": M,
+            "child:norm": N,
+            **{n.replace("_", ":"): x for n, x in arrays.items()},
+        },
+    )
     return explain(facts, port, (Y,), in_float32(expected), in_float32(seen), unit=UNIT)
 
 
@@ -182,10 +219,16 @@ def block(seen: Floats, expected: Floats = Y + A + M, port: Facts | None = None,
         (Y + A, "the output of mlp missing"),
         (Y + A - M, "the output of mlp subtracted, not added"),
         (Y + A + 0.3 * M, "the output of mlp multiplied by 0.3, not 1"),
-        (N + A + M, "residual taken after the norm, not before it: the output of norm is added for the input"),
+        (
+            N + A + M,
+            "residual taken after the norm, not before it: the output of norm is added for the input",
+        ),
         (M, "residual (the input) missing and the output of attn missing"),
-(0.7 * (Y + A + M), "output multiplied by 0.7"),
-        (0.7 * Y + A + 0.7 * M, "residual (the input) multiplied by 0.7, not 1 and the output of mlp multiplied by 0.7, not 1"),
+        (0.7 * (Y + A + M), "output multiplied by 0.7"),
+        (
+            0.7 * Y + A + 0.7 * M,
+            "residual (the input) multiplied by 0.7, not 1 and the output of mlp multiplied by 0.7, not 1",
+        ),
         (Y + A + M + RNG.normal(size=Y.shape), None),
         (Y + A + M, None),
     ],
@@ -208,7 +251,9 @@ def test_parts_in_parallel_for_one_after_the_other_are_named() -> None:
 
 
 def test_bad_input_is_refused_in_a_sentence() -> None:
-    with pytest.raises(TypeError, match=r"components\.explain: expected facts to be Facts, got dict; facts_of"):
+    with pytest.raises(
+        TypeError, match=r"components\.explain: expected facts to be Facts, got dict; facts_of"
+    ):
         explain({}, None, (Y,), Y, Y, unit=1.0)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="expected inputs to be a tuple"):
         explain(MLP, None, (), Y, Y, unit=1.0)
@@ -225,5 +270,8 @@ def test_bad_input_is_refused_in_a_sentence() -> None:
 def test_another_shape_is_named_where_the_numbers_are_the_same() -> None:
     said = explain(Facts("other"), None, (Y,), Y, Y.swapaxes(1, 2), unit=UNIT)
     assert said == "axes in the order (0, 2, 1) of those of the reference: (2, 24, 10), not (2, 10, 24)"
-    assert explain(Facts("other"), None, (Y,), Y, Y.reshape(20, 24), unit=UNIT) == "the same numbers in shape (20, 24), not (2, 10, 24)"
+    assert (
+        explain(Facts("other"), None, (Y,), Y, Y.reshape(20, 24), unit=UNIT)
+        == "the same numbers in shape (20, 24), not (2, 10, 24)"
+    )
     assert explain(Facts("other"), None, (Y,), Y, Y[:1], unit=UNIT) is None

@@ -16,7 +16,9 @@ RNG = np.random.default_rng(0)
 X = RNG.normal(size=(2, 12, 64)) * np.exp(RNG.normal(size=(2, 12, 1)))
 W, B = RNG.normal(size=64) + 1.5, RNG.normal(size=64)
 UNIT = 2e-7  # of outputs around 1 in float32
-LAYER = Facts("norm", {"weight": W, "bias": B}, {"eps": 1e-5, "subtracts_mean": True, "weight_plus_one": False})
+LAYER = Facts(
+    "norm", {"weight": W, "bias": B}, {"eps": 1e-5, "subtracts_mean": True, "weight_plus_one": False}
+)
 RMS = Facts("norm", {"weight": W}, {"eps": 1e-6, "subtracts_mean": False, "weight_plus_one": False})
 GEMMA = Facts("norm", {"weight": W}, {"eps": 1e-6, "subtracts_mean": False, "weight_plus_one": True})
 
@@ -52,19 +54,39 @@ SMALL = X * 0.03
         (LAYER, layer, lambda x: layer(x, b=2 * B), "bias added twice"),
         (LAYER, layer, lambda x: layer(x, n=1), "variance with n - 1, not n"),
         (LAYER, layer, lambda x: root(x, eps=1e-5) + B, "mean not subtracted: an RMS norm for a layer norm"),
-        (LAYER, layer, lambda x: root(x, eps=1e-5), "bias missing and mean not subtracted: an RMS norm for a layer norm"),
+        (
+            LAYER,
+            layer,
+            lambda x: root(x, eps=1e-5),
+            "bias missing and mean not subtracted: an RMS norm for a layer norm",
+        ),
         (LAYER, layer, lambda x: layer(x, w=1.0, b=0.0), "weight left out and bias missing"),
         (RMS, root, lambda x: root(x, eps=1e-5), "epsilon 1e-05, not 1e-06"),
         (RMS, root, lambda x: root(x, 1 + W), "1 + weight used for the weight"),
         (GEMMA, lambda x: root(x, 1 + W), root, "weight used as it is, not as 1 + weight"),
-        (RMS, root, lambda x: root(x, 1 + W, eps=1e-3), "epsilon 0.001, not 1e-06 and 1 + weight used for the weight"),
+        (
+            RMS,
+            root,
+            lambda x: root(x, 1 + W, eps=1e-3),
+            "epsilon 0.001, not 1e-06 and 1 + weight used for the weight",
+        ),
         (RMS, root, lambda x: layer(x, b=0.0, eps=1e-6), "mean subtracted: a layer norm for an RMS norm"),
         (RMS, root, lambda x: root(x, axis=1), "over axis 1 of (2, 12, 64), not over the last"),
-        (RMS, root, lambda x: root(x, axis=(1, 2)), "over the last two axes of (2, 12, 64), not over the last"),
+        (
+            RMS,
+            root,
+            lambda x: root(x, axis=(1, 2)),
+            "over the last two axes of (2, 12, 64), not over the last",
+        ),
         (RMS, root, lambda x: x, "norm skipped: the input comes out as it is"),
         (RMS, root, lambda x: x * W, "norm skipped, weight and bias alone applied"),
         (RMS, root, lambda x: root(root(x)), "norm applied twice"),
-        (RMS, root, lambda x: round_to(root(x, 1.0), "bfloat16") * W, "rounded to bfloat16 before the weight is applied"),
+        (
+            RMS,
+            root,
+            lambda x: round_to(root(x, 1.0), "bfloat16") * W,
+            "rounded to bfloat16 before the weight is applied",
+        ),
         (RMS, root, lambda x: root(round_to(x, "float16")), "input rounded to float16"),
         (RMS, root, lambda x: round_to(root(x), "bfloat16"), "output rounded to bfloat16"),
     ],
@@ -121,7 +143,10 @@ def silu(x: Floats) -> Floats:
     ("wrong", "said"),
     [
         (erf_gelu, "the exact GELU (erf), not the tanh approximation of GELU"),
-        (lambda x: x / (1 + np.exp(-1.702 * x)), "the sigmoid approximation of GELU (quick_gelu), not the tanh approximation of GELU"),
+        (
+            lambda x: x / (1 + np.exp(-1.702 * x)),
+            "the sigmoid approximation of GELU (quick_gelu), not the tanh approximation of GELU",
+        ),
         (silu, "SiLU (swish), not the tanh approximation of GELU"),
         (lambda x: np.maximum(x, 0), "ReLU, not the tanh approximation of GELU"),
         (lambda x: np.maximum(x, 0) ** 2, "the square of ReLU, not the tanh approximation of GELU"),
@@ -142,7 +167,10 @@ def test_gated_halves_exchanged_are_told_from_another_function() -> None:
     assert why(other, right, silu(up) * gate) == exchanged
     turns = "gate and up exchanged: the activation is on the even entries, not on the first half"
     assert why(other, right, silu(X[..., 0::2]) * X[..., 1::2]) == turns
-    assert why(other, right, tanh_gelu(gate) * up) == "the tanh approximation of GELU on the gate, not SiLU (swish)"
+    assert (
+        why(other, right, tanh_gelu(gate) * up)
+        == "the tanh approximation of GELU on the gate, not SiLU (swish)"
+    )
     assert why(other, right, silu(gate * up)) == "activation on the product of gate and up, not on the gate"
     two = explain(other, None, (gate, up), in_float32(right), in_float32(gate * silu(up)), unit=UNIT)
     assert two == "gate and up exchanged: the activation is on the second input, not on the first input"
@@ -152,7 +180,9 @@ TABLE = RNG.normal(size=(50, 64)).astype(np.float32)
 IDS = RNG.integers(5, 40, size=(2, 12))
 
 
-def looked_up(expected: Floats, seen: Floats, numbers: Any = None, port: Facts | None = None, **arrays: Floats) -> str | None:
+def looked_up(
+    expected: Floats, seen: Floats, numbers: Any = None, port: Facts | None = None, **arrays: Floats
+) -> str | None:
     facts = Facts("embedding", {"weight": TABLE, **arrays}, numbers or {})
     return explain(facts, port, (IDS,), expected.astype(np.float32), seen.astype(np.float32), unit=0.0)
 
@@ -165,7 +195,10 @@ def looked_up(expected: Floats, seen: Floats, numbers: Any = None, port: Facts |
         (0.37 * TABLE[IDS], "embedding multiplied by 0.37"),
         (TABLE[IDS + 1], "row of id + 1 read, not that of id"),
         (TABLE[IDS - 2], "row of id - 2 read, not that of id"),
-        (np.broadcast_to(TABLE[:12], (2, 12, 64)), "positions counted from 0 in every row, not the ids that came"),
+        (
+            np.broadcast_to(TABLE[:12], (2, 12, 64)),
+            "positions counted from 0 in every row, not the ids that came",
+        ),
         (round_to(TABLE, "bfloat16")[IDS], "output rounded to bfloat16"),
         (3 * round_to(TABLE, "bfloat16")[IDS], None),
     ],
@@ -193,7 +226,10 @@ def test_offsets_factors_and_padding_of_tables_are_named_as_such() -> None:
 def test_sinusoids_in_turns_and_in_halves_are_told_apart() -> None:
     order = np.arange(64).reshape(2, 32).T.ravel()
     said = looked_up(TABLE[IDS], TABLE[IDS][..., order])
-    assert said == "columns of the table in the order of pairs (0, 1), (2, 3), ..., not of halves (sine and cosine?)"
+    assert (
+        said
+        == "columns of the table in the order of pairs (0, 1), (2, 3), ..., not of halves (sine and cosine?)"
+    )
 
 
 def test_a_table_that_the_port_never_loaded_is_said_to_be_so() -> None:

@@ -25,14 +25,23 @@ def nnx_facts(module: Any) -> Facts:
     if name in ("Linear", "LinearGeneral", "Einsum"):
         return _linear(held(module, "kernel"), held(module, "bias")) if name == "Linear" else Facts("other")
     if name in _NORMS:
-        plain = getattr(module, "reduction_axes", -1) in (-1, (-1,)) and getattr(module, "feature_axes", -1) in (-1, (-1,))
+        plain = getattr(module, "reduction_axes", -1) in (-1, (-1,)) and getattr(
+            module, "feature_axes", -1
+        ) in (-1, (-1,))
         return _norm(held(module, "scale"), held(module, "bias"), module.epsilon, _NORMS[name], plain)
     if name == "Embed":
         table = held(module, "embedding")
         return Facts("other") if table is None else Facts("embedding", {"weight": table})
     if name == "MultiHeadAttention":
-        parts = {ours: (held(p, "kernel"), held(p, "bias")) for ours, p in zip("qkvo", (module.query, module.key, module.value, module.out), strict=True)}
-        norms = {ours: nnx_facts(n) for ours, n in (("q_norm", module.query_ln), ("k_norm", module.key_ln)) if _value(n) is not None}
+        parts = {
+            ours: (held(p, "kernel"), held(p, "bias"))
+            for ours, p in zip("qkvo", (module.query, module.key, module.value, module.out), strict=True)
+        }
+        norms = {
+            ours: nnx_facts(n)
+            for ours, n in (("q_norm", module.query_ln), ("k_norm", module.key_ln))
+            if _value(n) is not None
+        }
         return _attention(parts, norms)
     return Facts("other")
 
@@ -52,10 +61,18 @@ def linen_facts(module: Any) -> Facts:
         return _norm(held("scale"), held("bias"), module.epsilon, _NORMS[name], plain)
     if name == "Embed" and params:
         return Facts("embedding", {"weight": floats(params["embedding"])})
-    if name in ("MultiHeadAttention", "MultiHeadDotProductAttention", "SelfAttention") and {"query", "out"} <= params.keys():
-        parts = {ours: (held("kernel", params[n]), held("bias", params[n])) for ours, n in zip("qkvo", ("query", "key", "value", "out"), strict=True)}
+    if (
+        name in ("MultiHeadAttention", "MultiHeadDotProductAttention", "SelfAttention")
+        and {"query", "out"} <= params.keys()
+    ):
+        parts = {
+            ours: (held("kernel", params[n]), held("bias", params[n]))
+            for ours, n in zip("qkvo", ("query", "key", "value", "out"), strict=True)
+        }
         norms = {
-            ours: _norm(held("scale", params[n]), held("bias", params[n]), 1e-6, True, True)  # as linen makes them
+            ours: _norm(
+                held("scale", params[n]), held("bias", params[n]), 1e-6, True, True
+            )  # as linen makes them
             for ours, n in (("q_norm", "query_ln"), ("k_norm", "key_ln"))
             if n in params
         }
@@ -112,7 +129,9 @@ def _attention(parts: dict[str, tuple[Floats | None, Floats | None]], norms: dic
     for name, (kernel, bias) in parts.items():
         if kernel is None or kernel.ndim != 3:
             return Facts("other")
-        found[f"{name}.weight"] = kernel.reshape(-1, kernel.shape[2]) if name == "o" else kernel.reshape(len(kernel), -1)
+        found[f"{name}.weight"] = (
+            kernel.reshape(-1, kernel.shape[2]) if name == "o" else kernel.reshape(len(kernel), -1)
+        )
         if bias is not None:
             found[f"{name}.bias"] = bias.ravel()
     query, key = parts["q"][0], parts["k"][0]

@@ -25,7 +25,11 @@ def keras_facts(layer: Any) -> Facts:
     if name == "Dense":
         plain = function_of(lambda x: _numpy(layer.activation(sys.modules["keras"].ops.convert_to_tensor(x))))
         kernel = _numpy(layer.kernel)
-        return Facts("linear", _pair(kernel, layer.bias)) if plain == "identity" and kernel.ndim == 2 else Facts("other")
+        return (
+            Facts("linear", _pair(kernel, layer.bias))
+            if plain == "identity" and kernel.ndim == 2
+            else Facts("other")
+        )
     if name in ("LayerNormalization", "RMSNormalization"):
         return _norm(layer, name)
     if name == "Embedding":
@@ -56,11 +60,16 @@ def _norm(layer: Any, name: str) -> Facts:
     # LayerNormalization with rms_scaling divides by the root of a variance about the mean: neither of the two.
     if not last or getattr(layer, "rms_scaling", False):
         return Facts("other")
-    return Facts("norm", arrays, {"eps": float(layer.epsilon), "subtracts_mean": not rms, "weight_plus_one": False})
+    return Facts(
+        "norm", arrays, {"eps": float(layer.epsilon), "subtracts_mean": not rms, "weight_plus_one": False}
+    )
 
 
 def _attention(layer: Any) -> Facts:
-    dense = {n: getattr(layer, f"_{full}_dense", None) for n, full in zip("qkvo", ("query", "key", "value", "output"), strict=True)}
+    dense = {
+        n: getattr(layer, f"_{full}_dense", None)
+        for n, full in zip("qkvo", ("query", "key", "value", "output"), strict=True)
+    }
     gate = getattr(layer, "_use_gate", False) or getattr(layer, "use_gate", False)
     if gate or any(d is None for d in dense.values()):
         return Facts("other")

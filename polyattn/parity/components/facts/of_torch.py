@@ -73,7 +73,10 @@ def _embedding(module: Any, weight: Any) -> Facts:
 
 
 def _norm(module: Any, own: dict[str, Any]) -> Facts:
-    eps = next((e for n in ("variance_epsilon", "eps", "epsilon") if (e := getattr(module, n, None)) is not None), None)
+    eps = next(
+        (e for n in ("variance_epsilon", "eps", "epsilon") if (e := getattr(module, n, None)) is not None),
+        None,
+    )
     weight, bias = (None if own.get(n) is None else own[n] for n in ("weight", "bias"))
     shape = tuple(getattr(module, "normalized_shape", ())) or (() if weight is None else tuple(weight.shape))
     if len(shape) != 1 or any(p.ndim != 1 for p in own.values()) or own.keys() - {"weight", "bias"}:
@@ -112,18 +115,30 @@ def _caller(module: Any, like: Any = None) -> Callable[[Floats], Floats]:
 
 def _mlp(children: dict[str, Any], module: Any) -> Facts:
     """Of an MLP its weights; nothing of another block."""
-    for gate, up, down in _MLPS:
-        wanted = {"gate": gate, "up": up, "down": down} if gate else {"up": up, "down": down}
+    if {"gate_up_proj", "down_proj"} <= children.keys():  # Phi-3: both in one, the gate first
+        both, down = (torch_facts(children[name]) for name in ("gate_up_proj", "down_proj"))
+        if both.kind == down.kind == "linear" and not any("bias" in part.arrays for part in (both, down)):
+            gate, up = np.split(both.arrays["weight"], 2, 1)
+            arrays = {"gate.weight": gate, "up.weight": up, "down.weight": down.arrays["weight"]}
+            return Facts("other", arrays, _activation(module))
+    for gate_name, up_name, down_name in _MLPS:
+        wanted = {"up": up_name, "down": down_name} | ({"gate": gate_name} if gate_name else {})
         if not all(name in children for name in wanted.values()):
             continue
+        rest = (part for name, part in children.items() if name not in wanted.values())
+        if any(p is not None for part in rest for p in part.parameters()):
+            return Facts("other")  # a whole layer, of which this is a part
         parts = {ours: torch_facts(children[theirs]) for ours, theirs in wanted.items()}
         if any(part.kind != "linear" for part in parts.values()):
             continue
         arrays = {f"{ours}.{n}": x for ours, part in parts.items() for n, x in part.arrays.items()}
-        numbers: dict[str, Number] = {}
-        for name in _ACTIVATIONS:
-            if (act := getattr(module, name, None)) is not None and hasattr(act, "forward"):
-                told = torch_facts(act)
-                numbers = {n: x for n, x in told.numbers.items() if n == "function"}
-        return Facts("other", arrays, numbers)
+        return Facts("other", arrays, _activation(module))
     return Facts("other")
+
+
+def _activation(module: Any) -> dict[str, Number]:
+    """The function of the activation that a module holds."""
+    for name in _ACTIVATIONS:
+        if (act := getattr(module, name, None)) is not None and hasattr(act, "forward"):
+            return {n: x for n, x in torch_facts(act).numbers.items() if n == "function"}
+    return {}

@@ -15,7 +15,15 @@ from polyattn.truth.spec import Floats
 __all__ = ["own_facts"]
 
 #: Names of activations -> those of facts.
-_FUNCTIONS = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_tanh", "silu": "silu", "swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}
+_FUNCTIONS = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_tanh",
+    "silu": "silu",
+    "swiglu": "silu",
+    "geglu": "gelu",
+    "geglu_tanh": "gelu_tanh",
+}
 
 
 def own_facts(layer: Any, params: Mapping[str, Any]) -> Facts:
@@ -32,7 +40,11 @@ def own_facts(layer: Any, params: Mapping[str, Any]) -> Facts:
     if isinstance(layer, layers.Embedding):
         return Facts("embedding", _named(params, table="weight"))
     if isinstance(layer, layers.MLP):
-        names = {f"{ours}_{n}": f"{theirs}.{kind}" for n, theirs in (("in", "up"), ("gate", "gate"), ("out", "down")) for ours, kind in (("w", "weight"), ("b", "bias"))}
+        names = {
+            f"{ours}_{n}": f"{theirs}.{kind}"
+            for n, theirs in (("in", "up"), ("gate", "gate"), ("out", "down"))
+            for ours, kind in (("w", "weight"), ("b", "bias"))
+        }
         known = _FUNCTIONS.get(layer.activation)
         return Facts("other", _named(params, **names), {"function": known}) if known else Facts("other")
     if isinstance(layer, layers.MultiHeadAttention):

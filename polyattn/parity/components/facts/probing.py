@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from polyattn.parity.components.facts.record import Facts, Number
-from polyattn.parity.components.functions import FUNCTIONS
 from polyattn.parity.components.formula import Norm
+from polyattn.parity.components.functions import FUNCTIONS
 from polyattn.truth.measure import UNIT_ROUNDOFF
 from polyattn.truth.spec import Floats
 
@@ -20,7 +20,12 @@ ROOM = 64
 
 
 def norm_facts(
-    call: Callable[[Floats], Floats], weight: Floats | None, bias: Floats | None, eps: float, dtype: str, width: int
+    call: Callable[[Floats], Floats],
+    weight: Floats | None,
+    bias: Floats | None,
+    eps: float,
+    dtype: str,
+    width: int,
 ) -> Facts:
     """Facts of a norm whose conventions its answer shows; "other" where none of those that are known gives it.
 
@@ -52,4 +57,6 @@ def function_of(call: Callable[[Floats], Floats]) -> str | None:
 
 def _agrees(seen: Floats, expected: Floats, dtype: str) -> bool:
     room = ROOM * UNIT_ROUNDOFF.get(dtype, UNIT_ROUNDOFF["float32"])
-    return seen.shape == expected.shape and bool((np.abs(seen - expected) <= room * (1 + np.abs(expected))).all())
+    return seen.shape == expected.shape and bool(
+        (np.abs(seen - expected) <= room * (1 + np.abs(expected))).all()
+    )

@@ -32,7 +32,12 @@ def facts_of(module: Any) -> Facts:
     """
     if isinstance(module, Layer):
         return own_facts(module, {})
-    if isinstance(module, tuple) and len(module) == 2 and isinstance(module[0], Layer) and isinstance(module[1], Mapping):
+    if (
+        isinstance(module, tuple)
+        and len(module) == 2
+        and isinstance(module[0], Layer)
+        and isinstance(module[1], Mapping)
+    ):
         return own_facts(*module)
     packages = roots(module)
     if "keras" in packages:  # on its PyTorch backend it is both

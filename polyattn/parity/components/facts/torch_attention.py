@@ -39,7 +39,9 @@ def attention_facts(module: Any, read: Read) -> Facts:
         found = _together(children, numbers, read)
     if found is None or "heads" not in numbers:
         return Facts("other")
-    if (out := next((children[n] for n in _OUT if n in children), None)) is not None and (told := read(out)).kind == "linear":
+    if (out := next((children[n] for n in _OUT if n in children), None)) is not None and (
+        told := read(out)
+    ).kind == "linear":
         found |= {f"o.{n}": x for n, x in told.arrays.items()}
     heads = int(numbers["heads"])
     width = int(numbers.setdefault("head_dim", found["q.weight"].shape[1] // heads))
@@ -63,7 +65,9 @@ def _of_torch(module: Any) -> Facts:
         weights = [floats(getattr(module, f"{n}_proj_weight")) for n in "qkv"]
     arrays = {f"{n}.weight": np.ascontiguousarray(w.T) for n, w in zip("qkv", weights, strict=True)}
     if module.in_proj_bias is not None:
-        arrays |= {f"{n}.bias": b for n, b in zip("qkv", np.split(floats(module.in_proj_bias), 3), strict=True)}
+        arrays |= {
+            f"{n}.bias": b for n, b in zip("qkv", np.split(floats(module.in_proj_bias), 3), strict=True)
+        }
     arrays["o.weight"] = np.ascontiguousarray(floats(module.out_proj.weight).T)
     if module.out_proj.bias is not None:
         arrays["o.bias"] = floats(module.out_proj.bias)
@@ -78,7 +82,11 @@ def _apart(children: dict[str, Any], read: Read) -> dict[str, Floats] | None:
         if all(name in children for name in names):
             parts = [read(children[name]) for name in names]
             if all(part.kind == "linear" for part in parts):
-                return {f"{n}.{k}": x for n, part in zip("qkv", parts, strict=True) for k, x in part.arrays.items()}
+                return {
+                    f"{n}.{k}": x
+                    for n, part in zip("qkv", parts, strict=True)
+                    for k, x in part.arrays.items()
+                }
     return None
 
 
@@ -130,11 +138,15 @@ def _numbers(module: Any) -> dict[str, Number]:
     for ours, name in (("layer", "layer_idx"), ("softcap", "attn_logit_softcapping")):
         if isinstance(value := getattr(module, name, None), int | float) and not isinstance(value, bool):
             found[ours] = value
-    if isinstance(scale := next((s for n in ("scaling", "scale") if (s := getattr(module, n, None)) is not None), None), float):
+    if isinstance(
+        scale := next((s for n in ("scaling", "scale") if (s := getattr(module, n, None)) is not None), None),
+        float,
+    ):
         found["scale"] = scale
     if isinstance(causal := getattr(module, "is_causal", None), bool):
         found["is_causal"] = causal
-    window = getattr(module, "sliding_window", None)
+    owner = module if hasattr(module, "sliding_window") else getattr(module, "config", None)
+    window = getattr(owner, "sliding_window", None)
     if isinstance(window, int) and window > 0:
         found["window"] = window
     return found | _rotary(module)
@@ -165,7 +177,9 @@ def rotary_numbers(rotary: Rotary) -> dict[str, Number]:
     return {} if rotary.sections is not None else found
 
 
-def _norms(children: dict[str, Any], found: dict[str, Floats], numbers: dict[str, Number], read: Read) -> bool:
+def _norms(
+    children: dict[str, Any], found: dict[str, Floats], numbers: dict[str, Number], read: Read
+) -> bool:
     """Adds the norms of queries and keys; False where there is one that is not understood."""
     pairs = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"), ("query_layernorm", "key_layernorm"))
     for names in pairs:
@@ -180,7 +194,9 @@ def _norms(children: dict[str, Any], found: dict[str, Floats], numbers: dict[str
     return True
 
 
-def _extras(module: Any, children: dict[str, Any], found: dict[str, Floats], numbers: dict[str, Number]) -> None:
+def _extras(
+    module: Any, children: dict[str, Any], found: dict[str, Floats], numbers: dict[str, Number]
+) -> None:
     """Sinks, and the learned relative positions of T5."""
     if (sinks := getattr(module, "sinks", None)) is not None and hasattr(sinks, "detach"):
         found["sinks"] = floats(sinks)
