@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from polyattn.parity.comparing import compare
@@ -15,31 +16,66 @@ from polyattn.truth.spec import Spec
 
 if TYPE_CHECKING:
     from polyattn.parity.grading.grader import Grade, Verdict, grade, grade_file
+    from polyattn.parity.models import (
+        Bisection,
+        ModelComparison,
+        Record,
+        assert_model,
+        bisect,
+        check_model,
+        compare_models,
+        record,
+        tap,
+    )
 
 __all__ = [
     "ACCEPTANCE",
     "FLOOR_ACCEPTANCE",
     "UNIT_ROUNDOFF",
+    "Bisection",
     "Comparison",
     "Diagnosis",
     "Grade",
     "Judged",
+    "ModelComparison",
     "OracleResult",
+    "Record",
     "Spec",
     "Verdict",
+    "assert_model",
+    "bisect",
+    "check_model",
     "compare",
+    "compare_models",
     "diagnose",
     "eta",
     "floor_ratio",
     "grade",
     "grade_file",
     "oracle",
+    "record",
     "round_to",
+    "tap",
     "truth",
 ]
 
 
-_LATER = ("Grade", "Verdict", "grade", "grade_file")
+_GRADING = ("Grade", "Verdict", "grade", "grade_file")
+_MODELS = (
+    "Bisection",
+    "ModelComparison",
+    "Record",
+    "assert_model",
+    "bisect",
+    "check_model",
+    "compare_models",
+    "record",
+    "tap",
+)
+#: name -> where it is; every command comes by here, and one of them grades, another compares models
+_LATER = dict.fromkeys(_GRADING, "polyattn.parity.grading.grader") | dict.fromkeys(
+    _MODELS, "polyattn.parity.models"
+)
 
 
 def __dir__() -> list[str]:
@@ -49,6 +85,4 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module 'polyattn.parity' has no attribute {name!r}")
-    from polyattn.parity.grading import grader  # every command comes by here, and only one of them grades
-
-    return getattr(grader, name)
+    return getattr(import_module(_LATER[name]), name)

@@ -1,0 +1,253 @@
+"""How the inputs of an attention component are to be read: what is a mask, what are angles, what is causal.
+
+Nothing in the arrays says so; of the readings that make sense, that is taken which gives what the reference gave.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from polyattn import rotary
+from polyattn.mods import relative_position_bias
+from polyattn.parity.components.facts.record import Facts
+from polyattn.parity.components.formula import Norm
+from polyattn.parity.components.heads import Heads, Waves
+from polyattn.parity.components.trial import Case
+from polyattn.rotary import Rotary
+from polyattn.truth.spec import Floats
+
+__all__ = ["heads_of", "read_inputs", "rotary_of", "to_batch_first"]
+
+LOWEST = -1e4  # an additive mask hides below; no score gets there
+
+
+def to_batch_first(facts: Facts, x: Floats) -> Floats:
+    """(B, L, E) of what a component got or gave, as its numbers say."""
+    if x.ndim == 2:
+        return x[None]
+    return x.swapaxes(0, 1) if facts.numbers.get("batch_first") is False else x
+
+
+def read_inputs(case: Case) -> Heads | None:
+    """The attention of the reference, read so that it gives what was expected; None where no reading does."""
+    base = heads_of(case.facts, case.inputs)
+    if base is None:
+        return None
+    expected = to_batch_first(case.facts, case.expected)
+    for reading in _readings(case, base):
+        try:
+            predicted = reading()
+        except (ValueError, TypeError):  # shapes that do not fit together this way
+            continue
+        if predicted.shape == expected.shape and case.reproduces(_as(case, predicted)):
+            return reading
+    return None
+
+
+def _as(case: Case, out: Floats) -> Floats:
+    return (
+        out.swapaxes(0, 1).reshape(case.expected.shape)
+        if case.facts.numbers.get("batch_first") is False
+        else out.reshape(case.expected.shape)
+    )
+
+
+def heads_of(facts: Facts, inputs: tuple[Floats, ...]) -> Heads | None:
+    """The attention that facts describe, on the sequences among the inputs; None where they do not say enough."""
+    numbers = facts.numbers
+    arrays = {n: x.astype(np.float64) for n, x in facts.arrays.items() if ":" not in n}
+    if (
+        not {"q.weight", "k.weight", "v.weight"} <= arrays.keys()
+        or not {"heads", "kv_heads", "head_dim", "scale"} <= numbers.keys()
+    ):
+        return None
+    rank = inputs[0].ndim
+    widths = [arrays[f"{n}.weight"].shape[0] for n in "qkv"]
+    sequences = [x for x in inputs if x.ndim == rank and x.dtype.kind == "f" and x.shape[-1] in widths]
+    if rank not in (2, 3) or not sequences or sequences[0].shape[-1] != widths[0]:
+        return None
+    if len(sequences) > 1 and sequences[1].shape[-1] == widths[1]:
+        own = [sequences[0], sequences[1], sequences[2] if len(sequences) > 2 else sequences[1]]
+    else:
+        own = [sequences[0]] * 3
+    query, key, value = (to_batch_first(facts, x) for x in own)
+    norms = tuple(_norm(facts, n) for n in ("q_norm", "k_norm"))
+    sizes = [int(numbers[n]) for n in ("heads", "kv_heads", "head_dim")]
+    cap = numbers.get("softcap")
+    return Heads(
+        arrays, sizes[0], sizes[1], sizes[2], float(numbers["scale"]), query, key, value,
+        norms=(norms[0], norms[1]), cap=float(cap) if cap else None,
+    )  # fmt: skip
+
+
+def _norm(facts: Facts, name: str) -> Norm | None:
+    weight = facts.arrays.get(f"{name}.weight")
+    if weight is None or "qk_norm_eps" not in facts.numbers:
+        return None
+    bias = facts.arrays.get(f"{name}.bias")
+    return Norm(
+        float(facts.numbers["qk_norm_eps"]),
+        bool(facts.numbers["qk_norm_subtracts_mean"]),
+        weight.astype(np.float64),
+        None if bias is None else bias.astype(np.float64),
+        bool(facts.numbers.get("qk_norm_weight_plus_one", False)),
+    )
+
+
+def _readings(case: Case, base: Heads) -> Iterator[Heads]:
+    causal = case.facts.numbers.get("is_causal")
+    causals = [causal, not causal] if isinstance(causal, bool) else [False, True]
+    length, keys = base.query.shape[1], base.key.shape[1]
+    window = case.facts.numbers.get("window")
+    windows = [int(window), None] if isinstance(window, int) and window < keys else [None]
+    given = list(_masks(case, base, length, keys))
+    for waves, mask, flag, size in product(_waves(case, base), given, causals, windows):
+        if not (size is not None and not flag):
+            reading = replace(base, waves=waves, **{"causal": bool(flag), "window": size, **mask})
+            yield reading
+            if reading.blind().any():
+                yield replace(reading, averages=True)
+
+
+def _masks(case: Case, base: Heads, length: int, keys: int) -> Iterator[dict[str, Any]]:
+    """Masks and additive biases among the inputs, and none."""
+    relative = _relative(case.facts, length, keys)
+    for x in case.inputs[1:]:
+        if (
+            x.ndim in (2, 3, 4)
+            and x.shape[-1] == keys
+            and ((x.ndim == 2 and x.shape[0] == len(base.key)) or x.shape[-2] in (1, length))
+        ):
+            by_key = x.ndim == 2 and x.shape[0] == len(base.key) and x.shape[0] != length
+            wide = x[:, None, None, :] if by_key else x[(None,) * (4 - x.ndim)] if x.ndim != 3 else x[:, None]
+            if x.dtype.kind == "f" and not ((x == 0) | (x < LOWEST)).all():
+                yield {"bias": np.where(wide < LOWEST, -np.inf, wide)}
+                continue
+            allowed = wide == 0 if x.dtype.kind == "f" else wide.astype(bool)
+            if x.dtype.kind == "f" or x.dtype.kind == "b" or np.isin(x, (0, 1)).all():
+                for one in (allowed, ~allowed):
+                    yield {"bias": relative, **_taken_apart(one, case.facts.numbers.get("window"))}
+    yield {"bias": relative}
+
+
+def _taken_apart(mask: Floats, window: Any) -> dict[str, Any]:
+    """A mask as causality, a window, and which keys are no padding; as it is where it is something else."""
+    length, keys = mask.shape[-2:]
+    if length < 2:
+        return {"mask": mask}
+    back = np.arange(length)[:, None] + keys - length - np.arange(keys)
+    padding = mask.any(-2, keepdims=True)
+    kept = None if padding.all() else padding
+    widest = int(mask.sum(-1).max(initial=0))
+    for size in (None, *((window,) if isinstance(window, int) else ()), widest or None):
+        if np.array_equal(padding & (back >= 0) & (back < (size or keys + 1)), mask):
+            return {"mask": kept, "causal": True, "window": size}
+    return {"mask": kept} if np.array_equal(np.broadcast_to(padding, mask.shape), mask) else {"mask": mask}
+
+
+def _relative(facts: Facts, length: int, keys: int) -> Floats | None:
+    """The learned relative positions of T5 as a bias."""
+    table = facts.arrays.get("relative_bias.weight")
+    if table is None:
+        return None
+    mod = relative_position_bias(
+        table.astype(np.float64),
+        bidirectional=bool(facts.numbers["relative_bidirectional"]),
+        max_distance=int(facts.numbers["relative_max_distance"]),
+    )
+    at = np.ix_(*(np.arange(n) for n in (1, table.shape[1], length, keys)))
+    return np.asarray(
+        mod(np.zeros((1, table.shape[1], length, keys)), at[0], at[1], at[2] + keys - length, at[3])
+    )
+
+
+def rotary_of(facts: Facts) -> Rotary | None:
+    """The rotary that numbers describe."""
+    numbers = facts.numbers
+    if "rotary_base" not in numbers:
+        return None
+    width = numbers.get("rotary_width")
+    return Rotary(
+        base=float(numbers["rotary_base"]),
+        width=None if width is None else int(width),
+        interleaved=bool(numbers.get("rotary_interleaved", False)),
+        scaling=_scaling(numbers.get("rotary_scaling")),
+    )
+
+
+def _scaling(text: Any) -> Any:
+    """A scaling of polyattn.rotary from how it writes itself: "Linear(factor=4.0)"."""
+    if not isinstance(text, str):
+        return None
+    call = ast.parse(text, mode="eval").body
+    known = {
+        c.__name__: c
+        for c in (
+            rotary.Linear,
+            rotary.DynamicNTK,
+            rotary.YaRN,
+            rotary.Llama3,
+            rotary.LongRoPE,
+            rotary.Proportional,
+        )
+    }
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id not in known:
+        raise ValueError(
+            f"polyattn.parity.components: expected rotary_scaling as a scaling of polyattn.rotary writes itself, got {text!r}; take repr(scaling)"
+        )
+    return known[call.func.id](
+        **{k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg is not None}
+    )
+
+
+def _waves(case: Case, base: Heads) -> list[Waves | None]:
+    """Angles: those that came as inputs, those of the numbers, and none."""
+    interleaved = bool(case.facts.numbers.get("rotary_interleaved", False))
+    found: list[Waves | None] = []
+    for cos, sin in zip(case.inputs[1:], case.inputs[2:], strict=False):
+        if (pair := _pair(cos, sin, base)) is not None:
+            halves = pair[0].shape[-1] // 2
+            doubled = np.array_equal(pair[0][..., :halves], pair[0][..., halves:])
+            turns = np.array_equal(pair[0][..., 0::2], pair[0][..., 1::2])
+            cut = slice(halves) if doubled else slice(0, None, 2) if turns else slice(None)
+            for way in (interleaved, not interleaved):
+                found.append(Waves(pair[0][..., cut], pair[1][..., cut], way))
+    if (told := rotary_of(case.facts)) is not None and base.query.shape[1] == base.key.shape[1]:
+        width, length = told.width or base.width, base.query.shape[1]
+        turn = _positions(case, length)[:, None, :, None] * np.array(told.frequencies(width, length=length))
+        amplitude = 1.0 if told.scaling is None else told.scaling.amplitude
+        for way in (told.interleaved, not told.interleaved):
+            found.append(Waves(amplitude * np.cos(turn), amplitude * np.sin(turn), way))
+    return [*found, None]
+
+
+def _positions(case: Case, length: int) -> Floats:
+    """Positions (B or 1, L): integers among the inputs, or 0, 1, 2, ..."""
+    for x in case.inputs[1:]:
+        if (
+            x.dtype.kind in "iu"
+            and x.ndim in (1, 2)
+            and x.shape[-1] == length
+            and not np.isin(x, (0, 1)).all()
+        ):
+            return x.reshape(-1, length)
+    return np.arange(length)[None]
+
+
+def _pair(cos: Floats, sin: Floats, base: Heads) -> tuple[Floats, Floats] | None:
+    """cos and sin as (B or 1, 1, L, n), if these are some."""
+    if cos.dtype.kind != "f" or cos.shape != sin.shape or cos.ndim not in (2, 3, 4):
+        return None
+    if cos.shape[-1] > base.width or base.query.shape[1] not in cos.shape[-3:-1]:
+        return None
+    size = cos**2 + sin**2
+    if not (np.ptp(size) <= 1e-3 * np.max(size) and np.max(size) > 0.5):
+        return None
+    shape = {2: (None, None), 3: (slice(None), None), 4: ()}[cos.ndim]
+    return cos[shape], sin[shape]

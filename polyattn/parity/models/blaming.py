@@ -1,0 +1,103 @@
+"""Which components are wrong by themselves, and why: containers are not named beside the parts that explain them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
+
+from polyattn.parity.models.forcing import Forced, Own, coarser
+from polyattn.parity.models.measuring import axes_of, elementwise
+from polyattn.parity.models.record import Tap
+from polyattn.parity.models.recording import facts_of
+from polyattn.truth.measure import ACCEPTANCE
+
+__all__ = ["WrongComponent", "blamed"]
+
+
+@dataclass(frozen=True)
+class WrongComponent:
+    """A component of the port that is wrong by itself, on the reference's own inputs."""
+
+    name: str  # of the reference
+    port_name: str
+    kind: str
+    eta: float  # on the inputs of the model, or on the probe that shows it
+    probe: str  # "" as in the model, or "small", "large", "one-hot"
+    cause: str | None
+
+    def __str__(self) -> str:
+        where = f" on {self.probe} inputs" if self.probe else ""
+        same = "" if self.name == self.port_name else f" ({self.port_name})"
+        return f"{self.name}{same}: {self.cause or 'no known cause'}; eta {self.eta:.2g}{where}"
+
+
+def blamed(forced: Forced, owns: Mapping[str, Own], restless: set[str]) -> list[WrongComponent]:
+    """The wrong ones, parts before what holds them. restless: components whose output is another each time."""
+    wrong: dict[str, WrongComponent] = {}
+    for name, own in owns.items():
+        below = [part for part in forced.inside(name) if part in wrong]
+        probe = next((label for label, eta in own.etas.items() if eta > ACCEPTANCE), None)
+        if probe is None or not _accused(own, probe, bool(below)):
+            continue
+        tap = forced.record.taps[name]
+        cause = "gives something else each time; is dropout on?" if name in restless else None
+        cause = cause or _cause(forced, tap, own, probe)
+        eta = max(own.wiring or 0.0, *own.misfed.values()) if below and own.misfed else own.etas[probe]
+        wrong[name] = WrongComponent(name, forced.pairs[name], tap.kind, eta, probe, cause)
+    return list(wrong.values())
+
+
+def _accused(own: Own, probe: str, explained: bool) -> bool:
+    """A part that is wrong explains what holds it, unless this is wrong with right parts too, or feeds them wrongly."""
+    if not explained:
+        return True
+    if probe:
+        return False
+    return (own.wiring or 0.0) > ACCEPTANCE or any(eta > ACCEPTANCE for eta in own.misfed.values())
+
+
+def _cause(forced: Forced, tap: Tap, own: Own, probe: str) -> str | None:
+    """Why, in a sentence."""
+    site = forced.sites[forced.pairs[tap.name]]
+    trial = next((t for t in tap.trials if t.label == probe), None)
+    expected = tap.value if trial is None or own.between else trial.expected
+    unit = (tap.unit if trial is None or own.between else trial.unit) * coarser(tap, site)
+    seen = own.seen[probe]
+    if seen.shape != expected.shape:
+        axes = axes_of(seen, expected, unit)
+        order = "" if axes is None else f"; its axes would be in the order {axes}"
+        return f"has shape {seen.shape}, where the reference has {expected.shape}{order}"
+    said = [_explained(forced, tap, site, own, (trial.inputs if trial else ()), expected, seen, unit)]
+    if bad := [part for part, eta in own.misfed.items() if eta > ACCEPTANCE]:
+        said.append(f"gives {', '.join(bad)} another input than the reference does")
+    elif forced.inside(tap.name) and said == [None]:
+        said.append(
+            "wrong around its parts, with those of the reference in it too: residual, order of norms, what is added or scaled"
+        )
+    if own.kept:
+        said.append(f"it kept inputs of its own without a counterpart: {', '.join(own.kept)}")
+    if probe and said == [None]:
+        said.append(f"wrong on {probe} inputs alone; is a small number in it another?")
+    return "; ".join(x for x in said if x) or None
+
+
+def _explained(
+    forced: Forced, tap: Tap, site: Any, own: Own, inputs: Any, expected: Any, seen: Any, unit: Any
+) -> str | None:
+    if tap.facts is None or own.between or not inputs:
+        return None
+    parts = {t.name: t for t in forced.record.taps.values() if t.parent == tap.name and t.trials}
+    more = {}
+    for name, part in parts.items():
+        word = name.removeprefix(f"{tap.name}.")
+        more[f"child:{word}"] = part.trials[0].expected
+        if part.inputs:
+            more[f"input:{word}"] = part.inputs[0]
+    facts = replace(tap.facts, arrays={**tap.facts.arrays, **more}) if more else tap.facts
+    explain = import_module("polyattn.parity.components").explain
+    said: str | None = explain(
+        facts, facts_of(site), inputs, expected, seen, unit=elementwise(unit, expected)
+    )
+    return said

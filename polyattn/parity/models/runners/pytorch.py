@@ -1,0 +1,113 @@
+"""A module of PyTorch, watched by hooks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from polyattn.parity.models.trees import is_array, library_of, to_numpy
+from polyattn.parity.models.watching import OUTPUT, Leave, Site, Watch
+from polyattn.truth.spec import Floats
+
+__all__ = ["TorchRunner"]
+
+_NARROW = (torch.float32, torch.float16, torch.bfloat16)
+_CASTS = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
+
+
+class _Widened(TorchFunctionMode):  # type: ignore[misc] # PyTorch is seen as Any
+    """Inside, what a module writes as float32 is float64: norms cast to it by name."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in _CASTS:
+            func = torch.Tensor.double
+        wide = [torch.float64 if isinstance(x, torch.dtype) and x in _NARROW else x for x in args]
+        named = {
+            name: torch.float64 if isinstance(x, torch.dtype) and x in _NARROW else x
+            for name, x in (kwargs or {}).items()
+        }
+        return func(*wide, **named)
+
+
+class TorchRunner:
+    """Every module below a module of PyTorch is a component, named as `named_modules` does; gradients are off."""
+
+    library = "torch"
+
+    def __init__(self, model: Any, wide: bool = False) -> None:
+        self.model = getattr(model, "_orig_mod", model)  # of a compiled one
+        self.wide = wide
+        self.names = {id(module): name or OUTPUT for name, module in self.model.named_modules()}
+        self.modules = list(self.model.modules())
+        self.training = any(module.training for module in self.modules)
+        some = next(iter([*self.model.parameters(), *self.model.buffers()]), None)
+        self.device = None if some is None else some.device
+
+    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], leave: Leave) -> Any:
+        with self._watching(Watch(leave)):
+            return self.model(*args, **kwargs)
+
+    def again(
+        self, site: Site, args: tuple[Any, ...], kwargs: Mapping[str, Any], leave: Leave | None = None
+    ) -> Any:
+        """One component alone."""
+        held = nullcontext() if leave is None else self._hooked(Watch(leave, site.counts))
+        with self._quiet(), held:
+            return site.module(*args, **kwargs)
+
+    @contextmanager
+    def _watching(self, watch: Watch) -> Iterator[None]:
+        with self._quiet(), self._hooked(watch):
+            yield
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """Without gradients; what a module that is being trained counts on the way is put back."""
+        kept = [(buffer, buffer.clone()) for buffer in self.model.buffers()] if self.training else []
+        with torch.no_grad(), _Widened() if self.wide else nullcontext():
+            try:
+                yield
+            finally:
+                for buffer, old in kept:
+                    buffer.copy_(old)
+
+    @contextmanager
+    def _hooked(self, watch: Watch) -> Iterator[None]:
+        begun: list[Any] = []
+
+        def before(module: Any, args: Any, kwargs: Any) -> None:
+            begun.append(watch.enter(self.names[id(module)], module, args, kwargs))
+
+        def after(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+            return watch.finish(begun.pop(), module, output, self.again)
+
+        with ExitStack() as stack:
+            for module in self.modules:
+                stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+                stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
+            yield
+
+    def given(self, x: Any) -> Any:
+        """On the device of the model."""
+        if library_of(x) != "torch":
+            x = torch.tensor(to_numpy(x))
+        if self.wide and x.is_floating_point():
+            x = x.double()
+        return x.to(self.device) if self.device is not None else x
+
+    def weights(self) -> dict[str, Floats]:
+        return {name: to_numpy(x) for name, x in self.model.state_dict().items() if is_array(x)}
+
+    def doubled(self) -> TorchRunner | None:
+        try:
+            model = copy.deepcopy(self.model)
+        except Exception:  # a module that holds what cannot be copied
+            return None
+        return TorchRunner(model.double(), wide=True)

@@ -1,0 +1,90 @@
+"""Every component of a reference called alone: with what it was given in the model, and with small, large and one-hot inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from polyattn.parity.models.free import Free, doubled
+from polyattn.parity.models.measuring import unit_of
+from polyattn.parity.models.noise import DRAWS, call_alone, deviations, one_hot, pushed, scaled_first
+from polyattn.parity.models.record import Trial
+from polyattn.parity.models.trees import first, leaves, to_numpy
+from polyattn.parity.models.watching import Runner, Site
+from polyattn.truth.spec import Floats
+
+__all__ = ["PROBES", "Trials"]
+
+#: What the first input of a component is replaced by. Powers of two, so that scaling rounds nothing.
+PROBES = {
+    "small": lambda x: x * np.asarray(2.0**-10, x.dtype),
+    "large": lambda x: x * np.asarray(16.0, x.dtype),
+    "one-hot": one_hot,
+}
+
+
+class Trials:
+    """The components of a reference that can be called alone."""
+
+    def __init__(
+        self, runner: Runner, free: Free, sites: Sequence[Site], rng: np.random.Generator, probes: bool
+    ) -> None:
+        self.runner, self.free, self.rng = runner, free, rng
+        self.notes: list[str] = []
+        parents = {site.name: site.parent for site in sites}
+        holds = set(parents.values())
+        outer = {parents[name] for name in holds if name is not None and name in parents}
+        self.probed = {name for name in parents if name not in outer} if probes else set()
+
+    def of(self, site: Site) -> tuple[Trial, ...]:
+        """As in the model, and the probes: not of what holds layers of layers, where they would say the same again."""
+        made = [self._trial("", site, site.args, site.kwargs)]
+        if site.name in self.probed:
+            for label, make in PROBES.items():
+                call = scaled_first(site.args, site.kwargs, make)
+                if call is not None:
+                    made.append(self._trial(label, site, *call))
+        return tuple(trial for trial in made if trial is not None)
+
+    def _trial(self, label: str, site: Site, args: Any, kwargs: Any) -> Trial | None:
+        own = to_numpy(first(site.output)) if not label else self._called(self.runner, site, args, kwargs)
+        if own is None:
+            return None
+        inputs = tuple(to_numpy(x) for _, x in leaves((args, kwargs)))
+        if own.dtype.kind != "f":
+            return Trial(label, inputs, own, unit_of(own, [], 0.0))
+        wide, other = self.free.wide, self.free.sites.get(site.name)
+        u = self.free.units[site.name]
+
+        def push(_: str, x: Any) -> Any:
+            return pushed(x, self.rng, u)
+
+        def widened(_: str, x: Any) -> Any:
+            assert wide is not None
+            return doubled(wide, x)
+
+        true, runs = own, list[Floats | None]()
+        if wide is not None and other is not None and type(wide) is type(self.runner):
+            found = self._called(wide, other, args, kwargs, widened)
+            if found is not None and found.shape == own.shape:
+                true = found
+                runs = [
+                    self._called(wide, other, args, kwargs, lambda p, x: push(p, widened(p, x)))
+                    for _ in range(DRAWS)
+                ]
+        if not runs:
+            runs = [self._called(self.runner, site, args, kwargs, push) for _ in range(DRAWS)]
+        apart = [d / len(runs) ** 0.5 for d in deviations(runs, true)]
+        return Trial(label, inputs, true, unit_of(true, [*deviations([own], true), *apart], u))
+
+    def _called(
+        self, runner: Runner, site: Site, args: Any, kwargs: Any, change: Any = lambda _, x: x
+    ) -> Floats | None:
+        try:
+            return call_alone(runner, site, args, kwargs, change)
+        except Exception as error:
+            said = next(iter(str(error).splitlines()), "")[:160]
+            self.notes.append(f"{site.name} cannot be called alone: {type(error).__name__}: {said}")
+            return None
