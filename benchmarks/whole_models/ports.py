@@ -84,12 +84,12 @@ class BERT(nn.Module):
         )
         self.pool, self.act = Linear(WIDTH, WIDTH, bias=True), Activation("tanh")
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         kinds = torch.zeros_like(ids)
         x = self.norm(self.words(ids) + self.kinds(kinds) + self.places(torch.arange(ids.shape[1])))
         for block in self.blocks:
             x = block(x, mask=mask)
-        return self.act(self.pool(x[:, 0]))
+        return x, self.act(self.pool(x[:, 0]))
 
 
 class RelativeBias(nn.Module):
@@ -199,9 +199,8 @@ class ViT(nn.Module):
         )
         self.norm = Norm(WIDTH, 1e-12, mean=True)
         self.pool, self.act = Linear(WIDTH, WIDTH, bias=True), Activation("tanh")
-        self.pools_mean = False
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         x = self.patches(image)
         first = self.first.expand(x.shape[0], -1, -1)
         x = torch.cat((x, first) if self.first_at_end else (first, x), 1)
@@ -209,7 +208,7 @@ class ViT(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
-        return self.act(self.pool(x.mean(1) if self.pools_mean else x[:, 0]))
+        return x, self.act(self.pool(x[:, 0]))
 
 
 class Recurrence(nn.Module):
