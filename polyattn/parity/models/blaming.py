@@ -84,7 +84,7 @@ def unlike(
 
 def _accused(own: Own, probe: str, explained: bool) -> bool:
     """A part that is wrong explains what holds it, unless this is wrong with right parts too, or feeds them wrongly."""
-    if not explained:
+    if not explained or own.between:  # between taps nothing of the parts is left in it
         return True
     if probe:
         return False
