@@ -46,7 +46,13 @@ class TorchRunner:
         self.wide = wide
         self.names = {id(module): name or OUTPUT for name, module in self.model.named_modules()}
         self.modules = list(self.model.modules())
-        self.training = any(module.training for module in self.modules)
+        self.counting = any(module.training for module in self.modules)
+        # A module that was put in later says that it is in training, and most do nothing else then.
+        changed = ("Dropout", "BatchNorm")
+        self.training = self.model.training or any(
+            module.training and any(word in type(module).__name__ for word in changed)
+            for module in self.modules
+        )
         some = next(iter([*self.model.parameters(), *self.model.buffers()]), None)
         self.device = None if some is None else some.device
 
@@ -70,7 +76,7 @@ class TorchRunner:
     @contextmanager
     def _quiet(self) -> Iterator[None]:
         """Without gradients; what a module that is being trained counts on the way is put back."""
-        kept = [(buffer, buffer.clone()) for buffer in self.model.buffers()] if self.training else []
+        kept = [(buffer, buffer.clone()) for buffer in self.model.buffers()] if self.counting else []
         with torch.no_grad(), _Widened() if self.wide else nullcontext():
             try:
                 yield
