@@ -12,7 +12,7 @@ import numpy as np
 from polyattn.conventions.answers import Answer, answer
 from polyattn.conventions.call import Call, call_of
 from polyattn.parity import diagnose
-from polyattn.parity.components.contexts import heads_of, read_inputs, rotary_of, to_batch_first
+from polyattn.parity.components.contexts import heads_of, read_inputs, to_batch_first
 from polyattn.parity.components.heads import Heads
 from polyattn.parity.components.projections import (
     Changes,
@@ -24,6 +24,7 @@ from polyattn.parity.components.projections import (
 )
 from polyattn.parity.components.relation import relation
 from polyattn.parity.components.trial import BETTER, Candidate, Case, rms
+from polyattn.parity.components.turning import rotary_of
 from polyattn.truth.definition import Judged
 from polyattn.truth.measure import ACCEPTANCE, unit_of
 from polyattn.truth.spec import Floats

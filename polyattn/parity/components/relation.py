@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from polyattn.parity.components.orders import order_of, say_order
@@ -90,7 +92,7 @@ def _multiple(a: Floats, b: Floats) -> str | None:
 
 def _number(x: float) -> str:
     root = round(x * x) if x > 1 else round(1 / (x * x)) if x > 0 else 0
-    if root > 1 and abs(x - round(x)) > 1e-6 * x:
+    if root > 1 and math.isqrt(root) ** 2 != root:
         named = np.sqrt(root) if x > 1 else 1 / np.sqrt(root)
         if abs(x / named - 1) < UNIT_ROUNDOFF["float32"] * 8:
             return f"sqrt({root})" if x > 1 else f"1/sqrt({root})"
@@ -160,8 +162,8 @@ def _low_rank(a: Floats, b: Floats) -> str | None:
 
 
 def rank_of(x: Floats, noise: float) -> int | None:
-    """The rank of a matrix above noise of that size in each entry, by a sketch of 1/4 of it; None where it is more."""
-    cut = min(x.shape) // 4 + 1
+    """The rank of a matrix above noise of that size in each entry, by a sketch; None where it is above 1/4 of it, or 64."""
+    cut = min(min(x.shape) // 4, 64) + 1
     rng = np.random.default_rng(0)
     basis, _ = np.linalg.qr(x @ rng.normal(size=(x.shape[1], cut)))
     values = np.linalg.svd(basis.T @ x, compute_uv=False)
