@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import permutations
 
 import numpy as np
@@ -63,9 +64,11 @@ def _plain(case: Case) -> Iterator[Candidate]:
             yield Candidate(said, lambda case, axis=axis: np.flip(case.expected, axis), rowwise=False)  # type: ignore[misc]
             for step in (1, -1):
                 said = f"output moved by {step} along axis {axis}, round the end"
-                yield Candidate(
-                    said, lambda case, axis=axis, step=step: np.roll(case.expected, step, axis), rowwise=False
-                )  # type: ignore[misc]
+                yield Candidate(said, partial(_moved, step=step, axis=axis), rowwise=False)
+
+
+def _moved(case: Case, step: int, axis: int) -> Floats:
+    return np.roll(case.expected, step, axis)
 
 
 def _fitted(case: Case) -> Iterator[Candidate]:

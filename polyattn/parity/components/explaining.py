@@ -11,6 +11,7 @@ from polyattn.parity.components import (
     activations,
     anything,
     attending,
+    behind,
     embeddings,
     linears,
     mlps,
@@ -34,7 +35,7 @@ _THEMES: dict[str, tuple[Tiers, ...]] = {
     "linear": (linears.tiers,),
     "embedding": (embeddings.tiers,),
     "attention": (attending.tiers,),
-    "other": (mlps.tiers, activations.tiers, wiring.tiers),
+    "other": (mlps.tiers, activations.tiers, wiring.tiers, behind.tiers),
 }
 
 
@@ -64,18 +65,21 @@ def explain(
     >>> explain(facts, None, (x,), 0.5 * x / root, 1.5 * x / root, unit=1e-15)
     '1 + weight used for the weight'
     """
-    case = _case(facts, port, inputs, expected, seen, unit)
+    with np.errstate(all="ignore"):  # what overflows fits nothing
+        return _explained(_case(facts, port, inputs, expected, seen, unit))
+
+
+def _explained(case: Case) -> str | None:
     if case.seen.shape != case.expected.shape:
         return anything.another_shape(case.expected, case.seen, float(np.max(case.unit)))
-    with np.errstate(all="ignore"):
-        error = np.abs(case.seen - case.expected)
+    error = np.abs(case.seen - case.expected)
     same = (case.seen == case.expected) | (np.isnan(case.seen) & np.isnan(case.expected))
     if (same | (error <= ACCEPTANCE * case.unit)).all():
         return None
     if (said := anything.stored(case)) is not None:
         return said
-    own = best_of(case, (tier for theme in _THEMES[facts.kind] for tier in theme(case)))
-    if own is None and facts.kind == "attention":
+    own = best_of(case, (tier for theme in _THEMES[case.facts.kind] for tier in theme(case)))
+    if own is None and case.facts.kind == "attention":
         own = attending.found_in_heads(case)
     return own or best_of(case, anything.tiers(case))
 

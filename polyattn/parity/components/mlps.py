@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +15,18 @@ from polyattn.truth.measure import round_to
 from polyattn.truth.spec import Floats
 
 __all__ = ["MLP", "tiers"]
+
+
+#: How gate and up meet.
+_FORMS: dict[str, Callable[[Callable[[Floats], Floats], Floats, Floats], Floats]] = {
+    "as stated": lambda f, gate, up: f(gate) * up,
+    "exchanged": lambda f, gate, up: gate * f(up),
+    "product": lambda f, gate, up: f(gate * up),
+    "both": lambda f, gate, up: f(gate) * f(up),
+    "sum": lambda f, gate, up: f(gate) + up,
+    "gate alone": lambda f, gate, up: f(gate),
+    "up alone": lambda f, gate, up: up,
+}
 
 
 @dataclass(frozen=True)
@@ -31,16 +43,7 @@ class MLP:
         if "gate.weight" not in self.arrays:
             return self._part("down", f(up))
         gate = self._part("gate", case.x)
-        hidden = {
-            "as stated": lambda: f(gate) * up,
-            "exchanged": lambda: gate * f(up),
-            "product": lambda: f(gate * up),
-            "both": lambda: f(gate) * f(up),
-            "sum": lambda: f(gate) + up,
-            "gate alone": lambda: f(gate),
-            "up alone": lambda: up,
-        }[self.form]()
-        return self._part("down", hidden)
+        return self._part("down", _FORMS[self.form](f, gate, up))
 
     def _part(self, name: str, x: Floats) -> Floats:
         y = x @ self.arrays[f"{name}.weight"]

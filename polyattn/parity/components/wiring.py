@@ -16,7 +16,7 @@ from polyattn.parity.components.trial import Candidate, Case
 from polyattn.truth.measure import ACCEPTANCE
 from polyattn.truth.spec import Floats
 
-__all__ = ["tiers"]
+__all__ = ["named", "terms_of", "tiers"]
 
 MOST = 3  # terms that may differ at once
 SIMPLE = (0.0, 1.0, -1.0, 2.0, 0.5, -2.0)
@@ -24,10 +24,10 @@ SIMPLE = (0.0, 1.0, -1.0, 2.0, 0.5, -2.0)
 
 def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
     """What is summed with another factor, one term at a time and then several; then what parts were given."""
-    terms = _terms(case, case.facts)
+    terms = terms_of(case, case.facts)
     if not terms or not np.isfinite(case.seen).all():
         return
-    theirs = terms if case.port is None else terms | _terms(case, case.port)
+    theirs = terms if case.port is None else terms | terms_of(case, case.port)
     for count in range(1, MOST + 1):
         yield _sums(case, terms, count)
     yield _fed(case, terms)
@@ -35,7 +35,7 @@ def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
         yield _own_sum(case, terms, theirs)
 
 
-def _terms(case: Case, facts: Facts) -> dict[str, Floats]:
+def terms_of(case: Case, facts: Facts) -> dict[str, Floats]:
     """What may be summed: inputs and the outputs of parts, of the shape of the output."""
     found = {f"input {i}" if i else "the input": x for i, x in enumerate(case.inputs)}
     found |= {f"the output of {name}": x for name, x in facts.children().items()}
@@ -103,10 +103,10 @@ def _said(added: Mapping[str, float], own: Mapping[str, float] | None) -> str:
         name = "residual taken" if lost[0].startswith(("the input", "input")) else f"{lost[0]} replaced:"
         where = "after the norm, not before it" if "norm" in gained[0] else "from another place"
         return f"{name} {where}: {gained[0]} is added for {lost[0]}"
-    return " and ".join(f"{_named(name)} {_effect(name, added, own)}" for name in added)
+    return " and ".join(f"{named(name)} {_effect(name, added, own)}" for name in added)
 
 
-def _named(name: str) -> str:
+def named(name: str) -> str:
     return f"residual ({name})" if name.startswith(("the input", "input")) else name
 
 
