@@ -8,7 +8,7 @@ from itertools import permutations
 
 import numpy as np
 
-from polyattn.parity.components.trial import Candidate, Case, holds
+from polyattn.parity.components.trial import Candidate, Case, factor_of, holds
 from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF
 from polyattn.truth.spec import Floats
 
@@ -72,7 +72,5 @@ def _moved(case: Case, step: int, axis: int) -> Floats:
 
 
 def _fitted(case: Case) -> Iterator[Candidate]:
-    size = float((case.expected**2).sum())
-    if size and np.isfinite(case.seen).all():
-        factor = float((case.expected * case.seen).sum() / size)
+    if (factor := factor_of(case)) is not None:
         yield Candidate(f"output multiplied by {factor:.6g}", lambda case: factor * case.expected)

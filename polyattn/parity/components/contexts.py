@@ -5,7 +5,7 @@ Nothing in the arrays says so; of the readings that make sense, that is taken wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -65,6 +65,8 @@ def heads_of(facts: Facts, inputs: tuple[Floats, ...]) -> Heads | None:
         or not {"heads", "kv_heads", "head_dim", "scale"} <= numbers.keys()
     ):
         return None
+    if not _fit(arrays, *(int(numbers[n]) for n in ("heads", "kv_heads", "head_dim"))):
+        return None
     rank = inputs[0].ndim
     widths = [arrays[f"{n}.weight"].shape[0] for n in "qkv"]
     sequences = [x for x in inputs if x.ndim == rank and x.dtype.kind == "f" and x.shape[-1] in widths]
@@ -82,6 +84,24 @@ def heads_of(facts: Facts, inputs: tuple[Floats, ...]) -> Heads | None:
         arrays, sizes[0], sizes[1], sizes[2], float(numbers["scale"]), query, key, value,
         norms=(norms[0], norms[1]), cap=float(cap) if cap else None,
     )  # fmt: skip
+
+
+def _fit(arrays: Mapping[str, Floats], heads: int, kv_heads: int, width: int) -> bool:
+    """Whether projections and biases are those of so many heads."""
+    out = {"q": heads * width, "k": kv_heads * width, "v": kv_heads * width}
+    weights = {n: arrays[f"{n}.weight"].shape for n in out}
+    biases = {n: arrays[f"{n}.bias"].shape for n in out if f"{n}.bias" in arrays}
+    last = arrays.get("o.weight", np.zeros((out["q"], 1)))
+    return (
+        kv_heads > 0
+        and heads % kv_heads == 0
+        and all(len(shape) == 2 and shape[1] == out[n] for n, shape in weights.items())
+        and all(shape == (out[n],) for n, shape in biases.items())
+        and last.ndim == 2
+        and last.shape[0] == out["q"]
+        and arrays.get("o.bias", last[0]).shape == last.shape[1:]
+        and arrays.get("sinks", np.zeros(heads)).shape == (heads,)
+    )
 
 
 def _norm(facts: Facts, name: str) -> Norm | None:
@@ -152,7 +172,8 @@ def _taken_apart(mask: Floats, window: Any) -> dict[str, Any]:
 def _relative(facts: Facts, length: int, keys: int) -> Floats | None:
     """The learned relative positions of T5 as a bias."""
     table = facts.arrays.get("relative_bias.weight")
-    if table is None:
+    told = {"relative_bidirectional", "relative_max_distance"} <= facts.numbers.keys()
+    if table is None or not told or table.shape[1:] != (facts.numbers["heads"],):
         return None
     mod = relative_position_bias(
         table.astype(np.float64),

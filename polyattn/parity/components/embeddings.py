@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
 from polyattn.parity.components.linears import eight_bits, matched_columns
 from polyattn.parity.components.orders import say_order
 from polyattn.parity.components.relation import relation
-from polyattn.parity.components.trial import Candidate, Case
+from polyattn.parity.components.trial import Candidate, Case, factor_of
 from polyattn.truth.measure import round_to
 from polyattn.truth.spec import Floats
 
@@ -40,8 +41,11 @@ def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
     yield _fitted(case, t, scale, offset)
 
 
-def _rows(t: Floats, scale: float, offset: int) -> Callable[[Case], Floats]:
-    return lambda case: scale * t[np.clip(case.x + offset, 0, len(t) - 1)]
+def _rows(
+    t: Floats, scale: float, offset: int, held: Callable[[Floats], Floats] = lambda rows: rows
+) -> Callable[[Case], Floats]:
+    """The rows of the ids, times a factor. held: how a table holds its rows."""
+    return lambda case: scale * held(t[np.clip(case.x + offset, 0, len(t) - 1)])
 
 
 def _rows_and_factors(case: Case, t: Floats, scale: float, offset: int) -> Iterator[Candidate]:
@@ -109,14 +113,19 @@ def _tables(case: Case, t: Floats, scale: float, offset: int) -> Iterator[Candid
     if t.shape[0] == t.shape[1]:
         yield Candidate("table transposed", _rows(t.T, scale, offset))
     for low in ("bfloat16", "float16"):
-        yield Candidate(f"table rounded to {low}", _rows(round_to(t, low), scale, offset))
+        rounded = partial(round_to, dtype=low)
+        yield Candidate(f"table rounded to {low}", _rows(t, scale, offset, rounded))
         if scale != 1.0:
             held = float(round_to(np.array([scale]), low)[0])
             yield Candidate(f"factor rounded to {low}, {held:.6g}", _rows(t, held, offset))
-    for axis, said in ((None, "for the whole table"), (1, "for each row")):
-        yield Candidate(
-            f"table rounded to 8 bits, with one scale {said}", _rows(eight_bits(t, axis), scale, offset)
-        )
+    step = float(np.abs(t).max(initial=0.0)) / 127
+    whole = Candidate(
+        "table rounded to 8 bits, with one scale for the whole table",
+        _rows(t, scale, offset, lambda rows: np.rint(rows / (step or 1.0)) * step),
+    )
+    by_row = partial(eight_bits, axis=-1)
+    each = Candidate("table rounded to 8 bits, with one scale for each row", _rows(t, scale, offset, by_row))
+    yield from (whole, each)
 
 
 def _padding(case: Case, t: Floats, theirs: Floats) -> str | None:
@@ -157,7 +166,5 @@ def _fitted(case: Case, t: Floats, scale: float, offset: int) -> Iterator[Candid
         changed = t.copy()
         changed[row + offset] = given / scale
         yield Candidate(said, _rows(changed, scale, offset))
-    size = float((case.expected**2).sum())
-    if size:
-        factor = float((case.expected * case.seen).sum() / size)
+    if (factor := factor_of(case)) is not None:
         yield Candidate(f"embedding multiplied by {factor:.6g}", _rows(t, scale * factor, offset))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from polyattn.parity.components.pairing import telling
 from polyattn.truth.spec import Floats
 
 __all__ = ["Piece", "pieces"]
@@ -39,7 +40,7 @@ def pieces(reference: Mapping[str, Floats], port: Mapping[str, Floats]) -> list[
 
 def _lies(part: Floats, whole: Floats) -> str | None:
     """How a smaller array lies in a larger one: "" in one run, words in several, None not at all."""
-    if part.ndim != whole.ndim or part.ndim not in (1, 2) or part.size >= whole.size or not np.ptp(part):
+    if part.ndim != whole.ndim or part.ndim not in (1, 2) or part.size >= whole.size or not telling(part):
         return None
     for a, said in ((part, "rows"), (part.T, "columns")):
         for b in (whole, whole.T):

@@ -23,6 +23,8 @@ def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
     w = weight.astype(np.float64)
     bias = case.facts.arrays.get("bias")
     b = np.zeros(w.shape[1]) if bias is None else bias.astype(np.float64)
+    if b.shape != w.shape[1:] or case.x.dtype.kind != "f":
+        return
     part = case.cut()
     if not part.reproduces(part.x @ w + b):
         return

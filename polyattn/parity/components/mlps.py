@@ -63,10 +63,7 @@ def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
         for n, x in case.facts.arrays.items()
         if n.partition(".")[0] in ("gate", "up", "down") and n.partition(".")[2] in ("weight", "bias")
     }
-    if (
-        not {"up.weight", "down.weight"} <= arrays.keys()
-        or case.x.shape[-1:] != arrays["up.weight"].shape[:1]
-    ):
+    if not _fits(case, arrays):
         return
     told = case.facts.numbers.get("function")
     names = [told] if isinstance(told, str) and told in FUNCTIONS else list(FUNCTIONS)
@@ -76,6 +73,24 @@ def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
         yield _functions(mlp)
         yield _weights(case, mlp)
         yield _orders(mlp)
+
+
+def _fits(case: Case, arrays: Mapping[str, Floats]) -> bool:
+    """Whether these are the arrays of an MLP from this input to this output."""
+    up, down = arrays.get("up.weight"), arrays.get("down.weight")
+    if up is None or down is None or up.ndim != 2 or case.x.dtype.kind != "f":
+        return False
+    hidden, out = up.shape[1], case.expected.shape[-1]
+    shapes = {
+        "up.weight": up.shape,
+        "gate.weight": up.shape,
+        "down.weight": (hidden, out),
+        "down.bias": (out,),
+    }
+    shapes |= {"up.bias": (hidden,), "gate.bias": (hidden,)}
+    return case.x.shape == (*case.expected.shape[:-1], up.shape[0]) and all(
+        x.shape == shapes[name] for name, x in arrays.items()
+    )
 
 
 def _functions(mlp: MLP) -> Iterator[Candidate]:

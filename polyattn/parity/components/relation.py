@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from polyattn.parity.components.orders import order_of, say_order
+from polyattn.parity.components.pairing import content
 from polyattn.truth.measure import UNIT_ROUNDOFF, round_to
 from polyattn.truth.spec import Floats
 
@@ -100,6 +101,8 @@ def _number(x: float) -> str:
 
 
 def _rounded(a: Floats, b: Floats) -> str | None:
+    if np.abs(a - b).max(initial=0.0) > np.abs(a).max(initial=0.0) / 127:
+        return None  # no rounding moves as much, that to 8 bits least of all
     for name in ("bfloat16", "float16"):
         for x, y, said in (
             (a, b, f"is rounded to {name}"),
@@ -119,6 +122,8 @@ def _rounded(a: Floats, b: Floats) -> str | None:
 
 
 def _moved(a: Floats, b: Floats) -> str | None:
+    if content(a) != content(b):
+        return None
     if a.ndim == 2 and a.shape[0] == a.shape[1] and np.array_equal(a.T, b):
         return "is transposed"
     said = _order(a, b)

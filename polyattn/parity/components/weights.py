@@ -62,7 +62,8 @@ def compare_weights(
             f"{_WHO}: expected names as a mapping or a function, got {names!r:.60}; leave it out to match by value"
         )
     ours, theirs = _arrays(reference), _arrays(port)
-    return _Comparison(ours, theirs, pairs_of(ours, theirs, names)).differences()
+    with np.errstate(all="ignore"):  # what is not finite is told as such
+        return _Comparison(ours, theirs, pairs_of(ours, theirs, names)).differences()
 
 
 def _arrays(given: Mapping[str, Any]) -> dict[str, Floats]:

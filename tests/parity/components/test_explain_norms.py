@@ -207,6 +207,20 @@ def test_of_embeddings_the_planted_cause_is_said(seen: Floats, said: str | None)
     assert looked_up(TABLE[IDS], seen) == said
 
 
+def test_tables_in_lower_precision_are_named() -> None:
+    numbers = {"scale": 3.0}
+    assert (
+        looked_up(3 * TABLE[IDS], 3 * round_to(TABLE, "bfloat16")[IDS], numbers)
+        == "table rounded to bfloat16"
+    )
+    step = np.abs(TABLE).max(1, keepdims=True) / 127
+    said = looked_up(TABLE[IDS], (np.rint(TABLE / step) * step)[IDS])
+    assert said == "table rounded to 8 bits, with one scale for each row"
+    one = np.abs(TABLE).max() / 127
+    said = looked_up(TABLE[IDS], (np.rint(TABLE / one) * one)[IDS])
+    assert said == "table rounded to 8 bits, with one scale for the whole table"
+
+
 def test_offsets_factors_and_padding_of_tables_are_named_as_such() -> None:
     opt = looked_up(TABLE[IDS + 2], TABLE[IDS], {"offset": 2})
     assert opt == "row of id - 2 read, not that of id (the offset 2 of the table left out)"
