@@ -8,11 +8,11 @@ from itertools import permutations
 
 import numpy as np
 
-from polyattn.parity.components.trial import Candidate, Case, factor_of, holds
+from polyattn.parity.components.trial import Candidate, Case, factor_of
 from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF
 from polyattn.truth.spec import Floats
 
-__all__ = ["another_shape", "stored", "tiers"]
+__all__ = ["another_shape", "tiers"]
 
 
 def another_shape(expected: Floats, seen: Floats, near: float) -> str | None:
@@ -27,16 +27,6 @@ def another_shape(expected: Floats, seen: Floats, near: float) -> str | None:
     room = ACCEPTANCE * near + 8 * UNIT_ROUNDOFF["float32"] * np.abs(expected)
     if expected.size == seen.size and (np.abs(expected.ravel() - seen.ravel()) <= room.ravel()).all():
         return f"the same numbers in shape {seen.shape}, not {expected.shape}"
-    return None
-
-
-def stored(case: Case) -> str | None:
-    """That the output was stored, or computed throughout, in half precision."""
-    for low in ("bfloat16", "float16"):
-        if holds(case.seen, low) and not holds(case.expected, low):
-            room = ACCEPTANCE * np.maximum(case.unit, 2 * UNIT_ROUNDOFF[low] * np.abs(case.expected))
-            if (np.abs(case.seen - case.expected) <= room).all():
-                return f"output rounded to {low}"
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ from polyattn.parity.components import (
     wiring,
 )
 from polyattn.parity.components.facts.record import Facts, floats
-from polyattn.parity.components.trial import Candidate, Case, best_of, roundoff_of
-from polyattn.truth.measure import ACCEPTANCE
+from polyattn.parity.components.trial import Candidate, Case, best_of, holds, roundoff_of
+from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF
 from polyattn.truth.spec import Floats
 
 __all__ = ["explain"]
@@ -76,8 +77,22 @@ def _explained(case: Case) -> str | None:
     same = (case.seen == case.expected) | (np.isnan(case.seen) & np.isnan(case.expected))
     if (same | (error <= ACCEPTANCE * case.unit)).all():
         return None
-    if (said := anything.stored(case)) is not None:
+    if (said := _cause(case)) is not None:
         return said
+    for low in ("bfloat16", "float16"):
+        if not holds(case.seen, low) or holds(case.expected, low):
+            continue
+        unit = np.maximum(case.unit, UNIT_ROUNDOFF[low] * np.abs(case.expected))
+        coarse = replace(case, unit=unit, roundoff=UNIT_ROUNDOFF[low])
+        if coarse.ratio(coarse.expected) <= ACCEPTANCE:
+            return f"output rounded to {low}"
+        if (said := _cause(coarse)) is not None:
+            return f"{said}; and the output holds {low} numbers"
+    return None
+
+
+def _cause(case: Case) -> str | None:
+    """The cause in the words of its theme, or one that needs none."""
     own = best_of(case, (tier for theme in _THEMES[case.facts.kind] for tier in theme(case)))
     if own is None and case.facts.kind == "attention":
         own = attending.found_in_heads(case)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import permutations
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from polyattn.parity.components.pairing import content
 from polyattn.truth.measure import UNIT_ROUNDOFF, round_to
 from polyattn.truth.spec import Floats
 
-__all__ = ["fresh", "relation", "same_values"]
+__all__ = ["fresh", "moved_axes", "relation", "same_values"]
 
 
 def relation(reference: Floats, port: Floats) -> str | None:
@@ -58,8 +59,19 @@ def same_values(reference: Floats, port: Floats) -> str | None:
     if reference.ndim == port.ndim == 2 and np.array_equal(reference.T, port):
         return "transposed"
     if np.array_equal(reference.ravel(), port.ravel()):
-        return f"as {port.shape} for {reference.shape}"
+        return f"in shape {port.shape}, in the reference {reference.shape}"
+    if (axes := moved_axes(reference, port)) is not None:
+        return f"with its axes in the order {axes}"
     return _order(reference, port) or "with its numbers in another order"
+
+
+def moved_axes(reference: Floats, port: Floats) -> tuple[int, ...] | None:
+    """The order of axes in which port is reference; None where there is none but the one they have."""
+    if not 2 < reference.ndim == port.ndim <= 5:
+        return None
+    orders = (a for a in permutations(range(reference.ndim)) if a != tuple(range(reference.ndim)))
+    fitting = (a for a in orders if tuple(reference.shape[i] for i in a) == port.shape)
+    return next((a for a in fitting if np.array_equal(reference.transpose(a), port)), None)
 
 
 def _other_shape(reference: Floats, port: Floats) -> str:
@@ -67,7 +79,7 @@ def _other_shape(reference: Floats, port: Floats) -> str:
     if same == "transposed":
         return f"is transposed: {port.shape}, in the reference {reference.shape}"
     if same:
-        return f"holds the numbers {same}" if same.startswith("with") else f"holds them {same}"
+        return f"holds the same numbers {same}"
     if reference.ndim == port.ndim == 2 and reference.shape == port.shape[::-1]:
         inner = relation(np.ascontiguousarray(reference.T), port)
         return f"has the shape of the transposed, {port.shape} for {reference.shape}, and then {inner}"

@@ -12,7 +12,7 @@ import numpy as np
 from polyattn.parity.components.facts.record import floats
 from polyattn.parity.components.fused import pieces
 from polyattn.parity.components.pairing import Pair, content, pairs_of, telling
-from polyattn.parity.components.relation import fresh, relation, same_values
+from polyattn.parity.components.relation import fresh, moved_axes, relation, same_values
 from polyattn.truth.spec import Floats
 
 __all__ = ["WeightDifference", "compare_weights"]
@@ -62,8 +62,13 @@ def compare_weights(
             f"{_WHO}: expected names as a mapping or a function, got {names!r:.60}; leave it out to match by value"
         )
     ours, theirs = _arrays(reference), _arrays(port)
+    whole = {
+        name: x.dtype
+        for name, value in port.items()
+        if (x := floats(value)).dtype.kind in "iub" and name in ours
+    }
     with np.errstate(all="ignore"):  # what is not finite is told as such
-        return _Comparison(ours, theirs, pairs_of(ours, theirs, names)).differences()
+        return _Comparison(ours, theirs, pairs_of(ours, theirs, names), whole).differences()
 
 
 def _arrays(given: Mapping[str, Any]) -> dict[str, Floats]:
@@ -73,8 +78,10 @@ def _arrays(given: Mapping[str, Any]) -> dict[str, Floats]:
 class _Comparison:
     """Both sides, and who is whose counterpart."""
 
-    def __init__(self, ours: dict[str, Floats], theirs: dict[str, Floats], pairs: list[Pair]) -> None:
-        self.ours, self.theirs = ours, theirs
+    def __init__(
+        self, ours: dict[str, Floats], theirs: dict[str, Floats], pairs: list[Pair], whole: Mapping[str, Any]
+    ) -> None:
+        self.ours, self.theirs, self.whole = ours, theirs, whole
         self.pairs = {pair.name: pair for pair in pairs}
         self.held = dict[Hashable, str]()
         for name, x in ours.items():
@@ -128,7 +135,7 @@ class _Comparison:
             )
             return f"{who} {how}"
         said = relation(ours, theirs)
-        if said is None:
+        if said is None or (renamed and np.array_equal(ours.ravel(), theirs.ravel())):
             return None
         moved = same_values(ours, theirs) if telling(ours) else None
         if moved and renamed:
@@ -164,6 +171,8 @@ class _Comparison:
                     )
 
     def _missing(self, name: str) -> str:
+        if name in self.whole:
+            return f"{name} holds {self.whole[name]} in the port: quantised, and its scales are not known"
         twin = self.held.get(content(self.ours[name]))
         if twin is not None and twin != name and twin in self.pairs:
             return f"{name} is missing in the port; in the reference it is tied to {twin}"
@@ -187,6 +196,8 @@ def _is_turned(ours: Floats, theirs: Floats) -> bool | None:
         return None
     if np.array_equal(ours.ravel(), theirs.ravel()):
         return False
+    if moved_axes(ours, theirs) is not None:
+        return True
     flat = ours if ours.ndim == 2 else None
     views = (
         [flat] if flat is not None else [ours.reshape(ours.shape[0], -1), ours.reshape(-1, ours.shape[-1])]

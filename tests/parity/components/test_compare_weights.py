@@ -173,6 +173,23 @@ def test_weights_that_were_never_loaded_and_those_of_another_layer_are_told_apar
     assert said(swapped) == [f"{GATE} holds {UP} of the reference", f"{UP} holds {GATE} of the reference"]
 
 
+def test_layouts_of_frameworks_are_no_difference_under_other_names() -> None:
+    conv, bias = drawn(8, 3, 4, 5), drawn(H * D)
+    port = {"conv.kernel": conv.transpose(2, 3, 1, 0), "q.b": bias.reshape(H, D)}
+    assert said(port, {"conv.weight": conv, "q.bias": bias}) == []
+    assert said({"conv.weight": conv.transpose(2, 3, 1, 0)}, {"conv.weight": conv}) == [
+        "conv.weight holds the same numbers with its axes in the order (2, 3, 1, 0)"
+    ]
+    assert said({"b": bias.reshape(H, D)}, {"b": bias}) == [
+        "b holds the same numbers in shape (4, 8), in the reference (32,)"
+    ]
+
+
+def test_quantised_weights_are_said_to_be_so() -> None:
+    whole = {**REFERENCE, Q: (REFERENCE[Q] * 100).astype(np.int8)}
+    assert said(whole) == [f"{Q} holds int8 in the port: quantised, and its scales are not known"]
+
+
 def test_tied_weights_are_compared_with_each_other() -> None:
     tied = {**REFERENCE, "lm_head.weight": REFERENCE["embed_tokens.weight"]}
     assert said(dict(tied), tied) == []

@@ -84,6 +84,17 @@ def test_inputs_in_another_order_are_named() -> None:
     )
 
 
+def test_packings_by_kv_head_are_named() -> None:
+    heads, kv, width = 6, 2, 8
+    w = RNG.normal(size=(48, (heads + 2 * kv) * width)) / 7
+    parts = np.split(X @ w, [heads * width, (heads + kv) * width], -1)
+    together = np.concatenate([p.reshape(3, 16, kv, -1, width) for p in parts], -2).reshape(3, 16, -1)
+    assert why(w, None, together) == (
+        "outputs with queries, key and value of each kv head together, not all queries, all keys, all values "
+        "(6 query and 2 kv heads of 8)"
+    )
+
+
 def test_int8_weights_are_named_with_their_scales() -> None:
     step = np.abs(W).max(0) / 127
     assert (

@@ -113,6 +113,12 @@ def test_weights_of_the_port_and_of_another_layer_are_named() -> None:
     assert why(RMS, root(X), root(X, W[::-1]), port=half) == "weight of the port is held in reverse order"
 
 
+def test_a_cause_is_seen_through_half_precision() -> None:
+    seen = round_to(root(X, 1 + W), "bfloat16")
+    assert why(RMS, root(X), seen) == "1 + weight used for the weight; and the output holds bfloat16 numbers"
+    assert why(RMS, root(X), round_to(RNG.normal(size=X.shape), "bfloat16")) is None
+
+
 def test_right_and_unknown_norms_are_not_accused() -> None:
     assert why(RMS, root(X), root(X) * (1 + 1e-8)) is None
     assert why(RMS, root(X), root(X) + RNG.normal(size=X.shape)) is None
@@ -199,7 +205,7 @@ def looked_up(
             np.broadcast_to(TABLE[:12], (2, 12, 64)),
             "positions counted from 0 in every row, not the ids that came",
         ),
-        (round_to(TABLE, "bfloat16")[IDS], "output rounded to bfloat16"),
+        (round_to(TABLE, "bfloat16")[IDS], "table rounded to bfloat16"),
         (3 * round_to(TABLE, "bfloat16")[IDS], None),
     ],
 )
