@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,7 +15,7 @@ from polyattn.parity.components.trial import Candidate, Case, factor_of
 from polyattn.truth.measure import round_to
 from polyattn.truth.spec import Floats
 
-__all__ = ["tiers"]
+__all__ = ["ids_first", "tiers"]
 
 FARTHEST = 4  # rows that ids may be off
 
@@ -22,18 +23,13 @@ FARTHEST = 4  # rows that ids may be off
 def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
     """Rows and factors; the table of the port; its columns and precision; at last a factor that fits."""
     table = case.facts.arrays.get("weight")
-    ids = case.x
-    if (
-        table is None
-        or table.ndim != 2
-        or ids.dtype.kind not in "iu"
-        or case.expected.shape != (*ids.shape, table.shape[1])
-    ):
+    if table is None or table.ndim != 2 or table.shape[1:] != case.expected.shape[-1:]:
         return
     t = table.astype(np.float64)
     scale = float(case.facts.numbers.get("scale", 1.0))
     offset = int(case.facts.numbers.get("offset", 0))
-    inside = bool(ids.size and (ids + offset >= 0).all() and (ids + offset < len(t)).all())
+    ids = case.x
+    inside = ids.dtype.kind in "iu" and ids.shape == case.expected.shape[:-1] and _inside(ids, t, offset)
     if not inside or not case.reproduces(_rows(t, scale, offset)(case)):
         return
     yield _rows_and_factors(case, t, scale, offset)
@@ -41,11 +37,43 @@ def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
     yield _fitted(case, t, scale, offset)
 
 
+def ids_first(case: Case) -> Case:
+    """The case with the ids in front that give what was expected: positions may come behind a mask, one row for all."""
+    table = case.facts.arrays.get("weight")
+    if table is None or table.ndim != 2 or table.shape[1:] != case.expected.shape[-1:]:
+        return case
+    offset, scale = int(case.facts.numbers.get("offset", 0)), float(case.facts.numbers.get("scale", 1.0))
+    lead = case.expected.shape[:-1]
+    for x in case.inputs:
+        fits = x.dtype.kind in "iu" and x.shape == lead[len(lead) - x.ndim :]
+        one_row = (
+            x.dtype.kind in "iu" and x.ndim == len(lead) and x.shape == (*(1 for _ in lead[:-1]), lead[-1])
+        )
+        if (fits or one_row) and _inside(x, table, offset):
+            ids = np.broadcast_to(x, lead)
+            if case.reproduces(scale * table[ids + offset].astype(np.float64)):
+                return replace(case, inputs=(ids,), cuttable=True)
+    return case
+
+
+def _inside(ids: Floats, t: Floats, offset: int) -> bool:
+    """Whether all ids are rows of the table."""
+    return bool(ids.size and (ids + offset >= 0).all() and (ids + offset < len(t)).all())
+
+
 def _rows(
     t: Floats, scale: float, offset: int, held: Callable[[Floats], Floats] = lambda rows: rows
 ) -> Callable[[Case], Floats]:
     """The rows of the ids, times a factor. held: how a table holds its rows."""
-    return lambda case: scale * held(t[np.clip(case.x + offset, 0, len(t) - 1)])
+
+    def predict(case: Case) -> Floats:
+        at = case.x + offset
+        rows = scale * held(t[np.clip(at, 0, len(t) - 1)])
+        inside = (at >= 0) & (at < len(t))
+        # What a library reads outside of a table is its own affair.
+        return rows if 2 * inside.sum() < inside.size else np.where(inside[..., None], rows, case.seen)
+
+    return predict
 
 
 def _rows_and_factors(case: Case, t: Floats, scale: float, offset: int) -> Iterator[Candidate]:
@@ -67,7 +95,9 @@ def _rows_and_factors(case: Case, t: Floats, scale: float, offset: int) -> Itera
         steps += [pad + 1, -pad - 1]
     for step in dict.fromkeys(steps):
         why = f" (the offset {offset} of the table left out)" if offset and step == -offset else ""
-        why = why or (" (padding_idx + 1)" if isinstance(pad, int) and abs(step) == pad + 1 else "")
+        why = why or (
+            " (padding_idx + 1)" if isinstance(pad, int) and pad > 0 and abs(step) == pad + 1 else ""
+        )
         said = f"row of id {'+' if step > 0 else '-'} {abs(step)} read, not that of id{why}"
         yield Candidate(said, _rows(t, scale, offset + step))
     if case.x.ndim > 1:

@@ -77,6 +77,8 @@ def _explained(case: Case) -> str | None:
     same = (case.seen == case.expected) | (np.isnan(case.seen) & np.isnan(case.expected))
     if (same | (error <= ACCEPTANCE * case.unit)).all():
         return None
+    if case.facts.kind == "embedding":
+        case = embeddings.ids_first(case)
     if (said := _cause(case)) is not None:
         return said
     for low in ("bfloat16", "float16"):

@@ -80,6 +80,8 @@ def _changes(case: Case, norm: Norm) -> list[Change]:
             "weight used as it is, not as 1 + weight" if norm.plus_one else "1 + weight used for the weight"
         )
         found += [(said, {"plus_one": not norm.plus_one}), ("weight left out", {"weight": None})]
+        if not norm.plus_one:
+            found.append(("1 subtracted from the weight", {"weight": norm.weight - 1.0}))
     if norm.bias is not None:
         found += [("bias missing", {"bias": None}), ("bias added twice", {"bias": 2 * norm.bias})]
         found.append(("bias subtracted", {"bias": -norm.bias}))

@@ -16,6 +16,7 @@ __all__ = ["BETTER", "FEW", "Candidate", "Case", "best_of", "factor_of", "holds"
 
 ROWS = 96  # on so many is a cause screened
 BETTER = 3.0  # how many times less wrong a cause must leave it
+ROUNDINGS = 2  # so many of a result are no noise too small to be believed
 FEW = 4  # numbers that are too few to find a factor from
 ALIKE = 2.0  # of causes that fit within this factor the first in order is said
 
@@ -45,7 +46,7 @@ class Case:
     def _ratios(self, predicted: Floats, seen: Floats) -> Floats:
         grown = max(1.0, rms(predicted) / least) if (least := rms(self.expected)) else 1.0
         with np.errstate(all="ignore"):
-            unit = np.maximum(self.unit * grown, self.roundoff * np.abs(predicted))
+            unit = np.maximum(self.unit * grown, ROUNDINGS * self.roundoff * np.abs(predicted))
             ratio = np.abs(seen - predicted) / unit
         same = (seen == predicted) | (np.isnan(seen) & np.isnan(predicted))
         return np.where(same, 0.0, np.where(np.isnan(ratio), np.inf, ratio))

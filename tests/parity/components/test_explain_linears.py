@@ -53,6 +53,7 @@ TOGETHER = "with query, key and value of each of 4 heads together, not in thirds
         (W, B, X @ W - B, "bias negated"),
         (S, C, X @ S.T + C, "weight transposed"),
         (S, C, X @ S.T, "weight transposed, bias missing"),
+        (W, B, B - X @ W, "weight negated"),
         (S, C, X, "linear map skipped: the input comes out as it is"),
         (W, B, X @ W.T.reshape(W.shape) + B, "weight read as of the transposed shape, not transposed"),
         (W, B, rotary(X @ W + B, 16), f"outputs {PAIRS}"),

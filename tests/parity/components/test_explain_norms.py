@@ -206,11 +206,24 @@ def looked_up(
             "positions counted from 0 in every row, not the ids that came",
         ),
         (round_to(TABLE, "bfloat16")[IDS], "table rounded to bfloat16"),
-        (3 * round_to(TABLE, "bfloat16")[IDS], None),
+        (RNG.normal(size=(2, 12, 64)), None),
     ],
 )
 def test_of_embeddings_the_planted_cause_is_said(seen: Floats, said: str | None) -> None:
     assert looked_up(TABLE[IDS], seen) == said
+
+
+def test_ids_behind_a_mask_and_rows_outside_of_the_table_are_understood() -> None:
+    facts = Facts("embedding", {"weight": TABLE}, {"offset": 2})
+    mask, at = np.ones((2, 12), int), np.arange(12)[None]
+    right, seen = np.broadcast_to(TABLE[at + 2], (2, 12, 64)), np.broadcast_to(TABLE[at], (2, 12, 64))
+    said = explain(facts, None, (mask, at), right, seen, unit=0.0)
+    assert said == "row of id - 2 read, not that of id (the offset 2 of the table left out)"
+    ids = np.array([[3, 49, 7, 12]])
+    said = explain(
+        Facts("embedding", {"weight": TABLE}), None, (ids,), TABLE[ids], np.roll(TABLE, -1, 0)[ids], unit=0.0
+    )
+    assert said == "row of id + 1 read, not that of id"
 
 
 def test_tables_in_lower_precision_are_named() -> None:
