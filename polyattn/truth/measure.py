@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from polyattn.truth.definition import Judged
+from polyattn.truth.judged import Judged
 from polyattn.truth.spec import Floats
 
 __all__ = ["ACCEPTANCE", "FLOOR_ACCEPTANCE", "UNIT_ROUNDOFF", "eta", "floor_ratio", "round_to", "unit_of"]
