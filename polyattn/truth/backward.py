@@ -7,11 +7,13 @@ dv, the gradient ds of the scores, and the results. With one rounding each an el
     r_j = |ds_j| + |J| |dp| + |d ds_j / d delta| sum_e |do_e| |o_e|
 
 times u, J the derivative of the normaliser; for the softmax w_j (|dp_j| + sum_k w_k |dp_k| + sum_e |do_e| |o_e|) beside
-|ds_j|. No program makes all of these roundings, and half of their sum is the unit.
+|ds_j|. No program makes all of these roundings, and half of their sum is the unit. Sums over query rows, in dk and dv,
+are carried in half from one block of rows to the next by some: a walk whose steps are roundings of what is summed by then.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +21,9 @@ import numpy as np
 from polyattn.truth.forward import Forward
 from polyattn.truth.spec import Floats
 
-__all__ = ["Parts", "backward"]
+__all__ = ["BLOCK", "Parts", "Shared", "backward"]
+
+BLOCK = 64  # query rows between two such roundings; torch's kernel on the CPU takes 32 to 256
 
 
 class Parts(NamedTuple):
@@ -31,7 +35,14 @@ class Parts(NamedTuple):
     rounded: Floats
 
 
-def backward(tile: Forward, cotangent: Floats, softcap: float | None) -> dict[str, Parts]:
+class Shared(NamedTuple):
+    """The parts of what every query row contributes to, and its value of each block of rows, (blocks, b, h, S, E)."""
+
+    parts: Parts
+    blocks: Floats
+
+
+def backward(tile: Forward, cotangent: Floats, softcap: float | None) -> dict[str, Parts | Shared]:
     """dq, dk and dv for every query head, the gradients of biases for every score, those of sinks and scale by row."""
     w, w_abs, pull, w_sink = tile.weighing
     keep, allowed, slope = tile.keep, tile.allowed, tile.slope
@@ -54,15 +65,13 @@ def backward(tile: Forward, cotangent: Floats, softcap: float | None) -> dict[st
         d_raw_abs = d_raw_abs + np.abs(ds) * (1 + 3 * bend**2 + 2 * bend * slope * tile.raw_sabs / softcap)
     raw = Parts(d_raw, d_raw_abs + np.abs(d_raw), slope * ds_floor, slope * ds_rounded)
 
-    def times(parts: Parts, signed: Floats, size: Floats, transposed: bool) -> Parts:
-        sizes = (tile.scale * signed, *(np.abs(tile.scale) * size for _ in range(3)))
-        return Parts(*((x.mT if transposed else x) @ y for x, y in zip(parts, sizes, strict=True)))
-
-    kept = ((w * keep, do), ((w_abs + np.abs(w)) * keep, ado), (allowed * keep, ado), (np.abs(w) * keep, ado))
-    found = {
-        "dq": times(raw, tile.k, ak, False),
-        "dk": times(raw, tile.q, aq, True),
-        "dv": Parts(*(x.mT.astype(y.dtype) @ y for x, y in kept)),
+    signed, absolute = tile.scale, np.abs(tile.scale)
+    scales = (signed, absolute, absolute, absolute)
+    kept = Parts(*(x * keep for x in (w, w_abs + np.abs(w), allowed, np.abs(w))))
+    found: dict[str, Parts | Shared] = {
+        "dq": Parts(*(x @ (c * y) for x, c, y in zip(raw, scales, (tile.k, ak, ak, ak), strict=True))),
+        "dk": _over_rows(raw, [c * y for c, y in zip(scales, (tile.q, aq, aq, aq), strict=True)]),
+        "dv": _over_rows(kept, (do, ado, ado, ado)),
         "dbias": biases,
     }
     size = aq @ ak.mT
@@ -78,3 +87,13 @@ def backward(tile: Forward, cotangent: Floats, softcap: float | None) -> dict[st
         w_sink * (np.abs(delta) + of_products.mean_condition + of_output),
     )
     return found
+
+
+def _over_rows(weights: Parts, rows: Sequence[Floats]) -> Shared:
+    """Products summed over the query rows."""
+    value, *sizes = (x.astype(y.dtype) for x, y in zip(weights, rows, strict=True))
+    cuts = range(0, value.shape[2], BLOCK)
+    blocks = np.stack(
+        [value[:, :, i : i + BLOCK].mT @ rows[0][:, :, i : i + BLOCK] for i in cuts] or [value.mT @ rows[0]]
+    )
+    return Shared(Parts(blocks.sum(0), *(x.mT @ y for x, y in zip(sizes, rows[1:], strict=True))), blocks)

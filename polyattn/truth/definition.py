@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from polyattn.truth.backward import Parts, backward
+from polyattn.truth.backward import Parts, Shared, backward
 from polyattn.truth.forward import Real, forward
 from polyattn.truth.judged import Judged
 from polyattn.truth.spec import Floats, Spec
@@ -87,6 +87,7 @@ class _Whole:
         if spec.sinks is not None:
             self.shapes["dsinks"] = (heads,)
         self.found: dict[str, list[Floats]] = {}
+        self.walked: dict[str, Floats] = {}
 
     def _into(self, name: str, count: int) -> list[Floats]:
         if name not in self.found:
@@ -99,21 +100,28 @@ class _Whole:
         for into, x in zip(self._into(name, len(parts)), parts, strict=True):
             into[place] = x
 
-    def add(self, name: str, place: Place, parts: Parts) -> None:
+    def add(self, name: str, place: Place, parts: Parts | Shared) -> None:
         """What every tile contributes to."""
         if name not in self.shapes:
             return
-        at: tuple[slice, ...]
-        if name == "dbias":
+        at: tuple[slice, ...] = place if name == "dq" else place[:2]
+        if isinstance(parts, Shared):
+            self._walk(name, at, parts.blocks)
+            parts = parts.parts
+        elif name == "dbias":
             at = tuple(slice(None) if n == 1 else s for n, s in zip(self.shapes[name], place, strict=False))
             axes = tuple(axis for axis, n in enumerate(self.shapes[name]) if n == 1)
             parts = Parts(*(x.sum(axes, keepdims=True) for x in parts))
         elif name in ("dscale", "dsinks"):
             at, parts = (place.heads,), Parts(*(x.sum((0, 2, 3)) for x in parts))
-        else:
-            at = place if name == "dq" else place[:2]
         for into, x in zip(self._into(name, 4), parts, strict=True):
             into[at] += x
+
+    def _walk(self, name: str, at: tuple[slice, ...], blocks: Floats) -> None:
+        """The squares of what is summed after each block of rows."""
+        before = self._into(name, 4)[0][at]
+        squares = self.walked.setdefault(name, np.zeros(self.shapes[name], self.real))
+        squares[at] += ((before + np.cumsum(blocks, 0)) ** 2).sum(0)
 
     def judged(self) -> dict[str, Judged]:
         """Everything, in the shapes of the problem."""
@@ -129,6 +137,8 @@ class _Whole:
             shared: Any = like.shape[:2] != parts.value.shape[:2]
             # Heads that share a key may be rounded before they are summed.
             apart = _share(np.abs(parts.value), like) if shared else 0.0
+            if name in self.walked:
+                apart = apart + np.sqrt(_share(self.walked[name], like))
             parts = Parts(*(_share(x, like) for x in parts))
         elif name == "dscale" and np.ndim(self.spec.scale if self.spec.scale is not None else 0.0) == 0:
             apart, parts = 0.0, Parts(*(np.asarray(x.sum()) for x in parts))
