@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,17 +9,17 @@ import numpy as np
 
 from polyattn.arrays import backend_of, is_array
 from polyattn.conventions.call import call_of
-from polyattn.conventions.visible import spec_of
 from polyattn.parity.bench import load_bench
-from polyattn.parity.comparison import Comparison, Side, Worst
+from polyattn.parity.comparison import Comparison, Side
 from polyattn.parity.diagnosis import diagnose
 from polyattn.parity.environment import environment
-from polyattn.parity.reasons import blind_rows, why_infinite
+from polyattn.parity.judged_side import allow_roundings, apart, judge_side, worst_of
+from polyattn.parity.meaning import meaning_of
 from polyattn.parity.repeat import Repeat, meant_as_code, origin_of
 from polyattn.parity.report import one_line
 from polyattn.parity.side import GRADIENTS, is_float, run_side
-from polyattn.truth.definition import Judged, truth
-from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF, eta, round_to, unit_of
+from polyattn.parity.stages import StageJudge
+from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF, round_to
 from polyattn.truth.spec import Floats
 
 __all__ = ["compare"]
@@ -83,75 +82,44 @@ def compare(
     }
     q, k, v = (rounded[name] for name in GRADIENTS)
     call = call_of(q, k, v, meant or {}, who="polyattn.parity.compare")
+    meaning = meaning_of(call, dtype)
     shape = (*call.shape[:3], call.v.shape[3])
     cotangent = np.random.default_rng(seed).choice([-1.0, -0.5, 0.5, 1.0], size=shape)
-    stages: dict[str, Judged] = {}
-    spec = spec_of(call)
-    judged = truth(spec, cotangent if gradients else None, stages.__setitem__)
+    back = cotangent if gradients else None
 
-    rest = {name: x for name, x in (meant or {}).items() if name != "layout"}  # arrays are in BHLD by then
     sides = []
     titles = names or (_title(f, "f"), _title(g, "g"))
     for function, bench, library, title, layout in zip((f, g), benches, on, titles, layouts, strict=True):
         side = Side(one_line(str(title)), library)
         sides.append(side)
         try:
-            run_side(side, function, bench, rounded, dtype, layout, cotangent if gradients else None, shape)
+            run_side(side, function, bench, rounded, dtype, layout, back, shape)
         except Exception as error:
             side.error = f"{type(error).__name__}: {error}"
-            continue
-        for quantity, value in side.values.items():
-            side.etas[quantity] = eta(value, judged[quantity], dtype)
-            if math.isinf(side.etas[quantity]):
-                blind = blind_rows(spec) if quantity == "out" else None
-                side.reasons[quantity] = why_infinite(value, judged[quantity], blind)
-        for name, value in side.stages.items():
-            if name in stages and value.shape == stages[name].value.shape:
-                carried = "float64" if dtype == "float64" else "float32"
-                side.stage_etas[name] = eta(value, stages[name], carried)
-        # Stages in the order of the definition, whatever order they were recorded in.
-        side.stage_etas = {name: side.stage_etas[name] for name in stages if name in side.stage_etas}
+    stages = StageJudge([side for side in sides if side.error is None], call.shape, dtype)
+    judged = meaning.judged(back, stages if stages.needed else None)
+    stages.note()
+
+    rest = {name: x for name, x in (meant or {}).items() if name != "layout"}  # arrays are in BHLD by then
+    for side in sides:
+        if side.error is None:
+            judge_side(side, meaning.spec, judged, dtype)
         if side.etas.get("out", 0.0) > ACCEPTANCE:
             side.diagnosis = diagnose(side.values["out"], q, k, v, dtype=dtype, **rest)
+            allow_roundings(side, judged, dtype)
     code, kept = meant_as_code(call, meant or {})
     calls, origins = (_title(f, "f"), _title(g, "g")), (origin_of(f), origin_of(g))
-    ours, theirs = (side.values for side in sides)
-    common = [q for q in ours if q in theirs and ours[q].shape == theirs[q].shape]
-    between = {
-        q: eta(ours[q], judged[q]._replace(value=theirs[q].astype(np.longdouble)), dtype) for q in common
-    }
+    between = apart(sides, judged, dtype)
     return Comparison(
         sides=(sides[0], sides[1]),
         between=between,
         dtype=dtype,
         shapes={name: x.shape for name, x in arrays.items()},
-        worst=_worst(common, ours, theirs, judged, dtype),
+        worst=worst_of(list(between), sides, judged, dtype),
         inputs=arrays,
         environment=environment(),
         repeat=Repeat(calls, origins, code, kept, tuple(layouts), gradients, seed),
     )
-
-
-def _worst(
-    common: Sequence[str],
-    ours: Mapping[str, Floats],
-    theirs: Mapping[str, Floats],
-    judged: Mapping[str, Judged],
-    dtype: str,
-) -> Worst | None:
-    best: Worst | None = None
-    largest = -1.0
-    for quantity in common:
-        a, b, value = ours[quantity], theirs[quantity], judged[quantity].value
-        unit = np.maximum(unit_of(judged[quantity], dtype).astype(np.float64), np.finfo(np.float64).tiny)
-        with np.errstate(all="ignore"):
-            ratio = np.where(a == b, 0.0, np.abs(a - b) / unit)
-        ratio = np.where(np.isnan(ratio), np.inf, ratio)
-        if ratio.size and float(ratio.max()) > largest:
-            largest = float(ratio.max())
-            place = tuple(int(i) for i in np.unravel_index(int(np.argmax(ratio)), ratio.shape))
-            best = Worst(quantity, place, *(float(np.asarray(x)[place]) for x in (a, b, value)))
-    return best
 
 
 def _to_numpy(name: str, x: Any) -> Floats:

@@ -46,10 +46,11 @@ def backward(tile: Forward, cotangent: Floats, softcap: float | None) -> dict[st
     """dq, dk and dv for every query head, the gradients of biases for every score, those of sinks and scale by row."""
     w, w_abs, pull, w_sink = tile.weighing
     keep, allowed, slope = tile.keep, tile.allowed, tile.slope
-    aq, ak, av = np.abs(tile.q), np.abs(tile.k), np.abs(tile.v)
-    do = cotangent.astype(tile.q.dtype)
+    q, k, v, aq, ak = tile.operands
+    av = np.abs(v)
+    do = cotangent.astype(q.dtype)
     ado = np.abs(do)
-    dp, dp_abs = keep * (do @ tile.v.mT), keep * (ado @ av.mT)
+    dp, dp_abs = keep * (do @ v.mT), keep * (ado @ av.mT)
     ds, ds_abs, delta, delta_abs, along = pull(dp, dp_abs)
     dp_size = np.abs(dp)
     of_products = pull(np.zeros_like(dp), dp_size)  # linear in the second: |J| |dp|
@@ -69,8 +70,8 @@ def backward(tile: Forward, cotangent: Floats, softcap: float | None) -> dict[st
     scales = (signed, absolute, absolute, absolute)
     kept = Parts(*(x * keep for x in (w, w_abs + np.abs(w), allowed, np.abs(w))))
     found: dict[str, Parts | Shared] = {
-        "dq": Parts(*(x @ (c * y) for x, c, y in zip(raw, scales, (tile.k, ak, ak, ak), strict=True))),
-        "dk": _over_rows(raw, [c * y for c, y in zip(scales, (tile.q, aq, aq, aq), strict=True)]),
+        "dq": Parts(*(x @ (c * y) for x, c, y in zip(raw, scales, (k, ak, ak, ak), strict=True))),
+        "dk": _over_rows(raw, [c * y for c, y in zip(scales, (q, aq, aq, aq), strict=True)]),
         "dv": _over_rows(kept, (do, ado, ado, ado)),
         "dbias": biases,
     }

@@ -10,7 +10,7 @@ import numpy as np
 from polyattn.truth.judged import Judged
 from polyattn.truth.normalizers import NORMALIZERS, Weighing
 from polyattn.truth.spec import Floats, Spec
-from polyattn.truth.tiles import Place, cut, operands
+from polyattn.truth.tiles import Operands, Place, cut, operands
 
 __all__ = ["Forward", "Real", "forward"]
 
@@ -22,9 +22,7 @@ class Forward(NamedTuple):
 
     out: Judged
     lse: Judged | None  # beside the softmax
-    q: Floats
-    k: Floats  # once for every query head, as v
-    v: Floats
+    operands: Operands
     scale: Floats  # (h, 1, 1)
     product: Floats  # q k
     sabs: Floats
@@ -41,7 +39,8 @@ def forward(
     spec: Spec, place: Place, real: Real, see: Callable[[str, Judged], object], hides: bool
 ) -> Forward:
     """The tile at a place, carried in `real`; `see` is shown every stage. hides: whether a mask hides anything anywhere."""
-    q, k, v = operands(spec, place, real)
+    given = operands(spec, place, real)
+    q, k, v, q_size, k_size = given
     scale = spec.scales.astype(real)[place.heads, None, None]
     shape = (*q.shape[:3], k.shape[2])
     allowed = np.broadcast_to(cut(spec.allowed, place), shape)
@@ -54,7 +53,7 @@ def forward(
 
     product = q @ k.mT
     s = raw = scale * product
-    sabs = raw_sabs = np.abs(scale) * (np.abs(q) @ np.abs(k).mT)
+    sabs = raw_sabs = np.abs(scale) * (q_size @ k_size.mT)
     bent, slope = None, 1.0
     before_the_mask("scores")
     if spec.softcap is not None:
@@ -95,7 +94,7 @@ def forward(
     see("output", out)
     lse = _lse(s, sabs, peak) if spec.normalizer == "softmax" else None
     return Forward(
-        out, lse, q, k, v, scale, product, sabs, raw_sabs, bent, slope, allowed, keep, weighing, sink
+        out, lse, given, scale, product, sabs, raw_sabs, bent, slope, allowed, keep, weighing, sink
     )
 
 

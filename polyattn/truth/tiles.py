@@ -9,7 +9,7 @@ import numpy as np
 
 from polyattn.truth.spec import Floats, Spec
 
-__all__ = ["LARGEST", "Place", "cut", "operands", "places"]
+__all__ = ["LARGEST", "Operands", "Place", "cut", "operands", "places"]
 
 LARGEST = 2**19  # scores of a tile; about thirty arrays of that size are alive at once
 
@@ -55,8 +55,18 @@ def cut(x: Floats, place: tuple[slice, ...]) -> Floats:
     return x[tuple(s if n > 1 else slice(None) for s, n in zip(place, x.shape, strict=False))]
 
 
-def operands(spec: Spec, place: Place, real: type[np.floating]) -> tuple[Floats, Floats, Floats]:
-    """Query, key and value of a tile, keys and values once for every query head."""
+class Operands(NamedTuple):
+    """Query, key and value of a tile, keys and values once for every query head, and what their roundings are parts of."""
+
+    q: Floats
+    k: Floats
+    v: Floats
+    q_size: Floats
+    k_size: Floats
+
+
+def operands(spec: Spec, place: Place, real: type[np.floating]) -> Operands:
+    """The arrays of a tile."""
     heads = spec.shape[1]
     group = heads // spec.k.shape[1] if spec.k.shape[1] else 1
     of_kv = np.arange(heads)[place.heads] // group
@@ -67,4 +77,7 @@ def operands(spec: Spec, place: Place, real: type[np.floating]) -> tuple[Floats,
         return np.broadcast_to(x, (size, *x.shape[1:]))
 
     every = slice(None)
-    return part(spec.q, place.rows, place.heads), part(spec.k, every, of_kv), part(spec.v, every, of_kv)
+    q, k = part(spec.q, place.rows, place.heads), part(spec.k, every, of_kv)
+    q_size = np.abs(q) if spec.q_size is None else part(spec.q_size, place.rows, place.heads)
+    k_size = np.abs(k) if spec.k_size is None else part(spec.k_size, every, of_kv)
+    return Operands(q, k, part(spec.v, every, of_kv), q_size, k_size)
