@@ -34,7 +34,7 @@ from polyattn.truth.spec import Floats
 __all__ = ["Comparison", "Side", "Worst"]
 
 #: What `polyattn.trace` calls its stages, in the order of the definition.
-STAGES = ("scores", "after softcap", "biased", "masked", "row maximum", "weights", "output")
+STAGES = ("scores", "after softcap", "biased", "masked", "row maximum", "weights", "output", "lse")
 
 _Eta = tuple[float | None, Reason | None]
 

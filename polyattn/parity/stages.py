@@ -44,11 +44,12 @@ class StageJudge:
     def note(self) -> None:
         """Tells what was recorded and not judged."""
         for side, stages in self.recorded:
+            if stages and not any(name in self.shapes for name in stages):
+                side.notes.append(
+                    f"no stage was judged: the stages of this call are {', '.join(self.shapes)}, got {', '.join(stages)}"
+                )
             for name, (x, _) in stages.items():
-                if name not in self.shapes:
-                    known = ", ".join(self.shapes)
-                    side.notes.append(f"stage {name!r} was not judged: the stages of this call are {known}")
-                elif x.shape != self.shapes[name]:
+                if name in self.shapes and x.shape != self.shapes[name]:
                     side.notes.append(
                         f"stage {name!r} was not judged: expected shape {self.shapes[name]}, got {x.shape}"
                     )

@@ -49,12 +49,14 @@ def forward(
         allowed = allowed & (bias != -np.inf)
 
     def before_the_mask(name: str) -> None:
-        see(name, Judged(s, np.where(allowed, sabs + np.abs(s), np.inf)))
+        see(name, Judged(s, np.where(allowed, sabs + np.abs(s) + summing * slope * raw_sabs, np.inf)))
 
     product = q @ k.mT
     s = raw = scale * product
     sabs = raw_sabs = np.abs(scale) * (q_size @ k_size.mT)
     bent, slope = None, 1.0
+    # A single score shows what its sum over D cost, log2(D) roundings pairwise; in what follows such errors average.
+    summing = np.log2(max(q.shape[3], 1)) / 2
     before_the_mask("scores")
     if spec.softcap is not None:
         bent = np.tanh(raw / spec.softcap)
@@ -70,7 +72,7 @@ def forward(
     s = np.where(allowed, s, -np.inf)
     sabs = np.where(allowed, sabs, 0)
     if hides:
-        see("masked", Judged(s, np.where(allowed, sabs + np.abs(s), 0)))
+        see("masked", Judged(s, np.where(allowed, sabs + np.abs(s) + summing * slope * raw_sabs, 0)))
 
     sink = np.full((shape[1], 1, 1), -np.inf, real)
     if spec.sinks is not None:
@@ -93,6 +95,8 @@ def forward(
     )
     see("output", out)
     lse = _lse(s, sabs, peak) if spec.normalizer == "softmax" else None
+    if lse is not None:
+        see("lse", lse)
     return Forward(
         out, lse, given, scale, product, sabs, raw_sabs, bent, slope, allowed, keep, weighing, sink
     )
