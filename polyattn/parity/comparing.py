@@ -13,6 +13,7 @@ from polyattn.parity.bench import load_bench
 from polyattn.parity.comparison import Comparison, Side
 from polyattn.parity.diagnosis import diagnose
 from polyattn.parity.environment import environment
+from polyattn.parity.gradients_apart import explain_gradients
 from polyattn.parity.judged_side import allow_roundings, apart, judge_side, worst_of
 from polyattn.parity.meaning import meaning_of
 from polyattn.parity.repeat import Repeat, meant_as_code, origin_of
@@ -107,6 +108,8 @@ def compare(
         if side.etas.get("out", 0.0) > ACCEPTANCE:
             side.diagnosis = diagnose(side.values["out"], q, k, v, dtype=dtype, **rest)
             allow_roundings(side, judged, dtype)
+        elif not side.agrees and side.error is None and gradients:
+            side.gradient_causes = explain_gradients(meaning, cotangent, side.values, judged)
     code, kept = meant_as_code(call, meant or {})
     calls, origins = (_title(f, "f"), _title(g, "g")), (origin_of(f), origin_of(g))
     between = apart(sides, judged, dtype)

@@ -21,6 +21,11 @@ class Turning(NamedTuple):
     angle: Floats
     interleaved: bool
 
+    def item(self, i: int) -> Turning:
+        """The same for one batch item."""
+        parts = (x[i : i + 1] if x.shape[0] > 1 else x for x in self[:3])
+        return Turning(*parts, self.interleaved)
+
     def turn(self, x: Floats) -> Floats:
         """x (B, H, L, D) turned."""
         return self._turn(x, self.cos, -self.sin, self.sin)
