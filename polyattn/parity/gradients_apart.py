@@ -74,13 +74,11 @@ class _Search:
                 return words
         if x.shape != right.shape:
             return None
-        for mistake in _VALUES if quantity == "dv" else _SCORES:
-            if (words := self._mistaken(quantity, x, mistake)) is not None:
-                return words
         factor = _factor(x, right)
         if factor and self._fits(x, _times(self.judged[quantity], factor), right):
             return f"is {factor:.4g} times what it should be"
-        return None
+        mistakes = _VALUES if quantity == "dv" else _SCORES
+        return next(filter(None, (self._mistaken(quantity, x, mistake) for mistake in mistakes)), None)
 
     def _fits(self, x: Floats, guess: Judged, right: Floats) -> bool:
         """Whether a guess explains x, and not only because rounding explains anything."""
