@@ -44,13 +44,15 @@ def compare(
     inputs: "query" (B, Hq, L, D), "key", "value" and whatever else the functions take, arrays of any library;
     they are called as f(*inputs) in this order, each with arrays of its library, on=("torch", "jax"). Integer
     and bool inputs go through as they are, floats in `dtype` (default: that of query). meant: the arguments of
-    `polyattn.attention` that say what both should compute; truth and gradients follow from it. layouts: "BHLD" or
-    "BLHD", how each function takes query, key and value and returns its output.
+    `polyattn.attention` that say what both should compute, and rotary= a `polyattn.rotary.Rotary` that both still apply
+    to query and key; truth and gradients follow from it. layouts: "BHLD" or "BLHD", how each function takes query, key
+    and value and returns its output.
 
     A function returns its output; or a `polyattn.trace`; or (output, {stage name: array}) with the names of
     `trace`: then the first stage that diverges is found. gradients=False leaves the derivatives out; they are of
     sum(output * r) with random r. A function that raises, or returns something else, is reported, and the other
-    is judged all the same. If a side is wrong, `diagnose` says why.
+    is judged all the same. If a side is wrong, `diagnose` says why; if only its gradients are, which mistake of a backward
+    pass gives them. Where both are wrong alike, the other meaning that would make both right is asked for.
 
     >>> import numpy as np
     >>> from polyattn import attention
