@@ -89,6 +89,9 @@ class Comparison:
     inputs: Mapping[str, Floats]
     environment: Mapping[str, str]
     repeat: Repeat
+    instead: tuple[
+        str, ...
+    ] = ()  # what would have to be meant for both to be right, where they agree with each other
 
     @property
     def agrees(self) -> bool:
@@ -140,7 +143,8 @@ class Comparison:
             # Each may be wrong by itself, or both follow another convention.
             both = max(self.between.values(), default=math.inf) <= 2 * ACCEPTANCE
             alike = "agree with each other" if both else "differ from each other too"
-            return f"DISAGREE: neither {f.name} nor {g.name} computes what was meant; they {alike}"
+            asked = f"; did you mean {' or '.join(self.instead)}?" if self.instead else ""
+            return f"DISAGREE: neither {f.name} nor {g.name} computes what was meant; they {alike}{asked}"
         wrong, right = (f, g) if g.agrees else (g, f)
         return f"DISAGREE: {right.name} computes what was meant, {wrong.name} does not"
 
@@ -240,6 +244,7 @@ class Comparison:
                 }
                 for side in self.sides
             ],
+            "instead": list(self.instead),
             "between": {q: finite(x) for q, x in self.between.items()},
             "first_divergence": self.first_divergence,
             "worst": None
