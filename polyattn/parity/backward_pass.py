@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -77,7 +77,9 @@ class BackwardPass:
             **dict.fromkeys(("q", "q_size"), query),
             **dict.fromkeys(("k", "v", "k_size"), key),
         }
-        cuts = {n: cut(getattr(spec, n), at) for n, at in places.items() if getattr(spec, n) is not None}
+        cuts: dict[str, Any] = {
+            n: cut(getattr(spec, n), at) for n, at in places.items() if getattr(spec, n) is not None
+        }
         sinks = None if spec.sinks is None else spec.sinks[heads]
         scale = scale if scale is None or np.ndim(scale) == 0 else np.asarray(scale)[heads]
         turnings = self.meaning.turnings
@@ -130,9 +132,8 @@ class BackwardPass:
         rounded = np.maximum(weights * terms, np.abs(matrix))
         condition = np.maximum(weights * terms_size * spread, np.abs(matrix))
         floor = terms * (weights > 0)
-        parts = (matrix, condition, floor, rounded)
-        if (quantity != "dq") != mistake.transposed:
-            parts = tuple(part.mT for part in parts)
+        turned = (quantity != "dq") != mistake.transposed
+        parts = (part.mT if turned else part for part in (matrix, condition, floor, rounded))
         value, *bounds = (part @ y for part, y in zip(parts, (x, size, size, size), strict=True))
         return value, bounds[0], bounds[1], (np.abs(value) + bounds[2]) / 2
 

@@ -23,8 +23,8 @@ class Turning(NamedTuple):
 
     def item(self, i: int) -> Turning:
         """The same for one batch item."""
-        parts = (x[i : i + 1] if x.shape[0] > 1 else x for x in self[:3])
-        return Turning(*parts, self.interleaved)
+        cos, sin, angle = (x[i : i + 1] if x.shape[0] > 1 else x for x in (self.cos, self.sin, self.angle))
+        return Turning(cos, sin, angle, self.interleaved)
 
     def turn(self, x: Floats) -> Floats:
         """x (B, H, L, D) turned."""
