@@ -11,9 +11,7 @@ import pytest
 import torch
 
 from polyattn import attention
-from polyattn.conventions.settings import CONTRACT
-from polyattn.parity import Comparison, Diagnosis, compare, comparing
-from polyattn.parity.findings import Finding
+from polyattn.parity import Comparison, compare, comparing
 from polyattn.truth import ACCEPTANCE
 
 HALF = ("bfloat16", "float16")
@@ -34,12 +32,18 @@ def eager(mistake: float = 1.0) -> Callable[..., Any]:
 
 
 @dataclass(frozen=True)
-class Rightly(Diagnosis):
-    """What `diagnose` says of an output that is right but for what a right program rounds."""
+class Said:
+    """What is read of a finding."""
 
-    @property
-    def agrees(self) -> bool:
-        return True
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rightly:
+    """What is read of a diagnosis: of an output that is right but for what a right program rounds."""
+
+    findings: tuple[Said, ...]
+    agrees: bool = True
 
 
 def compared(f: Callable[..., Any], dtype: str) -> Comparison:
@@ -54,8 +58,7 @@ def compared(f: Callable[..., Any], dtype: str) -> Comparison:
 
 
 def rounding(dtype: str) -> Callable[..., Rightly]:
-    finding = Finding(CONTRACT, (f"scores rounded to {dtype}",), 1.0)
-    return lambda *args, **options: Rightly(9.0, (finding,), (), None, 1)
+    return lambda *args, **options: Rightly((Said((f"scores rounded to {dtype}",)),))
 
 
 @pytest.mark.parametrize("dtype", HALF)
