@@ -10,7 +10,7 @@ import numpy as np
 from polyattn.arrays import backend_of, is_array
 from polyattn.conventions.call import call_of
 from polyattn.parity.bench import load_bench
-from polyattn.parity.comparison import Comparison, Side
+from polyattn.parity.comparison import Comparison
 from polyattn.parity.diagnosis import diagnose
 from polyattn.parity.environment import environment
 from polyattn.parity.gradients_apart import explain_gradients
@@ -20,6 +20,7 @@ from polyattn.parity.meaning import meaning_of
 from polyattn.parity.repeat import Repeat, meant_as_code, origin_of
 from polyattn.parity.report import one_line
 from polyattn.parity.side import GRADIENTS, is_float, run_side
+from polyattn.parity.sides import Side
 from polyattn.parity.stages import StageJudge
 from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF, round_to
 from polyattn.truth.spec import Floats

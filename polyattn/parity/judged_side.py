@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from polyattn.parity.comparison import Side, Worst
 from polyattn.parity.reasons import blind_rows, why_infinite
+from polyattn.parity.sides import Side, Worst
 from polyattn.truth.judged import Judged
 from polyattn.truth.measure import ACCEPTANCE, eta, unit_of
 from polyattn.truth.spec import Floats, Spec

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from polyattn.parity.comparison import Side
+from polyattn.parity.sides import Side
 from polyattn.truth.judged import Judged
 from polyattn.truth.measure import eta, round_to
 from polyattn.truth.spec import Floats
