@@ -35,7 +35,17 @@ class Program(TyperGroup):
     """The commands; whatever goes wrong has a status of its own, so that 1 always means disagreement."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return ["verify", "info", "tune", "mask", "dialects", "diagnose", "grade", "explain-text"]
+        return [
+            "verify",
+            "info",
+            "tune",
+            "mask",
+            "dialects",
+            "diagnose",
+            "check-model",
+            "grade",
+            "explain-text",
+        ]
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,17 +9,20 @@ import numpy as np
 
 from polyattn.arrays import backend_of, is_array
 from polyattn.conventions.call import call_of
-from polyattn.conventions.visible import spec_of
 from polyattn.parity.bench import load_bench
-from polyattn.parity.comparison import Comparison, Side, Worst
+from polyattn.parity.comparison import Comparison
 from polyattn.parity.diagnosis import diagnose
 from polyattn.parity.environment import environment
-from polyattn.parity.reasons import blind_rows, why_infinite
+from polyattn.parity.gradients_apart import explain_gradients
+from polyattn.parity.instead import meant_instead
+from polyattn.parity.judged_side import allow_roundings, apart, judge_side, worst_of
+from polyattn.parity.meaning import meaning_of
 from polyattn.parity.repeat import Repeat, meant_as_code, origin_of
 from polyattn.parity.report import one_line
 from polyattn.parity.side import GRADIENTS, is_float, run_side
-from polyattn.truth.definition import Judged, truth
-from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF, eta, round_to, unit_of
+from polyattn.parity.sides import Side
+from polyattn.parity.stages import StageJudge
+from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF, round_to
 from polyattn.truth.spec import Floats
 
 __all__ = ["compare"]
@@ -44,13 +46,15 @@ def compare(
     inputs: "query" (B, Hq, L, D), "key", "value" and whatever else the functions take, arrays of any library;
     they are called as f(*inputs) in this order, each with arrays of its library, on=("torch", "jax"). Integer
     and bool inputs go through as they are, floats in `dtype` (default: that of query). meant: the arguments of
-    `polyattn.attention` that say what both should compute; truth and gradients follow from it. layouts: "BHLD" or
-    "BLHD", how each function takes query, key and value and returns its output.
+    `polyattn.attention` that say what both should compute, and rotary= a `polyattn.rotary.Rotary` that both still apply
+    to query and key; truth and gradients follow from it. layouts: "BHLD" or "BLHD", how each function takes query, key
+    and value and returns its output.
 
     A function returns its output; or a `polyattn.trace`; or (output, {stage name: array}) with the names of
     `trace`: then the first stage that diverges is found. gradients=False leaves the derivatives out; they are of
     sum(output * r) with random r. A function that raises, or returns something else, is reported, and the other
-    is judged all the same. If a side is wrong, `diagnose` says why.
+    is judged all the same. If a side is wrong, `diagnose` says why; if only its gradients are, which mistake of a backward
+    pass gives them. Where both are wrong alike, the other meaning that would make both right is asked for.
 
     >>> import numpy as np
     >>> from polyattn import attention
@@ -83,75 +87,49 @@ def compare(
     }
     q, k, v = (rounded[name] for name in GRADIENTS)
     call = call_of(q, k, v, meant or {}, who="polyattn.parity.compare")
+    meaning = meaning_of(call, dtype)
     shape = (*call.shape[:3], call.v.shape[3])
     cotangent = np.random.default_rng(seed).choice([-1.0, -0.5, 0.5, 1.0], size=shape)
-    stages: dict[str, Judged] = {}
-    spec = spec_of(call)
-    judged = truth(spec, cotangent if gradients else None, stages.__setitem__)
+    back = cotangent if gradients else None
 
-    rest = {name: x for name, x in (meant or {}).items() if name != "layout"}  # arrays are in BHLD by then
     sides = []
     titles = names or (_title(f, "f"), _title(g, "g"))
     for function, bench, library, title, layout in zip((f, g), benches, on, titles, layouts, strict=True):
         side = Side(one_line(str(title)), library)
         sides.append(side)
         try:
-            run_side(side, function, bench, rounded, dtype, layout, cotangent if gradients else None, shape)
+            run_side(side, function, bench, rounded, dtype, layout, back, shape)
         except Exception as error:
             side.error = f"{type(error).__name__}: {error}"
-            continue
-        for quantity, value in side.values.items():
-            side.etas[quantity] = eta(value, judged[quantity], dtype)
-            if math.isinf(side.etas[quantity]):
-                blind = blind_rows(spec) if quantity == "out" else None
-                side.reasons[quantity] = why_infinite(value, judged[quantity], blind)
-        for name, value in side.stages.items():
-            if name in stages and value.shape == stages[name].value.shape:
-                carried = "float64" if dtype == "float64" else "float32"
-                side.stage_etas[name] = eta(value, stages[name], carried)
-        # Stages in the order of the definition, whatever order they were recorded in.
-        side.stage_etas = {name: side.stage_etas[name] for name in stages if name in side.stage_etas}
+    stages = StageJudge([side for side in sides if side.error is None], call.shape, dtype)
+    judged = meaning.judged(back, stages if stages.needed else None)
+    stages.note()
+
+    rest = {name: x for name, x in (meant or {}).items() if name != "layout"}  # arrays are in BHLD by then
+    for side in sides:
+        if side.error is None:
+            judge_side(side, meaning.spec, judged, dtype)
         if side.etas.get("out", 0.0) > ACCEPTANCE:
             side.diagnosis = diagnose(side.values["out"], q, k, v, dtype=dtype, **rest)
+            allow_roundings(side, judged, dtype)
+        elif not side.agrees and side.error is None and gradients:
+            side.gradient_causes = explain_gradients(meaning, cotangent, side.values, judged)
     code, kept = meant_as_code(call, meant or {})
     calls, origins = (_title(f, "f"), _title(g, "g")), (origin_of(f), origin_of(g))
-    ours, theirs = (side.values for side in sides)
-    common = [q for q in ours if q in theirs and ours[q].shape == theirs[q].shape]
-    between = {
-        q: eta(ours[q], judged[q]._replace(value=theirs[q].astype(np.longdouble)), dtype) for q in common
-    }
+    between = apart(sides, judged, dtype)
+    alike = all(side.diagnosis and not side.agrees for side in sides) and between["out"] <= 2 * ACCEPTANCE
+    outs = [side.values["out"] for side in sides] if alike else []
     return Comparison(
         sides=(sides[0], sides[1]),
         between=between,
         dtype=dtype,
         shapes={name: x.shape for name, x in arrays.items()},
-        worst=_worst(common, ours, theirs, judged, dtype),
+        worst=worst_of(list(between), sides, judged, dtype),
         inputs=arrays,
         environment=environment(),
+        instead=tuple(meant_instead(call, meant or {}, outs, dtype)) if alike else (),
         repeat=Repeat(calls, origins, code, kept, tuple(layouts), gradients, seed),
     )
-
-
-def _worst(
-    common: Sequence[str],
-    ours: Mapping[str, Floats],
-    theirs: Mapping[str, Floats],
-    judged: Mapping[str, Judged],
-    dtype: str,
-) -> Worst | None:
-    best: Worst | None = None
-    largest = -1.0
-    for quantity in common:
-        a, b, value = ours[quantity], theirs[quantity], judged[quantity].value
-        unit = np.maximum(unit_of(judged[quantity], dtype).astype(np.float64), np.finfo(np.float64).tiny)
-        with np.errstate(all="ignore"):
-            ratio = np.where(a == b, 0.0, np.abs(a - b) / unit)
-        ratio = np.where(np.isnan(ratio), np.inf, ratio)
-        if ratio.size and float(ratio.max()) > largest:
-            largest = float(ratio.max())
-            place = tuple(int(i) for i in np.unravel_index(int(np.argmax(ratio)), ratio.shape))
-            best = Worst(quantity, place, *(float(np.asarray(x)[place]) for x in (a, b, value)))
-    return best
 
 
 def _to_numpy(name: str, x: Any) -> Floats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from polyattn.draw import html_table
-from polyattn.parity.findings import Diagnosis, framed
+from polyattn.parity.findings import framed
 from polyattn.parity.reasons import Reason
 from polyattn.parity.repeat import Repeat
 from polyattn.parity.report import (
+    Cell,
     JUnitCase,
     Matrix,
     Page,
@@ -27,46 +28,13 @@ from polyattn.parity.report import (
     render,
     write,
 )
+from polyattn.parity.sides import STAGES, Side, Worst
 from polyattn.truth.measure import ACCEPTANCE
 from polyattn.truth.spec import Floats
 
 __all__ = ["Comparison", "Side", "Worst"]
 
 _Eta = tuple[float | None, Reason | None]
-
-
-@dataclass
-class Side:
-    """One of the two implementations, and what it gave."""
-
-    name: str
-    library: str
-    etas: dict[str, float] = field(
-        default_factory=dict
-    )  # "out", "dq", "dk", "dv" -> error in units of rounding
-    values: dict[str, Floats] = field(default_factory=dict)  # the same names, float64, in BHLD
-    stages: dict[str, Floats] = field(default_factory=dict)
-    stage_etas: dict[str, float] = field(default_factory=dict)
-    error: str | None = None
-    notes: list[str] = field(default_factory=list)
-    reasons: dict[str, Reason] = field(default_factory=dict)  # why an eta is infinite
-    diagnosis: Diagnosis | None = None
-
-    @property
-    def agrees(self) -> bool:
-        """Whether everything that it gave is the truth to rounding."""
-        return self.error is None and bool(self.etas) and max(self.etas.values()) <= ACCEPTANCE
-
-
-@dataclass(frozen=True)
-class Worst:
-    """The element on which the two differ most."""
-
-    quantity: str
-    index: tuple[int, ...]  # in BHLD
-    f: float
-    g: float
-    truth: float
 
 
 @dataclass(frozen=True)
@@ -81,6 +49,9 @@ class Comparison:
     inputs: Mapping[str, Floats]
     environment: Mapping[str, str]
     repeat: Repeat
+    instead: tuple[
+        str, ...
+    ] = ()  # what would have to be meant for both to be right, where they agree with each other
 
     @property
     def agrees(self) -> bool:
@@ -89,12 +60,28 @@ class Comparison:
 
     @property
     def first_divergence(self) -> str | None:
-        """The first stage, of those that both sides recorded, in which they are not the same to rounding."""
-        f, g = self.sides
-        for name in f.stage_etas:
-            if name in g.stage_etas and max(f.stage_etas[name], g.stage_etas[name]) > ACCEPTANCE:
-                return name
-        return None
+        """The first stage, in the order of the definition, in which a side that recorded it is not the truth to rounding."""
+        wrong = (name for name, *etas in self._stages() if max(x for x in etas if x is not None) > ACCEPTANCE)
+        return next(wrong, None)
+
+    @property
+    def divergence(self) -> str:
+        """A sentence on `first_divergence`; '' without one."""
+        name = self.first_divergence
+        if name is None:
+            return ""
+        told = [side for side in self.sides if name in side.stage_etas]
+        if len(told) == 2:
+            return f"first stage that differs: {name}"
+        (side,) = told
+        found = f"first stage of {side.name} that differs from the truth's: {name} (eta {side.stage_etas[name]:.3g})"
+        before = [other for other in side.stage_etas if other in STAGES[: STAGES.index(name)]]
+        return f"{found}; {', '.join(before)} agree{'s' * (len(before) == 1)}" if before else found
+
+    def _stages(self) -> list[tuple[str, float | None, float | None]]:
+        """Every stage that a side recorded, in the order of the definition."""
+        f, g = (side.stage_etas for side in self.sides)
+        return [(name, f.get(name), g.get(name)) for name in STAGES if name in f or name in g]
 
     @property
     def verdict(self) -> str:
@@ -105,12 +92,19 @@ class Comparison:
             return "; ".join(f"{side.name} could not be judged: {side.error}" for side in failed)
         if self.agrees:
             worst = max((value, q) for side in self.sides for q, value in side.etas.items())
-            return f"AGREE: {f.name} and {g.name} are the definition of attention (worst eta {worst[0]:.2f}, {worst[1]})"
+            rounding = "".join(
+                f"; {side.name} with {' and '.join(side.allowed)}" for side in self.sides if side.allowed
+            )
+            return (
+                f"AGREE: {f.name} and {g.name} are the definition of attention (worst eta {worst[0]:.2f}, {worst[1]})"
+                f"{rounding}"
+            )
         if not f.agrees and not g.agrees:
             # Each may be wrong by itself, or both follow another convention.
             both = max(self.between.values(), default=math.inf) <= 2 * ACCEPTANCE
             alike = "agree with each other" if both else "differ from each other too"
-            return f"DISAGREE: neither {f.name} nor {g.name} computes what was meant; they {alike}"
+            asked = f"; did you mean {' or '.join(self.instead)}?" if self.instead else ""
+            return f"DISAGREE: neither {f.name} nor {g.name} computes what was meant; they {alike}{asked}"
         wrong, right = (f, g) if g.agrees else (g, f)
         return f"DISAGREE: {right.name} computes what was meant, {wrong.name} does not"
 
@@ -132,18 +126,22 @@ class Comparison:
         return rows
 
     def stage_rows(self) -> list[tuple[str, str, str]]:
-        """Stage, eta of f, eta of g, for the stages that both recorded."""
-        f, g = self.sides
-        common = [name for name in f.stage_etas if name in g.stage_etas]
-        return [(name, f"{f.stage_etas[name]:.3g}", f"{g.stage_etas[name]:.3g}") for name in common]
+        """Stage, eta of f, eta of g, for the stages that a side recorded."""
+        return [
+            (name, *("-" if x is None else f"{x:.3g}" for x in (f, g)))  # type: ignore[misc]
+            for name, f, g in self._stages()
+        ]
 
     def reasons(self) -> list[str]:
         """Why an eta is no number."""
         return [f"{side.name}: {q}: {why.sentence}" for side in self.sides for q, why in side.reasons.items()]
 
     def findings(self) -> list[str]:
-        """What explains the sides that are wrong."""
-        return [f"{side.name} {side.diagnosis}" for side in self.sides if side.diagnosis is not None]
+        """What explains the sides that are wrong, and their gradients."""
+        found = [f"{side.name} {side.diagnosis}" for side in self.sides if side.diagnosis is not None]
+        return found + [
+            f"{side.name}: {q} {cause}" for side in self.sides for q, cause in side.gradient_causes.items()
+        ]
 
     def __str__(self) -> str:
         f, g = self.sides
@@ -156,8 +154,8 @@ class Comparison:
             lines.append(
                 f"worst: {w.quantity}{list(w.index)}: {f.name} {w.f:.9g}, {g.name} {w.g:.9g}, truth {w.truth:.9g}"
             )
-        if self.first_divergence is not None:
-            lines.append(f"first stage that differs: {self.first_divergence}")
+        if self.divergence:
+            lines.append(self.divergence)
         lines += self.reasons()
         lines += self.findings()
         lines += [f"{side.name}: {note}" for side in self.sides for note in side.notes]
@@ -200,10 +198,13 @@ class Comparison:
                     "stages": {q: finite(x) for q, x in side.stage_etas.items()},
                     "reasons": {q: why.sentence for q, why in side.reasons.items()},
                     "error": side.error,
+                    "allowed": list(side.allowed),
+                    "gradient_causes": side.gradient_causes,
                     "diagnosis": None if side.diagnosis is None else str(side.diagnosis),
                 }
                 for side in self.sides
             ],
+            "instead": list(self.instead),
             "between": {q: finite(x) for q, x in self.between.items()},
             "first_divergence": self.first_divergence,
             "worst": None
@@ -264,10 +265,11 @@ class Comparison:
             Row(q, [eta_cell(*a), eta_cell(*b), eta_cell(*c, 2 * ACCEPTANCE)]) for q, a, b, c in self._etas()
         ]
         matrices = [Matrix(f"eta in {self.dtype}", "quantity", names, rows)]
-        if stages := self.stage_rows():
-            note = f"The first stage that differs: {self.first_divergence or 'none'}."
+        if self._stages():
+            note = f"The {self.divergence or 'stages do not differ'}."
             lines = [
-                Row(name, [eta_cell(f.stage_etas[name]), eta_cell(g.stage_etas[name])]) for name, *_ in stages
+                Row(name, [Cell("-") if x is None else eta_cell(x) for x in etas])
+                for name, *etas in self._stages()
             ]
             matrices.append(Matrix("Stages", "stage", names[:2], lines, note))
         w = self.worst

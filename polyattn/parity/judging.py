@@ -162,7 +162,7 @@ def _measure(
             _, pullback = polyattn.attention_vjp(**arrays, **fixed)
             found = pullback(convert(sample.from_spec(cotangent)))
             grads = {name: found[name] for name in arrays}
-    judged = truth(spec, cotangent if grads is not None else None)
+    judged = truth(spec, cotangent if grads is not None else None, dtype=dtype)
     computed = {"out": sample.to_spec(bench.numpy(out), out_shape)}
     if has_lse:
         computed["lse"] = sample.to_spec(bench.numpy(lse), spec.shape[:3], has_width=False)

@@ -56,7 +56,7 @@ class Repeat(NamedTuple):
         return "\n".join(
             (
                 "import numpy as np",
-                "from polyattn import masks, mods",
+                "from polyattn import masks, mods, rotary",
                 "from polyattn.parity import compare",
                 "from polyattn.testing import load_bench",
                 "",
@@ -130,6 +130,10 @@ def meant_as_code(call: Call, meant: Mapping[str, Any]) -> tuple[dict[str, str],
         code["score_mod"] = mods[0] if len(mods) == 1 else f"mods.compose({', '.join(mods)})"
     if call.bias is not None:
         code["bias"] = keep("bias", call.bias)
+    if call.rotary is not None:
+        code["rotary"] = f"rotary.{call.rotary!r}".replace("scaling=", "scaling=rotary.").replace(
+            "scaling=rotary.None", "scaling=None"
+        )
     if call.sinks is not None:
         code["sinks"] = keep("sinks", call.sinks)
     return code, kept

@@ -11,7 +11,7 @@ import numpy as np
 from polyattn._trace import Trace
 from polyattn.arrays import is_array
 from polyattn.parity.bench import Bench
-from polyattn.parity.comparison import Side
+from polyattn.parity.sides import Side
 from polyattn.truth.spec import Floats
 
 __all__ = ["GRADIENTS", "is_float", "run_side"]

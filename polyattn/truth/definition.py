@@ -8,163 +8,151 @@ times u times the condition `c` given here, whatever the dtype and the amplitude
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
-from polyattn.truth.normalizers import NORMALIZERS
+from polyattn.truth.backward import Parts, Shared, backward
+from polyattn.truth.forward import Real, forward
+from polyattn.truth.judged import Judged
 from polyattn.truth.spec import Floats, Spec
+from polyattn.truth.tiles import LARGEST, Place, places
 
 __all__ = ["Judged", "truth"]
 
-
-class Judged(NamedTuple):
-    """A true value, its condition, and how it follows roundings to half precision and a weight that underflows.
-
-    |computed - value| <= eta * (u * condition + tiny * floor), elementwise, with u the unit roundoff of the
-    result and tiny the smallest normal number of the dtype in which weights are carried. In half precision a right
-    program rounds to it only what it stores, and computes in float32: u * rounded + u32 * condition + tiny * floor.
-    Where rounded is None nothing is known of what it stores, and u * condition stands.
-    """
-
-    value: Floats
-    condition: Floats
-    floor: Floats | float = 0.0
-    rounded: Floats | None = None
-
-
 See = Callable[[str, Judged], object]
+Visit = Callable[[str, Judged, Place], object]
 
 
 @np.errstate(all="ignore")
 def truth(
-    spec: Spec, cotangent: Floats | None = None, see: See = lambda name, judged: None
+    spec: Spec,
+    cotangent: Floats | None = None,
+    see: See | None = None,
+    *,
+    dtype: str = "float64",
+    visit: Visit | None = None,
 ) -> dict[str, Judged]:
     """out, and lse beside the softmax; with a cotangent of out also the gradients dq, dk, dv, dbias, dsinks, dscale.
 
     Condition of the output: c = sum_j w_j |v_j| (1 + sabs_j + sum_k w_k sabs_k). `see` is shown every stage on the
     way there, by its name in `polyattn.trace`; what hidden scores hold before the mask is free: an infinite condition.
+    `visit` is shown the same in tiles, with the place of each, for problems whose scores are many.
+
+    dtype: of what will be judged. float64 needs a truth in long double; for the others float64 is as good (an eta
+    moves by 1e-8 of itself), and many times as fast.
 
     >>> x = np.array([[[[0.0], [1.0]]]])
     >>> truth(Spec(x, x, x, scale=1.0))["out"].value.ravel().astype(float).round(6).tolist()
     [0.5, 0.731059]
     """
-    real = np.longdouble
-    batch, heads, _, _ = shape = spec.shape
-    group = heads // spec.k.shape[1] if spec.k.shape[1] else 1
+    real: Real = np.longdouble if dtype == "float64" else np.float64
+    whole = _Whole(spec, real)
+    hides = not np.all(spec.allowed) or (spec.bias is not None and bool((spec.bias == -np.inf).any()))
+    for place in places(spec.shape, LARGEST if see is None else None):
 
-    def full(x: Floats, repeat: int) -> Floats:
-        x = np.repeat(np.asarray(x, real), repeat, axis=1)
-        return np.broadcast_to(x, (batch, *x.shape[1:]))
+        def show(name: str, judged: Judged, place: Place = place) -> None:
+            if see is not None:
+                see(name, judged)
+            if visit is not None:
+                visit(name, judged, place)
 
-    q, k, v = full(spec.q, 1), full(spec.k, group), full(spec.v, group)
-    scale = spec.scales.astype(real)[:, None, None]
-    allowed = np.broadcast_to(spec.allowed, shape)
-    if spec.bias is not None:
-        allowed = allowed & (spec.bias != -np.inf)
+        tile = forward(spec, place, real, show, hides)
+        whole.put("out", place, tile.out)
+        if tile.lse is not None:
+            whole.put("lse", place, tile.lse)
+        if cotangent is not None:
+            for name, parts in backward(tile, cotangent[place], spec.softcap).items():
+                whole.add(name, place, parts)
+    return whole.judged()
 
-    def before_the_mask(name: str) -> None:
-        see(name, Judged(s, np.where(allowed, sabs + np.abs(s), np.inf)))
 
-    raw = scale * (q @ k.mT)
-    sabs = raw_sabs = np.abs(scale) * (np.abs(q) @ np.abs(k).mT)
-    s, slope = raw, np.ones(shape, real)
-    before_the_mask("scores")
-    if spec.softcap is not None:
-        bent = np.tanh(raw / spec.softcap)
-        s, slope = spec.softcap * bent, 1 - bent**2
-        sabs = sabs * slope + 2 * spec.softcap * np.abs(bent)
-        before_the_mask("after softcap")
-    for term in (spec.shift, spec.bias):
-        if term is not None:
-            s = s + np.broadcast_to(term, shape).astype(real)
-            sabs = sabs + np.where(allowed, np.abs(np.broadcast_to(term, shape)) + np.abs(s), 0)
-    if spec.bias is not None:
-        before_the_mask("biased")
-    s = np.where(allowed, s, -np.inf)
-    sabs = np.where(allowed, sabs, 0)
-    if not allowed.all():
-        see("masked", Judged(s, np.where(allowed, sabs + np.abs(s), 0)))
+class _Whole:
+    """Results of tiles, put side by side or summed."""
 
-    top = s.max(axis=-1, keepdims=True, initial=-np.inf)
-    sink = np.full((heads, 1, 1), -np.inf, real)
-    if spec.sinks is not None:
-        sink = np.asarray(spec.sinks, real)[:, None, None]
-    peak = np.maximum(top, sink)
-    largest = 1 + sabs.max(axis=-1, initial=0) + np.where(np.isfinite(peak), np.abs(peak), 0)[..., 0]
-    see("row maximum", Judged(peak[..., 0], largest))
-    peak = np.where(peak == -np.inf, 0, peak)
-    expo = np.exp(s - peak)
-    over_keys = expo.sum(axis=-1, keepdims=True)
-    lse = np.where(over_keys == 0, -np.inf, peak + np.log(np.where(over_keys == 0, 1, over_keys)))[..., 0]
-    own = expo / np.where(over_keys == 0, 1, over_keys)  # weights among the keys alone
+    def __init__(self, spec: Spec, real: Real) -> None:
+        self.spec, self.real = spec, real
+        batch, heads, rows, keys = spec.shape
+        self.group = heads // spec.k.shape[1] if spec.k.shape[1] else 1
+        self.shapes: dict[str, tuple[int, ...]] = {
+            "out": (batch, heads, rows, spec.v.shape[3]),
+            "lse": (batch, heads, rows),
+            "dq": (batch, heads, rows, spec.q.shape[3]),
+            "dk": (batch, heads, keys, spec.k.shape[3]),
+            "dv": (batch, heads, keys, spec.v.shape[3]),
+            "dscale": (heads,),
+        }
+        if spec.bias is not None:
+            self.shapes["dbias"] = (1,) * (4 - spec.bias.ndim) + spec.bias.shape
+        if spec.sinks is not None:
+            self.shapes["dsinks"] = (heads,)
+        self.found: dict[str, list[Floats]] = {}
+        self.walked: dict[str, Floats] = {}
 
-    keep = np.ones(shape, real) if spec.keep is None else np.broadcast_to(spec.keep, shape).astype(real)
-    w, w_abs, pull, w_sink = NORMALIZERS[spec.normalizer](s, sabs, sink, spec.parameter)
-    see("weights", Judged(w, w_abs, np.ones_like(w)))
-    value, aw = (w * keep) @ v, np.abs(w) * keep  # stored in half precision: the weights and the output
-    judged = {
-        "out": Judged(
-            value,
-            (w_abs * keep) @ np.abs(v),
-            (allowed * keep) @ np.abs(v),
-            (np.abs(value) + aw @ np.abs(v)) / 2,
-        )
-    }
-    if spec.normalizer == "softmax":
-        magnitude = 1 + np.abs(np.where(np.isfinite(lse), lse, 0))
-        judged["lse"] = Judged(lse, magnitude + (own * sabs).sum(-1))
-    see("output", judged["out"])
-    if cotangent is None:
-        return judged
+    def _into(self, name: str, count: int) -> list[Floats]:
+        if name not in self.found:
+            self.found[name] = [np.zeros(self.shapes[name], self.real) for _ in range(count)]
+        return self.found[name]
 
-    do = np.asarray(cotangent, real)
-    dp, dp_abs = keep * (do @ v.mT), keep * (np.abs(do) @ np.abs(v).mT)
-    ds, ds_abs, delta, delta_abs = pull(dp, dp_abs)
-    d_raw, d_raw_abs = slope * ds, slope * ds_abs
-    if spec.softcap is not None:
-        # slope = 1 - bent^2: the roundings of bent, its square and the difference, then the error of raw.
-        d_raw_abs = d_raw_abs + np.abs(ds) * (
-            1 + 3 * bent**2 + 2 * np.abs(bent) * slope * raw_sabs / spec.softcap
-        )
-    weight = d_raw_abs + np.abs(d_raw)
+    def put(self, name: str, place: Place, judged: Judged) -> None:
+        """Where a tile's own results belong."""
+        parts = [x for x in judged if isinstance(x, np.ndarray)]
+        for into, x in zip(self._into(name, len(parts)), parts, strict=True):
+            into[place] = x
 
-    def ungroup(x: Floats, like: Floats) -> Floats:
-        """Summed over the query heads that share a kv head, and over a batch axis that was broadcast."""
-        kv_heads = like.shape[1]
-        x = x.reshape(batch, kv_heads, heads // kv_heads, *x.shape[2:]).sum(2) if kv_heads else x
-        return x.sum(0, keepdims=True) if like.shape[0] == 1 < batch else x
+    def add(self, name: str, place: Place, parts: Parts | Shared) -> None:
+        """What every tile contributes to."""
+        if name not in self.shapes:
+            return
+        at: tuple[slice, ...] = place if name == "dq" else place[:2]
+        if isinstance(parts, Shared):
+            self._walk(name, at, parts.blocks)
+            parts = parts.parts
+        elif name == "dbias":
+            at = tuple(slice(None) if n == 1 else s for n, s in zip(self.shapes[name], place, strict=False))
+            axes = tuple(axis for axis, n in enumerate(self.shapes[name]) if n == 1)
+            parts = Parts(*(x.sum(axes, keepdims=True) for x in parts))
+        elif name in ("dscale", "dsinks"):
+            at, parts = (place.heads,), Parts(*(x.sum((0, 2, 3)) for x in parts))
+        for into, x in zip(self._into(name, 4), parts, strict=True):
+            into[at] += x
 
-    def reduce(x: Floats, target: tuple[int, ...]) -> Floats:
-        axes = tuple(a for a, n in enumerate(target) if n == 1)
-        total: Floats = x.sum(axes, keepdims=True)
-        return total
+    def _walk(self, name: str, at: tuple[slice, ...], blocks: Floats) -> None:
+        """The squares of what is summed after each block of rows."""
+        before = self._into(name, 4)[0][at]
+        squares = self.walked.setdefault(name, np.zeros(self.shapes[name], self.real))
+        squares[at] += ((before + np.cumsum(blocks, 0)) ** 2).sum(0)
 
-    ds_floor = allowed * (np.abs(dp) + np.abs(delta))
-    floor = slope * ds_floor
-    aq, ak, ascale = np.abs(q), np.abs(k), np.abs(scale)
+    def judged(self) -> dict[str, Judged]:
+        """Everything, in the shapes of the problem."""
+        return {
+            name: Judged(*parts) if name in ("out", "lse") else self._gradient(name, Parts(*parts))
+            for name, parts in self.found.items()
+        }
 
-    of_scores = (d_raw, weight, floor)
-    for name, x, size, along in (("q", k, ak, of_scores), ("k", q, aq, [ds.mT for ds in of_scores])):
-        parts = zip((scale, ascale, ascale), along, (x, size, size), strict=True)
-        judged[f"d{name}"] = Judged(*(ungroup(c * (ds @ y), getattr(spec, name)) for c, ds, y in parts))
-    judged["dv"] = Judged(
-        *(
-            ungroup((x * keep).mT @ y, spec.v)
-            for x, y in ((w, do), (w_abs + w, np.abs(do)), (allowed, np.abs(do)))
-        )
-    )
-    if spec.bias is not None:
-        shape_of_bias = spec.bias.shape
-        judged["dbias"] = Judged(*(reduce(x, shape_of_bias) for x in (ds, ds_abs + np.abs(ds), ds_floor)))
-    if spec.sinks is not None:
-        magnitude = np.abs(np.where(np.isfinite(sink), sink, 0))
-        mean = magnitude + 1 + (w * sabs).sum(-1, keepdims=True) + w_sink * magnitude
-        d_sink = -(w_sink * delta).sum((0, 2, 3))
-        judged["dsinks"] = Judged(d_sink, (w_sink * (mean * np.abs(delta) + delta_abs)).sum((0, 2, 3)))
-    per_head = (d_raw * (q @ k.mT)).sum((0, 2, 3))
-    per_head_abs = (weight * (aq @ ak.mT)).sum((0, 2, 3))
-    if np.ndim(spec.scale if spec.scale is not None else 0.0) == 0:
-        per_head, per_head_abs = per_head.sum(), per_head_abs.sum()
-    judged["dscale"] = Judged(per_head, per_head_abs, np.sum(floor * (aq @ ak.mT)))
-    return judged
+    def _gradient(self, name: str, parts: Parts) -> Judged:
+        """The gradient for what was given, from those of each query head and batch item."""
+        if name in ("dq", "dk", "dv"):
+            like = getattr(self.spec, name[1])
+            shared: Any = like.shape[:2] != parts.value.shape[:2]
+            # Heads that share a key may be rounded before they are summed.
+            apart = _share(np.abs(parts.value), like) if shared else 0.0
+            if name in self.walked:
+                apart = apart + np.sqrt(_share(self.walked[name], like))
+            parts = Parts(*(_share(x, like) for x in parts))
+        elif name == "dscale" and np.ndim(self.spec.scale if self.spec.scale is not None else 0.0) == 0:
+            apart, parts = 0.0, Parts(*(np.asarray(x.sum()) for x in parts))
+        else:
+            apart = 0.0
+            if name == "dbias" and self.spec.bias is not None:
+                parts = Parts(*(x.reshape(self.spec.bias.shape) for x in parts))
+        rounded = (np.abs(parts.value) + parts.rounded + apart) / 2
+        return Judged(parts.value, parts.condition, parts.floor, rounded)
+
+
+def _share(x: Floats, like: Floats) -> Floats:
+    """Summed over the query heads that share a kv head, and over a batch axis that was broadcast."""
+    batch, heads, *rest = x.shape
+    kv_heads = like.shape[1]
+    x = x.reshape(batch, kv_heads, heads // kv_heads, *rest).sum(2) if kv_heads else x
+    return x.sum(0, keepdims=True) if like.shape[0] == 1 < batch else x

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from polyattn.truth.definition import Judged
+from polyattn.truth.judged import Judged
 from polyattn.truth.spec import Floats
 
 __all__ = ["ACCEPTANCE", "FLOOR_ACCEPTANCE", "UNIT_ROUNDOFF", "eta", "floor_ratio", "round_to", "unit_of"]
@@ -16,6 +16,9 @@ UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, 
 
 #: Smallest normal number of the dtype in which weights are carried.
 _TINY = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-126, "bfloat16": 2.0**-126}
+
+#: Half the distance of its smallest numbers: where weights are stored in it too.
+_LAST = {"float16": 2.0**-25, "bfloat16": 2.0**-134}
 
 #: Correct code measures 0.1 to 2.5 on any dtype and amplitude; the smallest known defect 14.
 ACCEPTANCE = 4.0
@@ -57,12 +60,13 @@ def unit_of(judged: Judged, dtype: str) -> Floats:
     array([1.])
     """
     value, condition, floor, rounded = judged
-    condition = np.broadcast_to(condition, value.shape)
+    condition, tiny = np.broadcast_to(condition, value.shape), _TINY[dtype]
     if rounded is None or dtype not in ("float16", "bfloat16"):
         unit = UNIT_ROUNDOFF[dtype] * condition
     else:
         unit = UNIT_ROUNDOFF[dtype] * rounded + UNIT_ROUNDOFF["float32"] * condition
-    unit = unit + _TINY[dtype] * floor
+        tiny = max(tiny, _LAST[dtype])
+    unit = unit + tiny * floor
     # Below the normal range a rounding is absolute.
     return np.where(unit > 0, np.maximum(unit, 2.0**-25), unit) if dtype == "float16" else unit
 

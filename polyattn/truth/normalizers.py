@@ -23,6 +23,9 @@ class Pulled(NamedTuple):
     condition: Floats
     mean: Floats  # what a row subtracts from the gradient of a weight, (..., L, 1)
     mean_condition: Floats
+    along: (
+        Floats | float
+    )  # how much of an error of that mean the gradient takes, where programs form it from the output
 
 
 class Weighing(NamedTuple):
@@ -45,7 +48,7 @@ def softmax(s: Floats, sabs: Floats, sink: Floats, parameter: float) -> Weighing
     def pull(dp: Floats, dp_abs: Floats) -> Pulled:
         mean, mean_abs = _sum(w * dp), _sum(w * (dp_abs + spread * np.abs(dp)))
         condition = w * (spread * np.abs(dp - mean) + dp_abs + mean_abs)
-        return Pulled(w * (dp - mean), condition, mean, mean_abs)
+        return Pulled(w * (dp - mean), condition, mean, mean_abs, w)
 
     return Weighing(w, w * spread, pull, w_sink)
 
@@ -59,7 +62,8 @@ def sigmoid(s: Floats, sabs: Floats, sink: Floats, bias: float) -> Weighing:
 
     def pull(dp: Floats, dp_abs: Floats) -> Pulled:
         none = np.zeros_like(w[..., :1])
-        return Pulled(slope * dp, slope * ((1 + np.abs(left - w) * sabs) * np.abs(dp) + dp_abs), none, none)
+        condition = slope * ((1 + np.abs(left - w) * sabs) * np.abs(dp) + dp_abs)
+        return Pulled(slope * dp, condition, none, none, 0.0)
 
     return Weighing(w, w * (1 + left * sabs), pull)
 
@@ -81,7 +85,7 @@ def softpick(s: Floats, sabs: Floats, sink: Floats, parameter: float) -> Weighin
         up, up_abs = np.where(sign > 0, dp, 0), np.where(sign > 0, dp_abs, 0)
         mean, mean_abs = _sum(w * dp), _sum(w * dp_abs + condition * np.abs(dp))
         error = np.abs(sign) * slope * ((1 + sabs + loss) * np.abs(up - mean) + up_abs + mean_abs)
-        return Pulled(sign * slope * (up - mean), error, mean, mean_abs)
+        return Pulled(sign * slope * (up - mean), error, mean, mean_abs, np.abs(sign) * slope)
 
     return Weighing(w, condition, pull)
 
@@ -99,7 +103,8 @@ def sparsemax(s: Floats, sabs: Floats, sink: Floats, parameter: float) -> Weighi
 
     def pull(dp: Floats, dp_abs: Floats) -> Pulled:
         mean, mean_abs = _sum(on * dp) / count, _sum(on * (dp_abs + np.abs(dp))) / count
-        return Pulled(on * (dp - mean), on * (np.abs(dp - mean) + dp_abs + mean_abs), mean, mean_abs)
+        condition = on * (np.abs(dp - mean) + dp_abs + mean_abs)
+        return Pulled(on * (dp - mean), condition, mean, mean_abs, 0.0)
 
     return Weighing(w, on * (1 + sabs + _sum(on * sabs) / count), pull)
 
@@ -122,9 +127,8 @@ def entmax15(s: Floats, sabs: Floats, sink: Floats, parameter: float) -> Weighin
     def pull(dp: Floats, dp_abs: Floats) -> Pulled:
         mean = _sum(y * dp) / total
         mean_abs = _sum(y_abs * np.abs(dp - mean) + y * (dp_abs + np.abs(dp))) / total
-        return Pulled(
-            y * (dp - mean), y_abs * np.abs(dp - mean) + (y > 0) * y * (dp_abs + mean_abs), mean, mean_abs
-        )
+        condition = y_abs * np.abs(dp - mean) + (y > 0) * y * (dp_abs + mean_abs)
+        return Pulled(y * (dp - mean), condition, mean, mean_abs, 0.0)
 
     return Weighing(y**2, 2 * y * y_abs + y**2, pull)
 

@@ -27,6 +27,8 @@ class Spec:
     sinks: Floats | None = None  # (Hq,)
     normalizer: str = "softmax"
     parameter: float = 0.0  # of the normaliser: the bias of "sigmoid", the k of "top_k"
+    q_size: Floats | None = None  # of what one rounding may be, where that is not |q|; likewise of k
+    k_size: Floats | None = None
     keep: Floats | None = None  # factors on the weights, broadcasting to the scores
 
     @property

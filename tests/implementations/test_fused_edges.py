@@ -274,7 +274,7 @@ def test_functions_read_arrays_of_every_kind_and_these_get_gradients(fused: Fuse
         judged = Judged(
             *(
                 np.sum(f(factor) * part, axis)
-                for f, part in zip((np.asarray, np.abs, np.abs), true, strict=True)
+                for f, part in zip((np.asarray, np.abs, np.abs), true[:3], strict=True)
             )
         )
         assert eta(np.asarray(x), judged, "float32") <= ACCEPTANCE

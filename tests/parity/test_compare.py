@@ -146,10 +146,88 @@ def test_both_may_follow_another_convention() -> None:
     inputs = {"query": Q[:, :, :3], "key": K, "value": V}
     meant = {"is_causal": True, "query_offset": "end"}
     found = compare(torch_side, jax_side, inputs, on=("torch", "jax"), meant=meant, layouts=("BHLD", "BLHD"))
-    assert found.verdict.endswith("computes what was meant; they agree with each other")
+    assert found.verdict.endswith(
+        "computes what was meant; they agree with each other; did you mean query_offset=0?"
+    )
+    assert found.to_json()["instead"] == ["query_offset=0"]
     for side in found.sides:
         assert side.diagnosis is not None
         assert "causal mask aligned top-left" in str(side.diagnosis)
+
+
+@pytest.mark.parametrize(
+    ("computed", "meant", "asked"),
+    [
+        ({"is_causal": True}, {}, "is_causal=True"),
+        ({}, {"is_causal": True}, "is_causal=False"),
+        ({"mask": ~MASK}, {"mask": MASK}, "mask=~mask (True = may attend)"),
+        ({"scale": 1.0}, {}, "scale=1.0"),
+        ({"bias": BIAS}, {"bias": BIAS, "score_mod": mods.softcap(2.0)}, "no score_mod="),
+        ({"bias": BIAS}, {"bias": -BIAS}, "bias=-bias"),
+    ],
+)
+def test_what_would_make_both_right_is_asked_for(computed: Any, meant: Any, asked: str) -> None:
+    found = compare(
+        lambda q, k, v: attention(q, k, v, **computed),
+        lambda q, k, v: attention(q, k, v, **computed, implementation="reference"),
+        INPUTS,
+        on=("numpy", "numpy"),
+        meant=meant,
+        names=("f", "g"),
+        gradients=False,
+    )
+    assert found.verdict == (
+        f"DISAGREE: neither f nor g computes what was meant; they agree with each other; did you mean {asked}?"
+    )
+
+
+def test_nothing_is_asked_for_where_nothing_makes_both_right() -> None:
+    found = compare(
+        lambda q, k, v: attention(q, k, v) * 1.5,
+        lambda q, k, v: attention(q, k, v) * 1.5,
+        INPUTS,
+        on=("numpy", "numpy"),
+        names=("f", "g"),
+        gradients=False,
+    )
+    assert found.verdict.endswith("they agree with each other")
+    assert found.instead == ()
+
+
+def test_stages_of_one_side_are_judged_by_the_truth() -> None:
+    def staged(q: Any, k: Any, v: Any) -> Any:
+        scores = q @ k.mT * 8**-0.5
+        weights = torch.softmax(1.1 * scores, -1)
+        out = weights @ v
+        return out, {"output": out, "scores": scores, "weights": weights}
+
+    found = compare(staged, sdpa, INPUTS, on=("torch", "torch"), names=("port", "sdpa"), gradients=False)
+    assert found.first_divergence == "weights"
+    assert re.search(
+        r"^first stage of port that differs from the truth's: weights \(eta \S+\); scores agrees$",
+        str(found),
+        re.MULTILINE,
+    )
+    assert [row[0] for row in found.stage_rows()] == ["scores", "weights", "output"]
+    assert all(row[2] == "-" for row in found.stage_rows())
+    assert "The first stage of port that differs" in unescape(found.to_html())
+
+
+def test_stages_that_cannot_be_judged_are_said() -> None:
+    def staged(q: Any, k: Any, v: Any) -> Any:
+        return sdpa(q, k, v), {"scores": q}
+
+    def named(q: Any, k: Any, v: Any) -> Any:
+        return sdpa(q, k, v), {"logits": q @ k.mT}
+
+    found = compare(staged, named, INPUTS, on=("torch", "torch"), gradients=False)
+    assert found.agrees
+    assert found.sides[0].notes == [
+        "stage 'scores' was not judged: expected shape (2, 4, 12, 12), got (2, 4, 12, 8)"
+    ]
+    assert found.sides[1].notes == [
+        "no stage was judged: the stages of this call are scores, row maximum, weights, output, lse, got logits"
+    ]
 
 
 def test_arrays_of_any_library_and_any_strides_are_inputs() -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import permutations
 
 import numpy as np
 
-from polyattn.parity.components.trial import Candidate, Case, holds
+from polyattn.parity.components.trial import Candidate, Case, factor_of
 from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF
 from polyattn.truth.spec import Floats
 
-__all__ = ["another_shape", "stored", "tiers"]
+__all__ = ["another_shape", "tiers"]
 
 
 def another_shape(expected: Floats, seen: Floats, near: float) -> str | None:
@@ -26,16 +27,6 @@ def another_shape(expected: Floats, seen: Floats, near: float) -> str | None:
     room = ACCEPTANCE * near + 8 * UNIT_ROUNDOFF["float32"] * np.abs(expected)
     if expected.size == seen.size and (np.abs(expected.ravel() - seen.ravel()) <= room.ravel()).all():
         return f"the same numbers in shape {seen.shape}, not {expected.shape}"
-    return None
-
-
-def stored(case: Case) -> str | None:
-    """That the output was stored, or computed throughout, in half precision."""
-    for low in ("bfloat16", "float16"):
-        if holds(case.seen, low) and not holds(case.expected, low):
-            room = ACCEPTANCE * np.maximum(case.unit, 2 * UNIT_ROUNDOFF[low] * np.abs(case.expected))
-            if (np.abs(case.seen - case.expected) <= room).all():
-                return f"output rounded to {low}"
     return None
 
 
@@ -63,13 +54,13 @@ def _plain(case: Case) -> Iterator[Candidate]:
             yield Candidate(said, lambda case, axis=axis: np.flip(case.expected, axis), rowwise=False)  # type: ignore[misc]
             for step in (1, -1):
                 said = f"output moved by {step} along axis {axis}, round the end"
-                yield Candidate(
-                    said, lambda case, axis=axis, step=step: np.roll(case.expected, step, axis), rowwise=False
-                )  # type: ignore[misc]
+                yield Candidate(said, partial(_moved, step=step, axis=axis), rowwise=False)
+
+
+def _moved(case: Case, step: int, axis: int) -> Floats:
+    return np.roll(case.expected, step, axis)
 
 
 def _fitted(case: Case) -> Iterator[Candidate]:
-    size = float((case.expected**2).sum())
-    if size and np.isfinite(case.seen).all():
-        factor = float((case.expected * case.seen).sum() / size)
+    if (factor := factor_of(case)) is not None:
         yield Candidate(f"output multiplied by {factor:.6g}", lambda case: factor * case.expected)

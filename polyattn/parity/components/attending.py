@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from polyattn.parity.components.contexts import heads_of, read_inputs, rotary_of, to_batch_first
+from polyattn.conventions.answers import Answer, answer
+from polyattn.conventions.call import Call, call_of
+from polyattn.parity import diagnose
+from polyattn.parity.components.contexts import heads_of, read_inputs, to_batch_first
 from polyattn.parity.components.heads import Heads
 from polyattn.parity.components.projections import (
     Changes,
@@ -18,9 +23,10 @@ from polyattn.parity.components.projections import (
     rounded,
 )
 from polyattn.parity.components.relation import relation
-from polyattn.parity.components.trial import BETTER, Candidate, Case
-from polyattn.parity.diagnosis import diagnose
-from polyattn.truth.measure import ACCEPTANCE
+from polyattn.parity.components.trial import BETTER, Candidate, Case, rms
+from polyattn.parity.components.turning import rotary_of
+from polyattn.truth.definition import Judged
+from polyattn.truth.measure import ACCEPTANCE, unit_of
 from polyattn.truth.spec import Floats
 
 __all__ = ["found_in_heads", "tiers"]
@@ -76,8 +82,8 @@ def _of_the_port(case: Case, heads: Heads) -> Changes:
 def found_in_heads(case: Case) -> str | None:
     """What `polyattn.parity.diagnose` finds in the heads, with the output projection undone; None where it finds nothing.
 
-    It is asked in the finest precision in which it finds nothing wrong with the reference, whose noise the undoing
-    enlarges.
+    The undoing enlarges noise, so that it is asked in the precisions in which the heads of the reference pass; what it
+    finds is judged again on the output, in units.
     """
     heads = read_inputs(case)
     if heads is None:
@@ -86,36 +92,60 @@ def found_in_heads(case: Case) -> str | None:
     if right is None or seen is None:
         return None
     right, seen = heads.without_blind(right, right), heads.without_blind(seen, right)
-    context = heads.context()
-    context["embed_dim"] = heads.query.shape[-1]
-    told = rotary_of(case.facts)
-    q, k, v = heads.projected()
+    asked = _asked(case, heads, right)
+    passing = [dtype for dtype in ("float64", "float32", "float16", "bfloat16") if asked.passes(right, dtype)]
+    for dtype, pairs in [*((dtype, False) for dtype in passing), *((dtype, True) for dtype in passing[-1:])]:
+        found = diagnose(seen, *asked.operands, dtype=dtype, pairs=pairs, **asked.context)
+        for finding in () if found.agrees else (*found.findings, *found.alike):
+            if asked.explains(case, heads, finding):
+                return " and ".join(finding.sentences)
+    return None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What `diagnose` is asked: operands and context."""
+
+    operands: tuple[Floats, Floats, Floats]
+    context: dict[str, Any]
+
+    @cached_property
+    def call(self) -> Call:
+        return call_of(*self.operands, self.context)
+
+    @cached_property
+    def stated(self) -> Answer:
+        return answer(self.call)
+
+    def passes(self, right: Floats, dtype: str) -> bool:
+        """Whether these heads are what is asked for, in a precision."""
+        judged = Judged(self.stated.out, self.stated.condition, 0.0, self.stated.rounded)
+        return bool((np.abs(right - self.stated.out) <= ACCEPTANCE * unit_of(judged, dtype)).all())
+
+    def explains(self, case: Case, heads: Heads, finding: Any) -> bool:
+        """Whether it gives the output that was seen, with as much more noise as its condition has more."""
+        given = answer(getattr(finding, "call", None) or self.call, finding.settings)
+        out = heads.joined(np.asarray(given.out, np.float64))
+        if case.facts.numbers.get("batch_first") is False:
+            out = out.swapaxes(0, 1)
+        if out.size != case.seen.size:
+            return False
+        grown = max(1.0, rms(given.condition) / rms(self.stated.condition))
+        ratio = case.ratio(out.reshape(case.seen.shape)) / grown
+        return ratio <= ACCEPTANCE and ratio * BETTER <= case.ratio(case.expected)
+
+
+def _asked(case: Case, heads: Heads, right: Floats) -> _Asked:
+    """With the rotary still to be applied where it is that of positions 0, 1, ..., so that it can be found wrong."""
+    context = heads.context() | {"embed_dim": heads.query.shape[-1]}
+    told, waves = rotary_of(case.facts), heads.waves
     if (
         told is not None
-        and heads.waves is not None
-        and heads.waves.interleaved == told.interleaved
+        and waves is not None
+        and waves.interleaved == told.interleaved
         and not heads.norm_last
     ):
-        plain = heads.projected(turned=False)
-        with_rotary = {**context, "rotary": told}
-        if _precision(right, plain, with_rotary) is not None:  # the angles are those of positions 0, 1, ...
-            (q, k, v), context = plain, with_rotary
-    dtype = _precision(right, (q, k, v), context)
-    if dtype is None:
-        return None
-    found = diagnose(seen, q, k, v, dtype=dtype, **context)
-    if found.agrees or not found.findings:
-        return None
-    best = found.findings[0]
-    if best.eta > ACCEPTANCE or best.eta * BETTER > found.stated:
-        return None
-    return " and ".join(best.sentences)
-
-
-def _precision(
-    right: Floats, operands: tuple[Floats, Floats, Floats], context: dict[str, object]
-) -> str | None:
-    for dtype in ("float64", "float32", "float16"):
-        if diagnose(right, *operands, dtype=dtype, pairs=False, **context).agrees:
-            return dtype
-    return None
+        asked = _Asked(heads.projected(turned=False), {**context, "rotary": told})
+        if asked.passes(right, "bfloat16"):
+            return asked
+    return _Asked(heads.projected(), context)

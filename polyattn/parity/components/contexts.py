@@ -5,24 +5,22 @@ Nothing in the arrays says so; of the readings that make sense, that is taken wh
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import numpy as np
 
-from polyattn import rotary
 from polyattn.mods import relative_position_bias
 from polyattn.parity.components.facts.record import Facts
 from polyattn.parity.components.formula import Norm
-from polyattn.parity.components.heads import Heads, Waves
+from polyattn.parity.components.heads import Heads
 from polyattn.parity.components.trial import Case
-from polyattn.rotary import Rotary
+from polyattn.parity.components.turning import waves_of
 from polyattn.truth.spec import Floats
 
-__all__ = ["heads_of", "read_inputs", "rotary_of", "to_batch_first"]
+__all__ = ["heads_of", "read_inputs", "to_batch_first"]
 
 LOWEST = -1e4  # an additive mask hides below; no score gets there
 
@@ -67,6 +65,8 @@ def heads_of(facts: Facts, inputs: tuple[Floats, ...]) -> Heads | None:
         or not {"heads", "kv_heads", "head_dim", "scale"} <= numbers.keys()
     ):
         return None
+    if not _fit(arrays, *(int(numbers[n]) for n in ("heads", "kv_heads", "head_dim"))):
+        return None
     rank = inputs[0].ndim
     widths = [arrays[f"{n}.weight"].shape[0] for n in "qkv"]
     sequences = [x for x in inputs if x.ndim == rank and x.dtype.kind == "f" and x.shape[-1] in widths]
@@ -84,6 +84,24 @@ def heads_of(facts: Facts, inputs: tuple[Floats, ...]) -> Heads | None:
         arrays, sizes[0], sizes[1], sizes[2], float(numbers["scale"]), query, key, value,
         norms=(norms[0], norms[1]), cap=float(cap) if cap else None,
     )  # fmt: skip
+
+
+def _fit(arrays: Mapping[str, Floats], heads: int, kv_heads: int, width: int) -> bool:
+    """Whether projections and biases are those of so many heads."""
+    out = {"q": heads * width, "k": kv_heads * width, "v": kv_heads * width}
+    weights = {n: arrays[f"{n}.weight"].shape for n in out}
+    biases = {n: arrays[f"{n}.bias"].shape for n in out if f"{n}.bias" in arrays}
+    last = arrays.get("o.weight", np.zeros((out["q"], 1)))
+    return (
+        kv_heads > 0
+        and heads % kv_heads == 0
+        and all(len(shape) == 2 and shape[1] == out[n] for n, shape in weights.items())
+        and all(shape == (out[n],) for n, shape in biases.items())
+        and last.ndim == 2
+        and last.shape[0] == out["q"]
+        and arrays.get("o.bias", last[0]).shape == last.shape[1:]
+        and arrays.get("sinks", np.zeros(heads)).shape == (heads,)
+    )
 
 
 def _norm(facts: Facts, name: str) -> Norm | None:
@@ -107,7 +125,7 @@ def _readings(case: Case, base: Heads) -> Iterator[Heads]:
     window = case.facts.numbers.get("window")
     windows = [int(window), None] if isinstance(window, int) and window < keys else [None]
     given = list(_masks(case, base, length, keys))
-    for waves, mask, flag, size in product(_waves(case, base), given, causals, windows):
+    for waves, mask, flag, size in product(waves_of(case, base), given, causals, windows):
         if not (size is not None and not flag):
             reading = replace(base, waves=waves, **{"causal": bool(flag), "window": size, **mask})
             yield reading
@@ -154,7 +172,8 @@ def _taken_apart(mask: Floats, window: Any) -> dict[str, Any]:
 def _relative(facts: Facts, length: int, keys: int) -> Floats | None:
     """The learned relative positions of T5 as a bias."""
     table = facts.arrays.get("relative_bias.weight")
-    if table is None:
+    told = {"relative_bidirectional", "relative_max_distance"} <= facts.numbers.keys()
+    if table is None or not told or table.shape[1:] != (facts.numbers["heads"],):
         return None
     mod = relative_position_bias(
         table.astype(np.float64),
@@ -165,89 +184,3 @@ def _relative(facts: Facts, length: int, keys: int) -> Floats | None:
     return np.asarray(
         mod(np.zeros((1, table.shape[1], length, keys)), at[0], at[1], at[2] + keys - length, at[3])
     )
-
-
-def rotary_of(facts: Facts) -> Rotary | None:
-    """The rotary that numbers describe."""
-    numbers = facts.numbers
-    if "rotary_base" not in numbers:
-        return None
-    width = numbers.get("rotary_width")
-    return Rotary(
-        base=float(numbers["rotary_base"]),
-        width=None if width is None else int(width),
-        interleaved=bool(numbers.get("rotary_interleaved", False)),
-        scaling=_scaling(numbers.get("rotary_scaling")),
-    )
-
-
-def _scaling(text: Any) -> Any:
-    """A scaling of polyattn.rotary from how it writes itself: "Linear(factor=4.0)"."""
-    if not isinstance(text, str):
-        return None
-    call = ast.parse(text, mode="eval").body
-    known = {
-        c.__name__: c
-        for c in (
-            rotary.Linear,
-            rotary.DynamicNTK,
-            rotary.YaRN,
-            rotary.Llama3,
-            rotary.LongRoPE,
-            rotary.Proportional,
-        )
-    }
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.func.id not in known:
-        raise ValueError(
-            f"polyattn.parity.components: expected rotary_scaling as a scaling of polyattn.rotary writes itself, got {text!r}; take repr(scaling)"
-        )
-    return known[call.func.id](
-        **{k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg is not None}
-    )
-
-
-def _waves(case: Case, base: Heads) -> list[Waves | None]:
-    """Angles: those that came as inputs, those of the numbers, and none."""
-    interleaved = bool(case.facts.numbers.get("rotary_interleaved", False))
-    found: list[Waves | None] = []
-    for cos, sin in zip(case.inputs[1:], case.inputs[2:], strict=False):
-        if (pair := _pair(cos, sin, base)) is not None:
-            halves = pair[0].shape[-1] // 2
-            doubled = np.array_equal(pair[0][..., :halves], pair[0][..., halves:])
-            turns = np.array_equal(pair[0][..., 0::2], pair[0][..., 1::2])
-            cut = slice(halves) if doubled else slice(0, None, 2) if turns else slice(None)
-            for way in (interleaved, not interleaved):
-                found.append(Waves(pair[0][..., cut], pair[1][..., cut], way))
-    if (told := rotary_of(case.facts)) is not None and base.query.shape[1] == base.key.shape[1]:
-        width, length = told.width or base.width, base.query.shape[1]
-        turn = _positions(case, length)[:, None, :, None] * np.array(told.frequencies(width, length=length))
-        amplitude = 1.0 if told.scaling is None else told.scaling.amplitude
-        for way in (told.interleaved, not told.interleaved):
-            found.append(Waves(amplitude * np.cos(turn), amplitude * np.sin(turn), way))
-    return [*found, None]
-
-
-def _positions(case: Case, length: int) -> Floats:
-    """Positions (B or 1, L): integers among the inputs, or 0, 1, 2, ..."""
-    for x in case.inputs[1:]:
-        if (
-            x.dtype.kind in "iu"
-            and x.ndim in (1, 2)
-            and x.shape[-1] == length
-            and not np.isin(x, (0, 1)).all()
-        ):
-            return x.reshape(-1, length)
-    return np.arange(length)[None]
-
-
-def _pair(cos: Floats, sin: Floats, base: Heads) -> tuple[Floats, Floats] | None:
-    """cos and sin as (B or 1, 1, L, n), if these are some."""
-    if cos.dtype.kind != "f" or cos.shape != sin.shape or cos.ndim not in (2, 3, 4):
-        return None
-    if cos.shape[-1] > base.width or base.query.shape[1] not in cos.shape[-3:-1]:
-        return None
-    size = cos**2 + sin**2
-    if not (np.ptp(size) <= 1e-3 * np.max(size) and np.max(size) > 0.5):
-        return None
-    shape = {2: (None, None), 3: (slice(None), None), 4: ()}[cos.ndim]
-    return cos[shape], sin[shape]

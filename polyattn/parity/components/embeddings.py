@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from polyattn.parity.components.linears import eight_bits, matched_columns
 from polyattn.parity.components.orders import say_order
 from polyattn.parity.components.relation import relation
-from polyattn.parity.components.trial import Candidate, Case
+from polyattn.parity.components.trial import Candidate, Case, factor_of
 from polyattn.truth.measure import round_to
 from polyattn.truth.spec import Floats
 
-__all__ = ["tiers"]
+__all__ = ["ids_first", "tiers"]
 
 FARTHEST = 4  # rows that ids may be off
 
@@ -21,18 +23,13 @@ FARTHEST = 4  # rows that ids may be off
 def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
     """Rows and factors; the table of the port; its columns and precision; at last a factor that fits."""
     table = case.facts.arrays.get("weight")
-    ids = case.x
-    if (
-        table is None
-        or table.ndim != 2
-        or ids.dtype.kind not in "iu"
-        or case.expected.shape != (*ids.shape, table.shape[1])
-    ):
+    if table is None or table.ndim != 2 or table.shape[1:] != case.expected.shape[-1:]:
         return
     t = table.astype(np.float64)
     scale = float(case.facts.numbers.get("scale", 1.0))
     offset = int(case.facts.numbers.get("offset", 0))
-    inside = bool(ids.size and (ids + offset >= 0).all() and (ids + offset < len(t)).all())
+    ids = case.x
+    inside = ids.dtype.kind in "iu" and ids.shape == case.expected.shape[:-1] and _inside(ids, t, offset)
     if not inside or not case.reproduces(_rows(t, scale, offset)(case)):
         return
     yield _rows_and_factors(case, t, scale, offset)
@@ -40,8 +37,43 @@ def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
     yield _fitted(case, t, scale, offset)
 
 
-def _rows(t: Floats, scale: float, offset: int) -> Callable[[Case], Floats]:
-    return lambda case: scale * t[np.clip(case.x + offset, 0, len(t) - 1)]
+def ids_first(case: Case) -> Case:
+    """The case with the ids in front that give what was expected: positions may come behind a mask, one row for all."""
+    table = case.facts.arrays.get("weight")
+    if table is None or table.ndim != 2 or table.shape[1:] != case.expected.shape[-1:]:
+        return case
+    offset, scale = int(case.facts.numbers.get("offset", 0)), float(case.facts.numbers.get("scale", 1.0))
+    lead = case.expected.shape[:-1]
+    for x in case.inputs:
+        fits = x.dtype.kind in "iu" and x.shape == lead[len(lead) - x.ndim :]
+        one_row = (
+            x.dtype.kind in "iu" and x.ndim == len(lead) and x.shape == (*(1 for _ in lead[:-1]), lead[-1])
+        )
+        if (fits or one_row) and _inside(x, table, offset):
+            ids = np.broadcast_to(x, lead)
+            if case.reproduces(scale * table[ids + offset].astype(np.float64)):
+                return replace(case, inputs=(ids,), cuttable=True)
+    return case
+
+
+def _inside(ids: Floats, t: Floats, offset: int) -> bool:
+    """Whether all ids are rows of the table."""
+    return bool(ids.size and (ids + offset >= 0).all() and (ids + offset < len(t)).all())
+
+
+def _rows(
+    t: Floats, scale: float, offset: int, held: Callable[[Floats], Floats] = lambda rows: rows
+) -> Callable[[Case], Floats]:
+    """The rows of the ids, times a factor. held: how a table holds its rows."""
+
+    def predict(case: Case) -> Floats:
+        at = case.x + offset
+        rows = scale * held(t[np.clip(at, 0, len(t) - 1)])
+        inside = (at >= 0) & (at < len(t))
+        # What a library reads outside of a table is its own affair.
+        return rows if 2 * inside.sum() < inside.size else np.where(inside[..., None], rows, case.seen)
+
+    return predict
 
 
 def _rows_and_factors(case: Case, t: Floats, scale: float, offset: int) -> Iterator[Candidate]:
@@ -63,7 +95,9 @@ def _rows_and_factors(case: Case, t: Floats, scale: float, offset: int) -> Itera
         steps += [pad + 1, -pad - 1]
     for step in dict.fromkeys(steps):
         why = f" (the offset {offset} of the table left out)" if offset and step == -offset else ""
-        why = why or (" (padding_idx + 1)" if isinstance(pad, int) and abs(step) == pad + 1 else "")
+        why = why or (
+            " (padding_idx + 1)" if isinstance(pad, int) and pad > 0 and abs(step) == pad + 1 else ""
+        )
         said = f"row of id {'+' if step > 0 else '-'} {abs(step)} read, not that of id{why}"
         yield Candidate(said, _rows(t, scale, offset + step))
     if case.x.ndim > 1:
@@ -109,14 +143,19 @@ def _tables(case: Case, t: Floats, scale: float, offset: int) -> Iterator[Candid
     if t.shape[0] == t.shape[1]:
         yield Candidate("table transposed", _rows(t.T, scale, offset))
     for low in ("bfloat16", "float16"):
-        yield Candidate(f"table rounded to {low}", _rows(round_to(t, low), scale, offset))
+        rounded = partial(round_to, dtype=low)
+        yield Candidate(f"table rounded to {low}", _rows(t, scale, offset, rounded))
         if scale != 1.0:
             held = float(round_to(np.array([scale]), low)[0])
             yield Candidate(f"factor rounded to {low}, {held:.6g}", _rows(t, held, offset))
-    for axis, said in ((None, "for the whole table"), (1, "for each row")):
-        yield Candidate(
-            f"table rounded to 8 bits, with one scale {said}", _rows(eight_bits(t, axis), scale, offset)
-        )
+    step = float(np.abs(t).max(initial=0.0)) / 127
+    whole = Candidate(
+        "table rounded to 8 bits, with one scale for the whole table",
+        _rows(t, scale, offset, lambda rows: np.rint(rows / (step or 1.0)) * step),
+    )
+    by_row = partial(eight_bits, axis=-1)
+    each = Candidate("table rounded to 8 bits, with one scale for each row", _rows(t, scale, offset, by_row))
+    yield from (whole, each)
 
 
 def _padding(case: Case, t: Floats, theirs: Floats) -> str | None:
@@ -157,7 +196,5 @@ def _fitted(case: Case, t: Floats, scale: float, offset: int) -> Iterator[Candid
         changed = t.copy()
         changed[row + offset] = given / scale
         yield Candidate(said, _rows(changed, scale, offset))
-    size = float((case.expected**2).sum())
-    if size:
-        factor = float((case.expected * case.seen).sum() / size)
+    if (factor := factor_of(case)) is not None:
         yield Candidate(f"embedding multiplied by {factor:.6g}", _rows(t, scale * factor, offset))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from polyattn.parity.components import (
     activations,
     anything,
     attending,
+    behind,
     embeddings,
     linears,
     mlps,
@@ -18,8 +20,8 @@ from polyattn.parity.components import (
     wiring,
 )
 from polyattn.parity.components.facts.record import Facts, floats
-from polyattn.parity.components.trial import Candidate, Case, best_of, roundoff_of
-from polyattn.truth.measure import ACCEPTANCE
+from polyattn.parity.components.trial import Candidate, Case, best_of, holds, roundoff_of
+from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF
 from polyattn.truth.spec import Floats
 
 __all__ = ["explain"]
@@ -34,7 +36,7 @@ _THEMES: dict[str, tuple[Tiers, ...]] = {
     "linear": (linears.tiers,),
     "embedding": (embeddings.tiers,),
     "attention": (attending.tiers,),
-    "other": (mlps.tiers, activations.tiers, wiring.tiers),
+    "other": (mlps.tiers, activations.tiers, wiring.tiers, behind.tiers),
 }
 
 
@@ -64,18 +66,37 @@ def explain(
     >>> explain(facts, None, (x,), 0.5 * x / root, 1.5 * x / root, unit=1e-15)
     '1 + weight used for the weight'
     """
-    case = _case(facts, port, inputs, expected, seen, unit)
+    with np.errstate(all="ignore"):  # what overflows fits nothing
+        return _explained(_case(facts, port, inputs, expected, seen, unit))
+
+
+def _explained(case: Case) -> str | None:
     if case.seen.shape != case.expected.shape:
         return anything.another_shape(case.expected, case.seen, float(np.max(case.unit)))
-    with np.errstate(all="ignore"):
-        error = np.abs(case.seen - case.expected)
+    error = np.abs(case.seen - case.expected)
     same = (case.seen == case.expected) | (np.isnan(case.seen) & np.isnan(case.expected))
     if (same | (error <= ACCEPTANCE * case.unit)).all():
         return None
-    if (said := anything.stored(case)) is not None:
+    if case.facts.kind == "embedding":
+        case = embeddings.ids_first(case)
+    if (said := _cause(case)) is not None:
         return said
-    own = best_of(case, (tier for theme in _THEMES[facts.kind] for tier in theme(case)))
-    if own is None and facts.kind == "attention":
+    for low in ("bfloat16", "float16"):
+        if not holds(case.seen, low) or holds(case.expected, low):
+            continue
+        unit = np.maximum(case.unit, UNIT_ROUNDOFF[low] * np.abs(case.expected))
+        coarse = replace(case, unit=unit, roundoff=UNIT_ROUNDOFF[low])
+        if coarse.ratio(coarse.expected) <= ACCEPTANCE:
+            return f"output rounded to {low}"
+        if (said := _cause(coarse)) is not None:
+            return f"{said}; and the output holds {low} numbers"
+    return None
+
+
+def _cause(case: Case) -> str | None:
+    """The cause in the words of its theme, or one that needs none."""
+    own = best_of(case, (tier for theme in _THEMES[case.facts.kind] for tier in theme(case)))
+    if own is None and case.facts.kind == "attention":
         own = attending.found_in_heads(case)
     return own or best_of(case, anything.tiers(case))
 

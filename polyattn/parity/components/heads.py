@@ -84,7 +84,7 @@ class Heads:
         found: dict[str, Any] = {"scale": self.scale, "is_causal": self.causal}
         if self.causal:
             found["query_offset"] = "end"
-        mask = self.mask
+        mask: Any = self.mask
         if self.window is not None:
             window = masks.sliding_window(self.window)
             mask = window if mask is None else window & masks.from_array(mask)
@@ -119,7 +119,8 @@ class Heads:
             seen = seen & (back >= 0)
         if self.window is not None:
             seen = seen & (back >= 0) & (back < self.window)
-        return ~seen.any(-1, keepdims=True)
+        blind: Floats = np.logical_not(np.any(seen, axis=-1, keepdims=True))
+        return blind
 
     def without_blind(self, heads: Floats, right: Floats) -> Floats:
         """Heads with 0, as polyattn has it, in the rows that see no key, if they are there as on the right side."""

@@ -23,6 +23,8 @@ def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
     w = weight.astype(np.float64)
     bias = case.facts.arrays.get("bias")
     b = np.zeros(w.shape[1]) if bias is None else bias.astype(np.float64)
+    if b.shape != w.shape[1:] or case.x.dtype.kind != "f":
+        return
     part = case.cut()
     if not part.reproduces(part.x @ w + b):
         return
@@ -48,6 +50,7 @@ def _biases(case: Case, w: Floats, b: Floats, there: bool) -> Iterator[Candidate
         and theirs.shape == b.shape
     ):
         yield Candidate("a bias added that the reference does not have", _map(w, theirs.astype(np.float64)))
+    yield Candidate("weight negated", _map(-w, b))
     yield Candidate("linear map skipped: the input comes out as it is", lambda case: case.x)
 
 
@@ -78,11 +81,8 @@ def _turned(case: Case, w: Floats, b: Floats) -> Iterator[Candidate]:
     width = width if isinstance(width, int) else None
     if w.shape[0] == w.shape[1]:
         yield Candidate("weight transposed", _map(w.T, b))
-        yield (
-            Candidate("weight transposed, bias missing", _map(w.T, 0.0))
-            if b.any()
-            else Candidate("weight negated", _map(-w, b))
-        )
+        if b.any():
+            yield Candidate("weight transposed, bias missing", _map(w.T, 0.0))
     elif w.size:
         yield Candidate(
             "weight read as of the transposed shape, not transposed", _map(w.T.reshape(w.shape), b)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +15,18 @@ from polyattn.truth.measure import round_to
 from polyattn.truth.spec import Floats
 
 __all__ = ["MLP", "tiers"]
+
+
+#: How gate and up meet.
+_FORMS: dict[str, Callable[[Callable[[Floats], Floats], Floats, Floats], Floats]] = {
+    "as stated": lambda f, gate, up: f(gate) * up,
+    "exchanged": lambda f, gate, up: gate * f(up),
+    "product": lambda f, gate, up: f(gate * up),
+    "both": lambda f, gate, up: f(gate) * f(up),
+    "sum": lambda f, gate, up: f(gate) + up,
+    "gate alone": lambda f, gate, up: f(gate),
+    "up alone": lambda f, gate, up: up,
+}
 
 
 @dataclass(frozen=True)
@@ -31,16 +43,7 @@ class MLP:
         if "gate.weight" not in self.arrays:
             return self._part("down", f(up))
         gate = self._part("gate", case.x)
-        hidden = {
-            "as stated": lambda: f(gate) * up,
-            "exchanged": lambda: gate * f(up),
-            "product": lambda: f(gate * up),
-            "both": lambda: f(gate) * f(up),
-            "sum": lambda: f(gate) + up,
-            "gate alone": lambda: f(gate),
-            "up alone": lambda: up,
-        }[self.form]()
-        return self._part("down", hidden)
+        return self._part("down", _FORMS[self.form](f, gate, up))
 
     def _part(self, name: str, x: Floats) -> Floats:
         y = x @ self.arrays[f"{name}.weight"]
@@ -60,10 +63,7 @@ def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
         for n, x in case.facts.arrays.items()
         if n.partition(".")[0] in ("gate", "up", "down") and n.partition(".")[2] in ("weight", "bias")
     }
-    if (
-        not {"up.weight", "down.weight"} <= arrays.keys()
-        or case.x.shape[-1:] != arrays["up.weight"].shape[:1]
-    ):
+    if not _fits(case, arrays):
         return
     told = case.facts.numbers.get("function")
     names = [told] if isinstance(told, str) and told in FUNCTIONS else list(FUNCTIONS)
@@ -73,6 +73,24 @@ def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
         yield _functions(mlp)
         yield _weights(case, mlp)
         yield _orders(mlp)
+
+
+def _fits(case: Case, arrays: Mapping[str, Floats]) -> bool:
+    """Whether these are the arrays of an MLP from this input to this output."""
+    up, down = arrays.get("up.weight"), arrays.get("down.weight")
+    if up is None or down is None or up.ndim != 2 or case.x.dtype.kind != "f":
+        return False
+    hidden, out = up.shape[1], case.expected.shape[-1]
+    shapes = {
+        "up.weight": up.shape,
+        "gate.weight": up.shape,
+        "down.weight": (hidden, out),
+        "down.bias": (out,),
+    }
+    shapes |= {"up.bias": (hidden,), "gate.bias": (hidden,)}
+    return case.x.shape == (*case.expected.shape[:-1], up.shape[0]) and all(
+        x.shape == shapes[name] for name, x in arrays.items()
+    )
 
 
 def _functions(mlp: MLP) -> Iterator[Candidate]:

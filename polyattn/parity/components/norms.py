@@ -12,6 +12,7 @@ import numpy as np
 from polyattn.parity.components.formula import Norm
 from polyattn.parity.components.relation import relation
 from polyattn.parity.components.trial import Candidate, Case
+from polyattn.truth.spec import Floats
 
 __all__ = ["norm_of", "tiers"]
 
@@ -34,13 +35,20 @@ def norm_of(facts: Any) -> Norm | None:
 def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
     """One change of the norm, then the weights of others, then two changes at once."""
     norm = norm_of(case.facts)
-    if norm is None or not case.reproduces(norm(case.x)):
+    if norm is None or case.x.shape != case.expected.shape or not _fits(norm, case.x):
+        return
+    if not case.reproduces(norm(case.x)):
         return
     changes = _changes(case, norm)
     yield (_candidate(norm, [change]) for change in changes)
     yield _weights(case, norm)
     pairs = [pair for pair in combinations(changes, 2) if not pair[0][1].keys() & pair[1][1].keys()]
     yield (_candidate(norm, list(pair)) for pair in pairs if all(_both(change) for change in pair))
+
+
+def _fits(norm: Norm, x: Floats) -> bool:
+    """Whether weight and bias are of the width of x."""
+    return all(a is None or a.shape == x.shape[-1:] for a in (norm.weight, norm.bias))
 
 
 Change = tuple[str, dict[str, Any]]
@@ -72,6 +80,8 @@ def _changes(case: Case, norm: Norm) -> list[Change]:
             "weight used as it is, not as 1 + weight" if norm.plus_one else "1 + weight used for the weight"
         )
         found += [(said, {"plus_one": not norm.plus_one}), ("weight left out", {"weight": None})]
+        if not norm.plus_one:
+            found.append(("1 subtracted from the weight", {"weight": norm.weight - 1.0}))
     if norm.bias is not None:
         found += [("bias missing", {"bias": None}), ("bias added twice", {"bias": 2 * norm.bias})]
         found.append(("bias subtracted", {"bias": -norm.bias}))

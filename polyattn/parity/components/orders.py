@@ -31,6 +31,8 @@ def say_order(order: Floats, packed: bool = True) -> str:
     for outer, a, b, inner in _factors(n):
         if _swapped_is(order, outer, a, b, inner):
             return _said(outer, a, b, inner, packed)
+    if packed and (said := _grouped(order)) is not None:
+        return said
     for size in reversed(_divisors(n)[1:-1]):
         blocks = order.reshape(-1, size)
         if (np.diff(blocks, axis=1) == 1).all() and (blocks[:, 0] % size == 0).all():
@@ -51,6 +53,25 @@ def _said(outer: int, a: int, b: int, inner: int, packed: bool) -> str:
         return f"in thirds (all queries, all keys, all values), not head by head of {a}"
     within = "" if outer == 1 else f" in each of {outer} parts"
     return f"with heads of {inner} in the order of {b} x {a}, not {a} x {b}{within} (tiled for grouped, or the reverse)"
+
+
+def _grouped(order: Floats) -> str | None:
+    """Queries, keys and values for each kv head together, where there are more query heads, or the reverse."""
+    n = len(order)
+    for kv in _divisors(n)[1:]:
+        for width in _divisors(n // kv):
+            group = n // kv // width - 2
+            if group < 2:
+                continue
+            cuts = np.split(np.arange(n), [kv * group * width, kv * (group + 1) * width])
+            parts = [c.reshape(kv, -1, width) for c in cuts]
+            together = np.concatenate(parts, 1).ravel()
+            sizes = f"{kv * group} query and {kv} kv heads of {width}"
+            if np.array_equal(order, together):
+                return f"with queries, key and value of each kv head together, not all queries, all keys, all values ({sizes})"
+            if np.array_equal(order, np.argsort(together)):
+                return f"as all queries, all keys, all values, not kv head by kv head ({sizes})"
+    return None
 
 
 def likely_orders(n: int, width: int | None = None) -> Iterator[Floats]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from itertools import permutations
+
 import numpy as np
 
 from polyattn.parity.components.orders import order_of, say_order
+from polyattn.parity.components.pairing import content
 from polyattn.truth.measure import UNIT_ROUNDOFF, round_to
 from polyattn.truth.spec import Floats
 
-__all__ = ["fresh", "relation", "same_values"]
+__all__ = ["fresh", "moved_axes", "relation", "same_values"]
 
 
 def relation(reference: Floats, port: Floats) -> str | None:
@@ -55,8 +59,19 @@ def same_values(reference: Floats, port: Floats) -> str | None:
     if reference.ndim == port.ndim == 2 and np.array_equal(reference.T, port):
         return "transposed"
     if np.array_equal(reference.ravel(), port.ravel()):
-        return f"as {port.shape} for {reference.shape}"
+        return f"in shape {port.shape}, in the reference {reference.shape}"
+    if (axes := moved_axes(reference, port)) is not None:
+        return f"with its axes in the order {axes}"
     return _order(reference, port) or "with its numbers in another order"
+
+
+def moved_axes(reference: Floats, port: Floats) -> tuple[int, ...] | None:
+    """The order of axes in which port is reference; None where there is none but the one they have."""
+    if not 2 < reference.ndim == port.ndim <= 5:
+        return None
+    orders = (a for a in permutations(range(reference.ndim)) if a != tuple(range(reference.ndim)))
+    fitting = (a for a in orders if tuple(reference.shape[i] for i in a) == port.shape)
+    return next((a for a in fitting if np.array_equal(reference.transpose(a), port)), None)
 
 
 def _other_shape(reference: Floats, port: Floats) -> str:
@@ -64,7 +79,7 @@ def _other_shape(reference: Floats, port: Floats) -> str:
     if same == "transposed":
         return f"is transposed: {port.shape}, in the reference {reference.shape}"
     if same:
-        return f"holds the numbers {same}" if same.startswith("with") else f"holds them {same}"
+        return f"holds the same numbers {same}"
     if reference.ndim == port.ndim == 2 and reference.shape == port.shape[::-1]:
         inner = relation(np.ascontiguousarray(reference.T), port)
         return f"has the shape of the transposed, {port.shape} for {reference.shape}, and then {inner}"
@@ -90,7 +105,7 @@ def _multiple(a: Floats, b: Floats) -> str | None:
 
 def _number(x: float) -> str:
     root = round(x * x) if x > 1 else round(1 / (x * x)) if x > 0 else 0
-    if root > 1 and abs(x - round(x)) > 1e-6 * x:
+    if root > 1 and math.isqrt(root) ** 2 != root:
         named = np.sqrt(root) if x > 1 else 1 / np.sqrt(root)
         if abs(x / named - 1) < UNIT_ROUNDOFF["float32"] * 8:
             return f"sqrt({root})" if x > 1 else f"1/sqrt({root})"
@@ -98,6 +113,8 @@ def _number(x: float) -> str:
 
 
 def _rounded(a: Floats, b: Floats) -> str | None:
+    if np.abs(a - b).max(initial=0.0) > np.abs(a).max(initial=0.0) / 127:
+        return None  # no rounding moves as much, that to 8 bits least of all
     for name in ("bfloat16", "float16"):
         for x, y, said in (
             (a, b, f"is rounded to {name}"),
@@ -117,6 +134,8 @@ def _rounded(a: Floats, b: Floats) -> str | None:
 
 
 def _moved(a: Floats, b: Floats) -> str | None:
+    if content(a) != content(b):
+        return None
     if a.ndim == 2 and a.shape[0] == a.shape[1] and np.array_equal(a.T, b):
         return "is transposed"
     said = _order(a, b)
@@ -160,8 +179,8 @@ def _low_rank(a: Floats, b: Floats) -> str | None:
 
 
 def rank_of(x: Floats, noise: float) -> int | None:
-    """The rank of a matrix above noise of that size in each entry, by a sketch of 1/4 of it; None where it is more."""
-    cut = min(x.shape) // 4 + 1
+    """The rank of a matrix above noise of that size in each entry, by a sketch; None where it is above 1/4 of it, or 64."""
+    cut = min(min(x.shape) // 4, 64) + 1
     rng = np.random.default_rng(0)
     basis, _ = np.linalg.qr(x @ rng.normal(size=(x.shape[1], cut)))
     values = np.linalg.svd(basis.T @ x, compute_uv=False)

@@ -12,10 +12,12 @@ from polyattn.parity.components.facts.record import Facts
 from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF, round_to
 from polyattn.truth.spec import Floats
 
-__all__ = ["Candidate", "Case", "best_of", "holds", "rms"]
+__all__ = ["BETTER", "FEW", "Candidate", "Case", "best_of", "factor_of", "holds", "rms", "roundoff_of"]
 
 ROWS = 96  # on so many is a cause screened
 BETTER = 3.0  # how many times less wrong a cause must leave it
+ROUNDINGS = 2  # so many of a result are no noise too small to be believed
+FEW = 4  # numbers that are too few to find a factor from
 ALIKE = 2.0  # of causes that fit within this factor the first in order is said
 
 
@@ -44,7 +46,7 @@ class Case:
     def _ratios(self, predicted: Floats, seen: Floats) -> Floats:
         grown = max(1.0, rms(predicted) / least) if (least := rms(self.expected)) else 1.0
         with np.errstate(all="ignore"):
-            unit = np.maximum(self.unit * grown, self.roundoff * np.abs(predicted))
+            unit = np.maximum(self.unit * grown, ROUNDINGS * self.roundoff * np.abs(predicted))
             ratio = np.abs(seen - predicted) / unit
         same = (seen == predicted) | (np.isnan(seen) & np.isnan(predicted))
         return np.where(same, 0.0, np.where(np.isnan(ratio), np.inf, ratio))
@@ -90,6 +92,14 @@ class Candidate(NamedTuple):
     sentence: str
     predict: Callable[[Case], Floats]
     rowwise: bool = True  # whether rows can be looked at apart
+
+
+def factor_of(case: Case) -> float | None:
+    """The factor on what was expected that comes nearest to what was seen; None where too little is there to tell."""
+    size = float((case.expected**2).sum())
+    if np.count_nonzero(case.expected) < FEW or not np.isfinite(size) or not np.isfinite(case.seen).all():
+        return None
+    return float((case.expected * case.seen).sum() / size) or None
 
 
 def rms(x: Floats) -> float:

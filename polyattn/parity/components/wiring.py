@@ -12,11 +12,11 @@ from itertools import combinations
 import numpy as np
 
 from polyattn.parity.components.facts.record import Facts
-from polyattn.parity.components.trial import Candidate, Case
+from polyattn.parity.components.trial import FEW, Candidate, Case, factor_of
 from polyattn.truth.measure import ACCEPTANCE
 from polyattn.truth.spec import Floats
 
-__all__ = ["tiers"]
+__all__ = ["named", "terms_of", "tiers"]
 
 MOST = 3  # terms that may differ at once
 SIMPLE = (0.0, 1.0, -1.0, 2.0, 0.5, -2.0)
@@ -24,10 +24,12 @@ SIMPLE = (0.0, 1.0, -1.0, 2.0, 0.5, -2.0)
 
 def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
     """What is summed with another factor, one term at a time and then several; then what parts were given."""
-    terms = _terms(case, case.facts)
-    if not terms or not np.isfinite(case.seen).all():
+    terms = terms_of(case, case.facts)
+    if not terms or not np.isfinite(case.seen).all() or not np.isfinite(case.expected).all():
         return
-    theirs = terms if case.port is None else terms | _terms(case, case.port)
+    if np.count_nonzero(case.expected) < FEW * (len(terms) + MOST):  # too little to find factors from
+        return
+    theirs = terms if case.port is None else terms | terms_of(case, case.port)
     for count in range(1, MOST + 1):
         yield _sums(case, terms, count)
     yield _fed(case, terms)
@@ -35,14 +37,16 @@ def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
         yield _own_sum(case, terms, theirs)
 
 
-def _terms(case: Case, facts: Facts) -> dict[str, Floats]:
+def terms_of(case: Case, facts: Facts) -> dict[str, Floats]:
     """What may be summed: inputs and the outputs of parts, of the shape of the output."""
     found = {f"input {i}" if i else "the input": x for i, x in enumerate(case.inputs)}
     found |= {f"the output of {name}": x for name, x in facts.children().items()}
-    shape = case.expected.shape
-    return {
-        name: x.astype(np.float64) for name, x in found.items() if x.shape == shape and x.dtype.kind == "f"
+    fitting = {
+        name: x.astype(np.float64)
+        for name, x in found.items()
+        if x.shape == case.expected.shape and x.dtype.kind == "f"
     }
+    return {name: x for name, x in fitting.items() if np.isfinite(x).all() and x.any()}
 
 
 def _sums(case: Case, terms: Mapping[str, Floats], count: int) -> Iterator[Candidate]:
@@ -54,13 +58,12 @@ def _sums(case: Case, terms: Mapping[str, Floats], count: int) -> Iterator[Candi
         if factors is None:
             continue
         factors = [_simple(a) for a in factors]
-        if not all(factors):
+        if not all(factors) or not np.isfinite(factors).all():
             continue
         added = sum(a * terms[name] for a, name in zip(factors, names, strict=True))
         said = _said(dict(zip(names, factors, strict=True)), own)
         yield Candidate(said, lambda case, added=added: case.expected + added, rowwise=False)  # type: ignore[misc]
-    if count == 1 and (size := float((case.expected**2).sum())):
-        factor = float((case.expected * case.seen).sum() / size)
+    if count == 1 and (factor := factor_of(case)) is not None:
         yield Candidate(
             f"output multiplied by {_simple(factor):.6g}", lambda case: _simple(factor) * case.expected
         )
@@ -74,7 +77,7 @@ def _solved(target: Floats, terms: list[Floats]) -> list[float] | None:
         return None
     a = a / size[:, None]
     gram = a @ a.T
-    if np.linalg.cond(gram) > 1e8:
+    if not np.isfinite(gram).all() or np.linalg.cond(gram) > 1e8:
         return None
     return list(np.linalg.solve(gram, a @ target.ravel()) / size)
 
@@ -103,10 +106,10 @@ def _said(added: Mapping[str, float], own: Mapping[str, float] | None) -> str:
         name = "residual taken" if lost[0].startswith(("the input", "input")) else f"{lost[0]} replaced:"
         where = "after the norm, not before it" if "norm" in gained[0] else "from another place"
         return f"{name} {where}: {gained[0]} is added for {lost[0]}"
-    return " and ".join(f"{_named(name)} {_effect(name, added, own)}" for name in added)
+    return " and ".join(f"{named(name)} {_effect(name, added, own)}" for name in added)
 
 
-def _named(name: str) -> str:
+def named(name: str) -> str:
     return f"residual ({name})" if name.startswith(("the input", "input")) else name
 
 

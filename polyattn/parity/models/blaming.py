@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
@@ -13,7 +14,7 @@ from polyattn.parity.models.record import Tap
 from polyattn.parity.models.recording import facts_of
 from polyattn.truth.measure import ACCEPTANCE
 
-__all__ = ["WrongComponent", "blamed"]
+__all__ = ["WrongComponent", "blamed", "unlike"]
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,21 @@ class WrongComponent:
         return f"{self.name}{same}: {self.cause or 'no known cause'}; eta {self.eta:.2g}{where}"
 
 
-def blamed(forced: Forced, owns: Mapping[str, Own], restless: set[str]) -> list[WrongComponent]:
-    """The wrong ones, parts before what holds them. restless: components whose output is another each time."""
+def blamed(
+    forced: Forced,
+    owns: Mapping[str, Own],
+    restless: AbstractSet[str],
+    guessed: AbstractSet[str],
+    excused: AbstractSet[str],
+) -> list[WrongComponent]:
+    """The wrong ones, parts before what holds them.
+
+    restless: components whose output is another each time. guessed: those that nobody named. excused: see `unlike`.
+    """
     wrong: dict[str, WrongComponent] = {}
     for name, own in owns.items():
+        if name in excused:
+            continue
         below = [part for part in forced.inside(name) if part in wrong]
         probe = next((label for label, eta in own.etas.items() if eta > ACCEPTANCE), None)
         if probe is None or not _accused(own, probe, bool(below)):
@@ -44,14 +56,35 @@ def blamed(forced: Forced, owns: Mapping[str, Own], restless: set[str]) -> list[
         tap = forced.record.taps[name]
         cause = "gives something else each time; is dropout on?" if name in restless else None
         cause = cause or _cause(forced, tap, own, probe)
+        if name in guessed:
+            cause = f"{cause or 'no known cause'} (matched by order and shape: is it the same part?)"
         eta = max(own.wiring or 0.0, *own.misfed.values()) if below and own.misfed else own.etas[probe]
         wrong[name] = WrongComponent(name, forced.pairs[name], tap.kind, eta, probe, cause)
     return list(wrong.values())
 
 
+def unlike(
+    forced: Forced, owns: Mapping[str, Own], free: Mapping[str, float], guessed: AbstractSet[str]
+) -> frozenset[str]:
+    """Pairs that nobody named and that give different things, inside something that is right: they are different parts.
+
+    One library's norm has the gate in it, another's has not; what holds it agrees all the same.
+    """
+    found: set[str] = set()
+    for name in reversed(list(owns)):  # what holds others comes after them
+        holder = forced.parents[name]
+        if name not in guessed or holder is None or holder in found:
+            continue
+        off = max(free[name], owns[name].etas.get("", 0.0))
+        right = max(free[holder], owns[holder].etas.get("", 0.0)) <= ACCEPTANCE
+        if off > ACCEPTANCE and right:
+            found |= {name, *forced.inside(name)} & guessed
+    return frozenset(found)
+
+
 def _accused(own: Own, probe: str, explained: bool) -> bool:
     """A part that is wrong explains what holds it, unless this is wrong with right parts too, or feeds them wrongly."""
-    if not explained:
+    if not explained or own.between:  # between taps nothing of the parts is left in it
         return True
     if probe:
         return False

@@ -8,22 +8,26 @@ from importlib import import_module
 from typing import Any
 
 from polyattn.parity.environment import environment
-from polyattn.parity.models.blaming import blamed
+from polyattn.parity.models.blaming import blamed, unlike
 from polyattn.parity.models.fingerprints import differences
 from polyattn.parity.models.forcing import Forced, Own, coarser
 from polyattn.parity.models.measuring import aligned, axes_of, eta_of, relative
 from polyattn.parity.models.naming import Named, Names, Pairs, check_names, paired, renamed
 from polyattn.parity.models.noise import Values, dtypes_of, values_of
 from polyattn.parity.models.reading import load
-from polyattn.parity.models.record import Record
+from polyattn.parity.models.record import Record, Tap
 from polyattn.parity.models.recording import batch_of, differs_again, observe, record
 from polyattn.parity.models.result import ModelComparison, TapResult
 from polyattn.parity.models.runners import runner_of
 from polyattn.parity.models.trees import first, to_numpy
 from polyattn.parity.models.watching import Runner, Site, converted
 from polyattn.truth.measure import ACCEPTANCE
+from polyattn.truth.spec import Floats
 
 __all__ = ["assert_model", "check_model", "compare_models"]
+
+
+UNLIKE = "another part than the reference's: what holds it agrees"
 
 
 def compare_models(
@@ -121,12 +125,20 @@ def _checked(
     restless = _restless(runner, call, own, here) if error is None else None
     forced = Forced(reference, runner, call, here, pairs.names)
     owns = {name: forced.of(name) for name in pairs.names}
-    wrong = blamed(forced, owns, _moving(forced, owns) if restless else set())
-    causes = {w.name: w.cause or "" for w in wrong}
-    rows = [
-        _row(reference, here, own, (name, port), owns[name], causes.get(name, ""))
-        for name, port in pairs.names.items()
-    ]
+    free = {name: _free(reference.taps[name], here[port], own[port]) for name, port in pairs.names.items()}
+    excused = unlike(forced, owns, {name: eta for name, (eta, _) in free.items()}, pairs.guessed)
+    moving = _moving(forced, owns) if restless else set[str]()
+    wrong = blamed(forced, owns, moving, pairs.guessed, excused)
+    causes = {w.name: w.cause for w in wrong} | dict.fromkeys(excused, UNLIKE)
+    rows = []
+    for name, port in pairs.names.items():
+        tap, (eta, why) = reference.taps[name], free[name]
+        noise = relative(tap.unit * coarser(tap, here[port]), tap.value)
+        said = causes.get(name) or why
+        alone = owns[name]
+        rows.append(
+            TapResult(name, port, tap.kind, noise, eta, alone.eta, said, alone.between, name in excused)
+        )
     notes = [*reference.notes, *pairs.notes, *_said(runner, restless, owns)]
     return ModelComparison(
         tuple(rows),
@@ -144,8 +156,10 @@ def _checked(
 def _pairs(
     who: str, reference: Record, here: Mapping[str, Site], own: Values, names: Names, error: str | None
 ) -> Pairs:
-    theirs = [Named(tap.name, tap.kind, tap.value) for tap in reference.taps.values()]
-    ours = [Named(name, site.kind, own[name]) for name, site in here.items()]
+    theirs = [
+        Named(tap.name, tap.kind, tap.value, next(iter(tap.inputs), None)) for tap in reference.taps.values()
+    ]
+    ours = [Named(name, site.kind, own[name], _given(site)) for name, site in here.items()]
     pairs = paired(names, theirs, ours)
     if not pairs.names and error is None:
         raise ValueError(
@@ -153,6 +167,11 @@ def _pairs(
             f"{', '.join(list(here)[:6]) or 'nothing that is called'}; {'; '.join(pairs.notes) or 'give names='}"
         )
     return pairs
+
+
+def _given(site: Site) -> Floats | None:
+    x = first((site.args, site.kwargs))
+    return None if x is None else to_numpy(x)
 
 
 def _restless(runner: Runner, call: Any, own: Values, here: Mapping[str, Site]) -> str | None:
@@ -172,22 +191,14 @@ def _moving(forced: Forced, owns: Mapping[str, Own]) -> set[str]:
     return found
 
 
-def _row(
-    reference: Record, here: Mapping[str, Site], own: Values, pair: tuple[str, str], alone: Own, cause: str
-) -> TapResult:
-    name, port = pair
-    tap, site = reference.taps[name], here[port]
-    scale = coarser(tap, site)
-    seen = aligned(own[port], tap.value)
-    free = math.inf if seen is None else eta_of(seen, tap.value, tap.unit * scale)
-    why = ""
-    if seen is None:
-        axes = axes_of(own[port], tap.value, tap.unit)
-        why = f"shape {own[port].shape}, where the reference has {tap.value.shape}" + (
-            "" if axes is None else f"; its axes would be in the order {axes}"
-        )
-    noise = relative(tap.unit * scale, tap.value)
-    return TapResult(name, port, tap.kind, noise, free, alone.eta, cause or why, alone.between)
+def _free(tap: Tap, site: Site, own: Floats) -> tuple[float, str]:
+    """eta of a tap in the whole run, and why it is no number."""
+    seen = aligned(own, tap.value)
+    if seen is not None:
+        return eta_of(seen, tap.value, tap.unit * coarser(tap, site)), ""
+    axes = axes_of(own, tap.value, tap.unit)
+    order = "" if axes is None else f"; its axes would be in the order {axes}"
+    return math.inf, f"shape {own.shape}, where the reference has {tap.value.shape}{order}"
 
 
 def _said(runner: Runner, restless: str | None, owns: Mapping[str, Own]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -65,7 +66,7 @@ class Free:
         found: dict[str, Site] = {}
 
         def leave(site: Site) -> Any:
-            found[site.name] = site
+            found[site.name] = replace(site, output=snapshot(site.output))  # it may be written into
             return site.output
 
         call = mapped(lambda _, x: doubled(wide, x), self.call)

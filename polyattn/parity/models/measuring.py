@@ -50,13 +50,18 @@ def unit_of(value: Floats, deviations: Iterable[Floats], u: float) -> Floats:
 
 
 def aligned(seen: Floats, value: Floats) -> Floats | None:
-    """seen in the shape of value, where only axes of length 1 or the split of the leading axes differ; None otherwise."""
+    """seen in the shape of value, where only axes of length 1 differ, or neighbours that are one axis on one side.
+
+    >>> aligned(np.ones((6, 4)), np.ones((2, 3, 4))).shape
+    (2, 3, 4)
+    >>> aligned(np.ones((3, 2, 4)), np.ones((2, 3, 4)))
+    """
     if seen.shape == value.shape:
         return seen
     if seen.size != value.size or seen.ndim == 0 or value.ndim == 0:
         return None
-    ones = tuple(n for n in seen.shape if n != 1) == tuple(n for n in value.shape if n != 1)
-    return seen.reshape(value.shape) if ones or seen.shape[-1] == value.shape[-1] else None
+    ends = [set(np.cumprod(x.shape).tolist()) for x in (seen, value)]
+    return seen.reshape(value.shape) if ends[0] <= ends[1] or ends[1] <= ends[0] else None
 
 
 def axes_of(seen: Floats, value: Floats, unit: Floats) -> tuple[int, ...] | None:

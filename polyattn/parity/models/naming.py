@@ -27,6 +27,7 @@ class Named:
     name: str
     kind: str
     value: Floats
+    given: Floats | None = None  # its first input
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Pairs:
 
     names: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    guessed: frozenset[str] = frozenset()  # taps of the reference whose counterpart nobody named
 
 
 def check_names(who: str, names: Any) -> None:
@@ -67,6 +69,7 @@ def paired(names: Names, reference: Sequence[Named], port: Sequence[Named]) -> P
     """The taps that are compared, in the order of the reference; the whole model is always among them."""
     there, here = {t.name: t for t in port}, {t.name: t for t in reference}
     notes: list[str] = []
+    matched: dict[str, str] = {}
     if names is None:
         found = {name: name for name in here if name in there}
         matched = _in_order(
@@ -84,7 +87,8 @@ def paired(names: Names, reference: Sequence[Named], port: Sequence[Named]) -> P
     alone = [name for name in here if name not in found]
     if alone and names is None:
         notes.append(f"no counterpart in the port: {_some(alone)}")
-    return Pairs({name: found[name] for name in here if name in found}, tuple(notes))
+    pairs = {name: found[name] for name in here if name in found}
+    return Pairs(pairs, tuple(notes), frozenset(matched))
 
 
 def _told(
@@ -152,11 +156,18 @@ def _alike(a: Named, b: Named) -> float:
     score = 1.0 + _words(a.name, b.name)
     if a.kind == b.kind:
         score += 1.0
+    score += 2.0 if _near_by(seen, a.value) else 0.0
+    if a.given is not None and b.given is not None:  # the last part of a component gives what the whole gives
+        given = aligned(b.given, a.given)
+        score += 1.0 if given is not None and _near_by(given, a.given) else 0.0
+    return score
+
+
+def _near_by(x: Floats, y: Floats) -> bool:
+    """Alike to a tenth: no two different arrays of a model are, and a port that was wrong earlier still is."""
     with np.errstate(all="ignore"):
-        apart = float(np.mean(row_rms(np.asarray(seen, np.float64) - a.value)))
-    size = float(np.mean(row_rms(a.value)))
-    # Alike to a tenth: no two different arrays of a model are, and a port that is wrong earlier still is.
-    return score + (2.0 if apart <= 0.1 * size else 0.0)
+        apart = float(np.mean(row_rms(np.asarray(x, np.float64) - y)))
+    return apart <= 0.1 * float(np.mean(row_rms(y)))
 
 
 @cache

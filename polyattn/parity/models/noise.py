@@ -86,13 +86,16 @@ def perturbed_run(
 
 
 def call_alone(
-    runner: Any, site: Site, args: Any, kwargs: Any, change: Callable[[str, Any], Any]
+    site: Site, args: Any, kwargs: Any, change: Callable[[str, Any], Any], leave: Leave | None = None
 ) -> Floats | None:
-    """What a component gives for these arguments, each array changed; None where it cannot be called so."""
+    """What a component gives for these arguments, each array changed; None where it cannot be called so.
+
+    leave: what becomes of the outputs of its parts, and of its own.
+    """
     if site.again is None:
         return None
     made = mapped(change, (snapshot(args), snapshot(kwargs)))
-    out = first(site.again(site, *made))
+    out = first(site.again(site, *made) if leave is None else site.again(site, *made, leave))
     return None if out is None else to_numpy(out)
 
 

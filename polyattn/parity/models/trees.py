@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -80,7 +81,9 @@ def native(x: Floats, like: Any) -> Any:
     if library == "torch":
         return sys.modules["torch"].tensor(x, dtype=like.dtype, device=like.device)
     if library == "jax":
-        return sys.modules["jax"].numpy.asarray(x, dtype=like.dtype)
+        jax = sys.modules["jax"]
+        with jax.enable_x64(True) if like.dtype.itemsize == 8 else nullcontext():
+            return jax.numpy.asarray(x, dtype=like.dtype)
     if library == "numpy":
         return np.asarray(x, like.dtype)
     return like.__array_namespace__().asarray(x, dtype=like.dtype)

@@ -53,6 +53,7 @@ TOGETHER = "with query, key and value of each of 4 heads together, not in thirds
         (W, B, X @ W - B, "bias negated"),
         (S, C, X @ S.T + C, "weight transposed"),
         (S, C, X @ S.T, "weight transposed, bias missing"),
+        (W, B, B - X @ W, "weight negated"),
         (S, C, X, "linear map skipped: the input comes out as it is"),
         (W, B, X @ W.T.reshape(W.shape) + B, "weight read as of the transposed shape, not transposed"),
         (W, B, rotary(X @ W + B, 16), f"outputs {PAIRS}"),
@@ -81,6 +82,17 @@ def test_inputs_in_another_order_are_named() -> None:
     assert (
         said
         == "inputs of the weight with heads of 8 in the order of 3 x 2, not 2 x 3 (tiled for grouped, or the reverse)"
+    )
+
+
+def test_packings_by_kv_head_are_named() -> None:
+    heads, kv, width = 6, 2, 8
+    w = RNG.normal(size=(48, (heads + 2 * kv) * width)) / 7
+    parts = np.split(X @ w, [heads * width, (heads + kv) * width], -1)
+    together = np.concatenate([p.reshape(3, 16, kv, -1, width) for p in parts], -2).reshape(3, 16, -1)
+    assert why(w, None, together) == (
+        "outputs with queries, key and value of each kv head together, not all queries, all keys, all values "
+        "(6 query and 2 kv heads of 8)"
     )
 
 
@@ -275,3 +287,49 @@ def test_another_shape_is_named_where_the_numbers_are_the_same() -> None:
         == "the same numbers in shape (20, 24), not (2, 10, 24)"
     )
     assert explain(Facts("other"), None, (Y,), Y, Y[:1], unit=UNIT) is None
+
+
+def post_norm(s: Floats, w: Floats, b: Floats, eps: float = 1e-12) -> Floats:
+    s = s - s.mean(-1, keepdims=True)
+    return s / np.sqrt((s * s).mean(-1, keepdims=True) + eps) * w + b
+
+
+def test_what_is_summed_in_front_of_a_last_norm_is_named() -> None:
+    w, b = RNG.normal(size=E_) + 1.5, RNG.normal(size=E_)
+    words, positions, types = RNG.normal(size=(3, 2, 10, E_))
+    right = post_norm(words + positions + types, w, b)
+    parts = {
+        "word_embeddings": words,
+        "position_embeddings": positions,
+        "token_type_embeddings": types,
+        "LayerNorm": right,
+    }
+    facts = Facts(
+        "other", {f"child:{n}": x for n, x in parts.items()} | {"input:LayerNorm": words + positions + types}
+    )
+
+    def found(seen: Floats) -> str | None:
+        ids = np.arange(20).reshape(2, 10)
+        return explain(facts, None, (ids,), in_float32(right), in_float32(seen), unit=UNIT)
+
+    assert (
+        found(post_norm(words + positions, w, b))
+        == "the output of token_type_embeddings missing, in front of LayerNorm"
+    )
+    twice = post_norm(words + 2 * positions + types, w, b)
+    assert found(twice) == "the output of position_embeddings added once more, in front of LayerNorm"
+    assert found(words + positions + types) == "LayerNorm left out at the end"
+    assert found(post_norm(words, w, b)) == (
+        "the output of position_embeddings missing and the output of token_type_embeddings missing, in front of LayerNorm"
+    )
+    behind = post_norm(words + types, w, b) + positions
+    assert found(behind) == "the output of position_embeddings added behind LayerNorm, not in front of it"
+    assert found(post_norm(words + positions + RNG.normal(size=words.shape), w, b)) is None
+
+
+def test_a_residual_missing_in_front_of_a_last_norm_is_named() -> None:
+    w, b, dense = RNG.normal(size=E_) + 1.5, RNG.normal(size=E_), RNG.normal(size=Y.shape)
+    right = post_norm(dense + Y, w, b)
+    facts = Facts("other", {"child:dense": dense, "child:LayerNorm": right, "input:LayerNorm": dense + Y})
+    said = explain(facts, None, (A, Y), in_float32(right), in_float32(post_norm(dense, w, b)), unit=UNIT)
+    assert said == "residual (input 1) missing, in front of LayerNorm"

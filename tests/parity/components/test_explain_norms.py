@@ -113,6 +113,12 @@ def test_weights_of_the_port_and_of_another_layer_are_named() -> None:
     assert why(RMS, root(X), root(X, W[::-1]), port=half) == "weight of the port is held in reverse order"
 
 
+def test_a_cause_is_seen_through_half_precision() -> None:
+    seen = round_to(root(X, 1 + W), "bfloat16")
+    assert why(RMS, root(X), seen) == "1 + weight used for the weight; and the output holds bfloat16 numbers"
+    assert why(RMS, root(X), round_to(RNG.normal(size=X.shape), "bfloat16")) is None
+
+
 def test_right_and_unknown_norms_are_not_accused() -> None:
     assert why(RMS, root(X), root(X) * (1 + 1e-8)) is None
     assert why(RMS, root(X), root(X) + RNG.normal(size=X.shape)) is None
@@ -199,12 +205,39 @@ def looked_up(
             np.broadcast_to(TABLE[:12], (2, 12, 64)),
             "positions counted from 0 in every row, not the ids that came",
         ),
-        (round_to(TABLE, "bfloat16")[IDS], "output rounded to bfloat16"),
-        (3 * round_to(TABLE, "bfloat16")[IDS], None),
+        (round_to(TABLE, "bfloat16")[IDS], "table rounded to bfloat16"),
+        (RNG.normal(size=(2, 12, 64)), None),
     ],
 )
 def test_of_embeddings_the_planted_cause_is_said(seen: Floats, said: str | None) -> None:
     assert looked_up(TABLE[IDS], seen) == said
+
+
+def test_ids_behind_a_mask_and_rows_outside_of_the_table_are_understood() -> None:
+    facts = Facts("embedding", {"weight": TABLE}, {"offset": 2})
+    mask, at = np.ones((2, 12), int), np.arange(12)[None]
+    right, seen = np.broadcast_to(TABLE[at + 2], (2, 12, 64)), np.broadcast_to(TABLE[at], (2, 12, 64))
+    said = explain(facts, None, (mask, at), right, seen, unit=0.0)
+    assert said == "row of id - 2 read, not that of id (the offset 2 of the table left out)"
+    ids = np.array([[3, 49, 7, 12]])
+    said = explain(
+        Facts("embedding", {"weight": TABLE}), None, (ids,), TABLE[ids], np.roll(TABLE, -1, 0)[ids], unit=0.0
+    )
+    assert said == "row of id + 1 read, not that of id"
+
+
+def test_tables_in_lower_precision_are_named() -> None:
+    numbers = {"scale": 3.0}
+    assert (
+        looked_up(3 * TABLE[IDS], 3 * round_to(TABLE, "bfloat16")[IDS], numbers)
+        == "table rounded to bfloat16"
+    )
+    step = np.abs(TABLE).max(1, keepdims=True) / 127
+    said = looked_up(TABLE[IDS], (np.rint(TABLE / step) * step)[IDS])
+    assert said == "table rounded to 8 bits, with one scale for each row"
+    one = np.abs(TABLE).max() / 127
+    said = looked_up(TABLE[IDS], (np.rint(TABLE / one) * one)[IDS])
+    assert said == "table rounded to 8 bits, with one scale for the whole table"
 
 
 def test_offsets_factors_and_padding_of_tables_are_named_as_such() -> None:

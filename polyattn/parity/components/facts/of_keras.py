@@ -66,7 +66,7 @@ def _norm(layer: Any, name: str) -> Facts:
 
 
 def _attention(layer: Any) -> Facts:
-    dense = {
+    dense: dict[str, Any] = {
         n: getattr(layer, f"_{full}_dense", None)
         for n, full in zip("qkvo", ("query", "key", "value", "output"), strict=True)
     }

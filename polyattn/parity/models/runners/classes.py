@@ -65,6 +65,9 @@ class Calls:
     @contextmanager
     def _patched(self, watch: Watch) -> Iterator[None]:
         def make(method: Any) -> Any:
+            if type(method).__module__.startswith("flax."):  # nnx.jit, which would call a copy of the module
+                method = method.__wrapped__
+
             @wraps(method)
             def call(module: Any, *args: Any, **kwargs: Any) -> Any:
                 name = self.names.get(id(module))

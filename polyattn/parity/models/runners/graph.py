@@ -12,18 +12,9 @@ from polyattn.parity.models.trees import is_float, to_numpy
 from polyattn.parity.models.watching import OUTPUT, Leave, Site, Watch
 from polyattn.truth.spec import Floats
 
-try:
-    import onnx
-    from onnx import numpy_helper
-    from onnx.reference import ReferenceEvaluator
-except ImportError as error:
-    raise ImportError(
-        f"polyattn.parity: expected the package onnx, which reads graphs, got: {error}; pip install 'polyattn[onnx]'"
-    ) from None
-
 __all__ = ["GraphRunner"]
 
-_FLOAT, _DOUBLE = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
+_FLOAT, _DOUBLE = 1, 11  # of TensorProto.DataType
 
 
 class GraphRunner:
@@ -36,10 +27,11 @@ class GraphRunner:
     training = False
 
     def __init__(self, who: str, model: Any, wide: bool = False) -> None:
+        onnx = _onnx(who)
         self.wide = wide
         self.model = model if isinstance(model, onnx.ModelProto) else _read(who, model)
         graph = self.model.graph
-        self.constants = {x.name: numpy_helper.to_array(x) for x in graph.initializer}
+        self.constants = {x.name: onnx.numpy_helper.to_array(x) for x in graph.initializer}
         self.inputs = [x.name for x in graph.input if x.name not in self.constants]
         self.outputs = [x.name for x in graph.output]
         self.evaluators: dict[Any, Any] = {}
@@ -93,7 +85,7 @@ class GraphRunner:
 
     def _evaluator(self, node: Any, inputs: Mapping[str, Any]) -> Any:
         """A program of one node."""
-        free = count()
+        onnx, free = _onnx("polyattn.parity"), count()
 
         def info(name: str, x: Any) -> Any:
             kind = onnx.helper.np_dtype_to_tensor_dtype(x.dtype)
@@ -122,6 +114,8 @@ class GraphRunner:
                     model.SerializeToString(), options, providers=["CPUExecutionProvider"]
                 )
                 return lambda feeds: session.run(outputs, dict(feeds))
+        from onnx.reference import ReferenceEvaluator
+
         evaluator = ReferenceEvaluator(model)
         return lambda feeds: evaluator.run(outputs, dict(feeds))
 
@@ -133,13 +127,13 @@ class GraphRunner:
         return {name: x for name, x in self.constants.items() if is_float(x)}
 
     def doubled(self) -> GraphRunner | None:
-        model = onnx.ModelProto()
+        model = type(self.model)()
         model.CopyFrom(self.model)
         _widen(model.graph)
         for function in model.functions:
             for node in function.node:
                 _widen_node(node)
-        return GraphRunner("", model, wide=True)
+        return GraphRunner("polyattn.parity", model, wide=True)
 
 
 class _Node:
@@ -149,9 +143,21 @@ class _Node:
         self.place, self.names, self.constants = place, names, constants
 
 
+def _onnx(who: str) -> Any:
+    try:
+        import onnx
+        import onnx.numpy_helper
+    except ImportError as error:
+        raise ImportError(
+            f"{who}: expected the package onnx, which reads graphs, got: {error}; pip install 'polyattn[onnx]'"
+        ) from None
+    return onnx
+
+
 def _read(who: str, path: Any) -> Any:
     from polyattn.weights.untrusted import path_of, to_read
 
+    onnx = _onnx(who)
     real = path_of(who, path)
     to_read(who, real)
     try:
@@ -176,6 +182,8 @@ def _read_by(node: Any) -> Iterator[str]:
 
 
 def _widen(graph: Any) -> None:
+    from onnx import numpy_helper
+
     for x in graph.initializer:
         if x.data_type == _FLOAT:
             x.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(x).astype(np.float64), x.name))
@@ -188,6 +196,8 @@ def _widen(graph: Any) -> None:
 
 
 def _widen_node(node: Any) -> None:
+    from onnx import numpy_helper
+
     for attribute in node.attribute:
         if attribute.HasField("t") and attribute.t.data_type == _FLOAT:
             wide = numpy_helper.to_array(attribute.t).astype(np.float64)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import keras
-
 from polyattn.parity.models.runners.classes import Calls
 from polyattn.parity.models.trees import to_numpy
 from polyattn.parity.models.watching import OUTPUT
@@ -21,6 +19,8 @@ class KerasRunner(Calls):
     training = False  # what Keras does in training is an argument of the call
 
     def __init__(self, model: Any) -> None:
+        import keras
+
         self.model = model
         self.names = {id(model): OUTPUT}
         self._name(model, "")
@@ -34,9 +34,13 @@ class KerasRunner(Calls):
                 self._name(part, name)
 
     def given(self, x: Any) -> Any:
+        import keras
+
         return keras.ops.convert_to_tensor(to_numpy(x))
 
     def weights(self) -> dict[str, Floats]:
+        import keras
+
         return {x.path.replace("/", "."): to_numpy(keras.ops.convert_to_numpy(x)) for x in self.model.weights}
 
     def doubled(self) -> None:

@@ -6,10 +6,6 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-from flax import linen, traverse_util
-
 from polyattn.parity.models.runners.classes import no_tracers, uncompiled
 from polyattn.parity.models.trees import is_float, to_numpy
 from polyattn.parity.models.watching import OUTPUT, Leave, Site, Watch
@@ -29,11 +25,15 @@ class LinenRunner:
         self.variables = variables if "params" in variables or not variables else {"params": variables}
 
     def _context(self) -> AbstractContextManager[Any]:
+        import jax
+
         return jax.enable_x64(True) if self.wide else nullcontext()
 
     def _applied(
         self, module: Any, variables: Any, args: Any, kwargs: Any, watch: Watch | None, root: str
     ) -> Any:
+        from flax import linen
+
         def see(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
             inner = context.module
             if watch is None or context.method_name != "__call__" or watch.inside(inner):
@@ -64,15 +64,22 @@ class LinenRunner:
         return self._applied(held.alone, held.variables, args, kwargs, watch, held.path)
 
     def given(self, x: Any) -> Any:
+        import jax.numpy as jnp
+
         with self._context():
             made = jnp.asarray(to_numpy(x) if not hasattr(x, "devices") else x)
             return made.astype(jnp.float64) if self.wide and is_float(made) else made
 
     def weights(self) -> dict[str, Floats]:
+        from flax import linen, traverse_util
+
         flat = traverse_util.flatten_dict(dict(self.variables.get("params", {})), sep=".")
         return {name: to_numpy(linen.meta.unbox(x)) for name, x in flat.items()}
 
     def doubled(self) -> LinenRunner | None:
+        import jax
+        import jax.numpy as jnp
+
         with jax.enable_x64(True):
             wide = jax.tree.map(lambda x: x.astype(jnp.float64) if is_float(x) else x, self.variables)
         return LinenRunner(self.module, wide, wide=True)

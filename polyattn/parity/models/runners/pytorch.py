@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
 from typing import Any
-
-import torch
-from torch.overrides import TorchFunctionMode
 
 from polyattn.parity.models.trees import is_array, library_of, to_numpy
 from polyattn.parity.models.watching import OUTPUT, Leave, Site, Watch
@@ -16,24 +14,29 @@ from polyattn.truth.spec import Floats
 
 __all__ = ["TorchRunner"]
 
-_NARROW = (torch.float32, torch.float16, torch.bfloat16)
-_CASTS = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
 
+@cache
+def _widened() -> Any:
+    """A mode in which what a module writes as float32 is float64: norms cast to it by name."""
+    import torch
+    from torch.overrides import TorchFunctionMode
 
-class _Widened(TorchFunctionMode):  # type: ignore[misc] # PyTorch is seen as Any
-    """Inside, what a module writes as float32 is float64: norms cast to it by name."""
+    narrow = (torch.float32, torch.float16, torch.bfloat16)
+    casts = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if func in _CASTS:
-            func = torch.Tensor.double
-        wide = [torch.float64 if isinstance(x, torch.dtype) and x in _NARROW else x for x in args]
-        named = {
-            name: torch.float64 if isinstance(x, torch.dtype) and x in _NARROW else x
-            for name, x in (kwargs or {}).items()
-        }
-        return func(*wide, **named)
+    def wide(x: Any) -> Any:
+        return torch.float64 if isinstance(x, torch.dtype) and x in narrow else x
+
+    class Widened(TorchFunctionMode):  # type: ignore[misc] # PyTorch is seen as Any
+        """The mode."""
+
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        ) -> Any:
+            func = torch.Tensor.double if func in casts else func
+            return func(*map(wide, args), **{name: wide(x) for name, x in (kwargs or {}).items()})
+
+    return Widened
 
 
 class TorchRunner:
@@ -46,7 +49,13 @@ class TorchRunner:
         self.wide = wide
         self.names = {id(module): name or OUTPUT for name, module in self.model.named_modules()}
         self.modules = list(self.model.modules())
-        self.training = any(module.training for module in self.modules)
+        self.counting = any(module.training for module in self.modules)
+        # A module that was put in later says that it is in training, and most do nothing else then.
+        changed = ("Dropout", "BatchNorm")
+        self.training = self.model.training or any(
+            module.training and any(word in type(module).__name__ for word in changed)
+            for module in self.modules
+        )
         some = next(iter([*self.model.parameters(), *self.model.buffers()]), None)
         self.device = None if some is None else some.device
 
@@ -70,8 +79,10 @@ class TorchRunner:
     @contextmanager
     def _quiet(self) -> Iterator[None]:
         """Without gradients; what a module that is being trained counts on the way is put back."""
-        kept = [(buffer, buffer.clone()) for buffer in self.model.buffers()] if self.training else []
-        with torch.no_grad(), _Widened() if self.wide else nullcontext():
+        kept = [(buffer, buffer.clone()) for buffer in self.model.buffers()] if self.counting else []
+        import torch
+
+        with torch.no_grad(), _widened()() if self.wide else nullcontext():
             try:
                 yield
             finally:
@@ -97,6 +108,8 @@ class TorchRunner:
     def given(self, x: Any) -> Any:
         """On the device of the model."""
         if library_of(x) != "torch":
+            import torch
+
             x = torch.tensor(to_numpy(x))
         if self.wide and x.is_floating_point():
             x = x.double()

@@ -1,0 +1,24 @@
+"""A true value with what it takes to judge another by it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from polyattn.truth.spec import Floats
+
+__all__ = ["Judged"]
+
+
+class Judged(NamedTuple):
+    """A true value, its condition, and how it follows roundings to half precision and a weight that underflows.
+
+    |computed - value| <= eta * (u * condition + tiny * floor), elementwise, with u the unit roundoff of the
+    result and tiny the smallest normal number of the dtype in which weights are carried. In half precision a right
+    program rounds to it only what it stores, and computes in float32: u * rounded + u32 * condition + tiny * floor.
+    Where rounded is None nothing is known of what it stores, and u * condition stands.
+    """
+
+    value: Floats
+    condition: Floats
+    floor: Floats | float = 0.0
+    rounded: Floats | None = None
