@@ -50,7 +50,6 @@ def _biases(case: Case, w: Floats, b: Floats, there: bool) -> Iterator[Candidate
         and theirs.shape == b.shape
     ):
         yield Candidate("a bias added that the reference does not have", _map(w, theirs.astype(np.float64)))
-    yield Candidate("weight negated", _map(-w, b))
     yield Candidate("linear map skipped: the input comes out as it is", lambda case: case.x)
 
 
@@ -79,6 +78,7 @@ def _turned(case: Case, w: Floats, b: Floats) -> Iterator[Candidate]:
     """The weight transposed, and with its rows and columns in the orders of other libraries."""
     width = case.facts.numbers.get("head_dim")
     width = width if isinstance(width, int) else None
+    yield Candidate("weight negated", _map(-w, b))
     if w.shape[0] == w.shape[1]:
         yield Candidate("weight transposed", _map(w.T, b))
         if b.any():
