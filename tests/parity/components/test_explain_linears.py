@@ -120,6 +120,13 @@ def test_a_missing_adapter_is_said_with_its_rank() -> None:
     )
 
 
+def test_a_row_that_is_wrong_by_itself_is_no_missing_adapter() -> None:
+    seen = X @ W + B
+    seen[1, 5] += RNG.normal(size=96)
+    seen[2, 9] += RNG.normal(size=96)
+    assert why(W, B, seen) is None
+
+
 def test_the_weights_of_the_port_are_compared() -> None:
     def port(w: Floats) -> Facts:
         return Facts("linear", {"weight": w, "bias": B})
