@@ -41,17 +41,21 @@ def terms_of(case: Case, facts: Facts) -> dict[str, Floats]:
     """What may be summed: inputs and the outputs of parts, of the shape of the output."""
     found = {f"input {i}" if i else "the input": x for i, x in enumerate(case.inputs)}
     found |= {f"the output of {name}": x for name, x in facts.children().items()}
-    fitting = {
-        name: x.astype(np.float64)
-        for name, x in found.items()
-        if x.shape == case.expected.shape and x.dtype.kind == "f"
-    }
+    fitting = {name: _spread(x, case.expected) for name, x in found.items() if x.dtype.kind == "f"}
     kept = dict[str, Floats]()
     for name, x in fitting.items():
+        if x is None:
+            continue
         again = any(np.array_equal(x, other) for other in (case.expected, *kept.values()))
         if np.isfinite(x).all() and x.any() and not again:
             kept[name] = x
     return kept
+
+
+def _spread(x: Floats, like: Floats) -> Floats | None:
+    """x in the shape of another array, one row of the batch for all where it has but one; None where it does not fit."""
+    fits = x.ndim == like.ndim and x.shape[1:] == like.shape[1:] and x.shape[:1] in ((1,), like.shape[:1])
+    return np.broadcast_to(x.astype(np.float64), like.shape) if fits else None
 
 
 def _sums(case: Case, terms: Mapping[str, Floats], sums: Sums, count: int) -> Iterator[Candidate]:
