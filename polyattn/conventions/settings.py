@@ -32,7 +32,7 @@ class Settings:
     rotary: str = "as stated"
     keys: str = "all"
     operands: str = "as stated"
-    cache: str = "as stated"  # how keys, turned, and values are kept
+    cache: str = "as stated"  # how keys, turned, and values are kept in eight bits
     output: str = "as stated"  # what happens to it at last
     precision: str = "as stated"
 

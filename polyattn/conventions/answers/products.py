@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from polyattn.conventions.answers.operands import heads_of, taken
-from polyattn.conventions.answers.rounding import kept, rounded, stage_of
+from polyattn.conventions.answers.rounding import kept, off, rounded, stage_of
 from polyattn.conventions.answers.turning import turned
 from polyattn.conventions.call import Call
 from polyattn.conventions.settings import Settings
@@ -17,7 +17,7 @@ from polyattn.truth.spec import Floats
 __all__ = ["Products", "in_groups", "key_of", "multiplied"]
 
 _FIELDS = ("layout", "operands", "norms", "rotary", "cache", "heads")
-_ROUNDED_HERE = ("inputs", "operands", "turned", "query", "product")
+_ROUNDED_HERE = ("inputs", "operands", "turned", "query", "cache", "product")
 
 
 class Products(NamedTuple):
@@ -62,13 +62,13 @@ def multiplied(
     k_else: Floats | float = 0.0
     v_else: Floats | float = 0.0
     if settings.cache != "as stated":
-        k, k_else, v, v_else = kept(k, v, settings.cache, computed)
+        (k, k_else), (v, v_else) = kept(k, v, settings.cache, computed)
     if stage in ("operands", "turned", "query"):
-        q, q_else = rounded(q, low, _off(q, computed))
-        if stage != "query":
-            k, k_else = rounded(k, low, _off(k, computed))
-        if stage == "operands":
-            v, _ = rounded(v, low)
+        q, q_else = rounded(q, low, off(q, computed))
+    if stage in ("operands", "turned", "cache"):
+        k, k_else = rounded(k, low, off(k, computed))
+    if stage in ("operands", "cache"):
+        v, v_else = rounded(v, low, off(v, v is not used.v))
     k_size, v_size = np.abs(k) + k_else, v_size if v is call.v else np.abs(v)
     shared = v is call.v and settings.heads == "grouped"
     k, v = heads_of(k, v, q.shape[1], settings.heads)
@@ -93,11 +93,6 @@ def in_groups(x: Floats, y: Floats) -> Floats:
         return np.asarray(x @ y)
     out: Floats = x.reshape(b, y.shape[1], heads // y.shape[1] * n, m) @ y
     return out.reshape(b, heads, n, y.shape[3])
-
-
-def _off(x: Floats, computed: bool) -> Floats | float:
-    """How many U a vector is off that was normalised or turned."""
-    return 2.0 * np.abs(x).max(-1, keepdims=True, initial=0.0) if computed else 0.0
 
 
 def _unseen_left_out(

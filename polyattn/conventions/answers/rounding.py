@@ -11,7 +11,9 @@ import numpy as np
 from polyattn.truth.measure import UNIT_ROUNDOFF, round_to
 from polyattn.truth.spec import Floats
 
-__all__ = ["U", "kept", "rounded", "stage_of"]
+__all__ = ["U", "kept", "off", "rounded", "stage_of"]
+
+_Rounded = tuple[Floats, Floats | float]
 
 #: What is computed before it is rounded is in float32 at least.
 U = UNIT_ROUNDOFF["float32"]
@@ -33,7 +35,7 @@ def stage_of(precision: str) -> tuple[str, str]:
     return ("", "") if precision == "as stated" else (low, stage)
 
 
-def rounded(x: Floats, low: str, error: Floats | float = 0.0) -> tuple[Floats, Floats | float]:
+def rounded(x: Floats, low: str, error: Floats | float = 0.0) -> _Rounded:
     """x rounded to a lower precision, and what else it may be rounded to: by how many U that is away.
 
     error: of x, in units of U; 0 says that x is exact.
@@ -46,21 +48,23 @@ def rounded(x: Floats, low: str, error: Floats | float = 0.0) -> tuple[Floats, F
     return y, np.where(np.isfinite(apart), apart, 0.0) / U
 
 
-def kept(
-    k: Floats, v: Floats, cache: str, computed: bool
-) -> tuple[Floats, Floats | float, Floats, Floats | float]:
-    """Keys out of a cache that keeps them in a lower precision and what else they may be, and values, as `rounded`.
+def off(x: Floats, computed: bool) -> Floats | float:
+    """How many U a vector is off that was normalised or turned, rather than given."""
+    return 2.0 * np.abs(x).max(-1, keepdims=True, initial=0.0) if computed else 0.0
 
-    computed: whether keys and values were computed rather than given.
+
+def kept(k: Floats, v: Floats, cache: str, computed: bool) -> tuple[_Rounded, _Rounded]:
+    """Keys and values out of a cache of eight bits, each as `rounded` gives it.
+
+    computed: whether keys were computed rather than given.
     """
     if cache in _SCALES:
         axes = _SCALES[cache]
-        return *_in_bytes(k, axes[0]), *_in_bytes(v, axes[1])
-    off = [2.0 * np.abs(x).max(-1, keepdims=True, initial=0.0) if computed else 0.0 for x in (k, v)]
-    return *rounded(k, cache, off[0]), *rounded(v, cache, off[1])
+        return _in_bytes(k, axes[0]), _in_bytes(v, axes[1])
+    return rounded(k, cache, off(k, computed)), rounded(v, cache)
 
 
-def _in_bytes(x: Floats, axes: int | tuple[int, ...]) -> tuple[Floats, Floats]:
+def _in_bytes(x: Floats, axes: int | tuple[int, ...]) -> _Rounded:
     """scale * round(x / scale) with scale = max |x| / 127 over some axes."""
     scale = np.abs(x).max(axes, keepdims=True, initial=0.0) / 127.0
     steps = x / np.where(scale == 0, 1.0, scale)

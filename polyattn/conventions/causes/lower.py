@@ -17,11 +17,13 @@ _STAGES = {
     "scores": "scores rounded to {}",
     "weights": "weights rounded to {}",
 }
+_CACHE = "key and value rounded, query not: a cache in {}"
 #: These round what nobody gives to a matrix product in TF32.
 _NARROW = {
     "exponentials": "exp(s - max s) rounded to {}, their sum not, as a fused kernel does",
     "turned": "query and key rounded to {} after rotary",
     "query": "query rounded to {}",
+    "cache": _CACHE,
     "second product": "product of weights and values in {}: both rounded",
 }
 
@@ -38,14 +40,10 @@ ROUNDINGS = tuple(
 
 
 def _cache(choice: str, what: str) -> Cause:
-    return Cause(
-        "cache", choice, say(f"key and value rounded, query not: a cache in {what}"), always, rare=True
-    )
+    return Cause("cache", choice, say(_CACHE.format(what)), always, rare=True)
 
 
 CACHES = (
-    _cache("bfloat16", "bfloat16"),
-    _cache("float16", "float16"),
     _cache("float8_e4m3", "float8 (E4M3)"),
     _cache("float8_e5m2", "float8 (E5M2)"),
     _cache("int8 per token", "int8, a scale for each token of a head"),
