@@ -86,21 +86,19 @@ def _repacked(q: Floats, k: Floats, v: Floats, packed: str, split: str) -> tuple
     return joined[:, :heads], joined[:, heads : heads + kv_heads], joined[:, heads + kv_heads :]
 
 
-def heads_of(k: Floats, v: Floats, heads: int, choice: str) -> tuple[Floats, Floats]:
-    """Keys and values of the query heads, or, where those are grouped as they should be, of the kv heads."""
-    kv_heads = k.shape[1]
+def heads_of(heads: int, kv_heads: int, choice: str) -> tuple[Floats | None, Floats | None]:
+    """Which kv head each query head reads, of keys and of values; None where they are grouped as they should be."""
     if not kv_heads:
         raise ValueError("polyattn.conventions.answer: expected kv heads, got none; are the axes in order?")
-    if choice == "grouped":
-        return k, v
     index = np.arange(heads)
     grouped = index // (heads // kv_heads)
-    which = {
-        "tiled": (index % kv_heads,) * 2,
-        "keys tiled": (index % kv_heads, grouped),
-        "values tiled": (grouped, index % kv_heads),
-        "first only": (index * 0,) * 2,
-        "first value only": (grouped, index * 0),
-        "reversed": (kv_heads - 1 - grouped,) * 2,
-    }[choice]
-    return k[:, which[0]], v[:, which[1]]
+    choices: dict[str, tuple[Floats | None, Floats | None]] = {
+        "grouped": (None, None),
+        "tiled": (index % kv_heads, index % kv_heads),
+        "keys tiled": (index % kv_heads, None),
+        "values tiled": (None, index % kv_heads),
+        "first only": (index * 0, index * 0),
+        "first value only": (None, index * 0),
+        "reversed": (kv_heads - 1 - grouped, kv_heads - 1 - grouped),
+    }
+    return choices[choice]

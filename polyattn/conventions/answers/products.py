@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from polyattn.conventions.answers.operands import heads_of, taken
-from polyattn.conventions.answers.rounding import kept, off, rounded, stage_of
-from polyattn.conventions.answers.turning import turned
+from polyattn.conventions.answers.rounding import SCALES, in_bytes, rounded, stage_of
+from polyattn.conventions.answers.turning import Operand, turned
 from polyattn.conventions.call import Call
 from polyattn.conventions.settings import Settings
 from polyattn.conventions.visible import seen_keys
@@ -55,35 +55,47 @@ def multiplied(
     seen = seen_keys(used, settings) if poisoned and settings.poison != "leaks" else None
     if stage == "inputs":
         used = used.of(*(rounded(x, low)[0] for x in (used.q, used.k, used.v)))
-    q, k, v = turned(used, settings)
-    computed = q is not used.q or k is not used.k
-    q = q if rows is None else q[:, :, rows]
-    q_else: Floats | float = 0.0  # how many U away they may be besides
-    k_else: Floats | float = 0.0
-    v_else: Floats | float = 0.0
-    if settings.cache != "as stated":
-        (k, k_else), (v, v_else) = kept(k, v, settings.cache, computed)
-    if stage in ("operands", "turned", "query"):
-        q, q_else = rounded(q, low, off(q, computed))
-    if stage in ("operands", "turned", "cache"):
-        k, k_else = rounded(k, low, off(k, computed))
-    if stage in ("operands", "cache"):
-        v, v_else = rounded(v, low, off(v, v is not used.v))
-    k_size, v_size = np.abs(k) + k_else, v_size if v is call.v else np.abs(v)
-    shared = v is call.v and settings.heads == "grouped"
-    k, v = heads_of(k, v, q.shape[1], settings.heads)
-    k_size, v_size = heads_of(k_size, v_size, q.shape[1], settings.heads)
-    if np.ndim(v_else):
-        _, v_else = heads_of(np.asarray(v_else), np.asarray(v_else), q.shape[1], settings.heads)
+    q, k, v = turned(used, settings, slice(None) if rows is None else rows)
+    q, k, v = _rounded(q, k, v, settings.cache, low, stage)
+    shared = v.x is call.v and settings.heads == "grouped" and seen is None
+    of_keys, of_values = heads_of(q.x.shape[1], k.x.shape[1], settings.heads)
+    k = k if of_keys is None else k.each(lambda x: x[:, of_keys])
+    v = v if of_values is None else v.each(lambda x: x[:, of_values])
     if seen is not None:
-        k, k_size, v, v_size = _unseen_left_out(k, k_size, v, v_size, seen, settings.poison)
-    product = in_groups(q, k.mT)
-    size = in_groups(np.abs(q) + q_else, k_size.mT)
+        k = k.each(lambda x: _unseen_left_out(x, seen))
+        v = v if settings.poison == "leaks from values" else v.each(lambda x: _unseen_left_out(x, seen))
+    product = in_groups(q.x, k.x.mT)
+    size = in_groups(np.abs(q.x) + q.more, np.abs(k.x).mT)
+    if np.ndim(k.more):
+        size = size + in_groups(np.abs(q.x), np.asarray(k.more).mT)
     if stage == "product":
         product, apart = rounded(product, low, size)
         size = size + apart
-    numbers = 2 * product.size + (0 if shared else 2 * v.size)
-    return Products(used, product, size, v, v_size, v_else, poisoned, numbers)
+    numbers = 2 * product.size + (0 if shared else 2 * v.x.size)
+    return Products(used, product, size, v.x, v_size if shared else np.abs(v.x), v.apart, poisoned, numbers)
+
+
+def _rounded(
+    q: Operand, k: Operand, v: Operand, cache: str, low: str, stage: str
+) -> tuple[Operand, Operand, Operand]:
+    """What is rounded after it was turned."""
+
+    def to(x: Operand, low: str) -> Operand:
+        y, apart = rounded(x.x, low, x.off)
+        return x._replace(x=y, apart=apart)
+
+    if cache in SCALES:
+        (k_bytes, k_apart), (v_bytes, v_apart) = (
+            in_bytes(x.x, axes, x.off) for x, axes in zip((k, v), SCALES[cache], strict=True)
+        )
+        k, v = k._replace(x=k_bytes, apart=k_apart), v._replace(x=v_bytes, apart=v_apart)
+    elif cache != "as stated":
+        k, v = to(k, cache), to(v, cache)
+    return (
+        to(q, low) if stage in ("operands", "turned", "query") else q,
+        to(k, low) if stage in ("operands", "turned", "cache") else k,
+        to(v, low) if stage in ("operands", "cache") else v,
+    )
 
 
 def in_groups(x: Floats, y: Floats) -> Floats:
@@ -95,13 +107,7 @@ def in_groups(x: Floats, y: Floats) -> Floats:
     return out.reshape(b, heads, n, y.shape[3])
 
 
-def _unseen_left_out(
-    k: Floats, k_size: Floats, v: Floats, v_size: Floats, seen: Floats, poison: str
-) -> tuple[Floats, Floats, Floats, Floats]:
-    """Keys and values with 0 where no query looks."""
-    step = seen.shape[1] // k.shape[1] if seen.shape[1] > 1 else 1
-    seen = seen[:, ::step]
-    k, k_size = np.where(seen, k, 0.0), np.where(seen, k_size, 0.0)
-    if poison != "leaks from values":
-        v, v_size = np.where(seen, v, 0.0), np.where(seen, v_size, 0.0)
-    return k, k_size, v, v_size
+def _unseen_left_out(x: Floats, seen: Floats) -> Floats:
+    """Keys or values with 0 where no query looks."""
+    step = seen.shape[1] // x.shape[1] if seen.shape[1] > 1 else 1
+    return np.where(seen[:, ::step], x, 0.0)

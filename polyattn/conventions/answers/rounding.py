@@ -11,17 +11,17 @@ import numpy as np
 from polyattn.truth.measure import UNIT_ROUNDOFF, round_to
 from polyattn.truth.spec import Floats
 
-__all__ = ["U", "kept", "off", "rounded", "stage_of"]
+__all__ = ["SCALES", "Rounded", "in_bytes", "rounded", "stage_of"]
 
-_Rounded = tuple[Floats, Floats | float]
+Rounded = tuple[Floats, Floats | float]
 
 #: What is computed before it is rounded is in float32 at least.
 U = UNIT_ROUNDOFF["float32"]
 
 #: fraction bits, exponent of the smallest normal number, largest number, what is beyond
 _EIGHT_BITS = {"float8_e4m3": (3, -6, 448.0, np.nan), "float8_e5m2": (2, -14, 57344.0, np.inf)}
-#: over which axes of (B, H, S, D) the largest number of a scale is taken, of keys and of values
-_SCALES: dict[str, tuple[int | tuple[int, ...], int | tuple[int, ...]]] = {
+#: Caches of bytes: over which axes of (B, H, S, D) a scale is taken, of keys and of values.
+SCALES: dict[str, tuple[int | tuple[int, ...], int | tuple[int, ...]]] = {
     "int8 per token": (-1, -1),
     "int8 per channel": (-2, -2),
     "int8 keys per channel": (-2, -1),
@@ -35,7 +35,7 @@ def stage_of(precision: str) -> tuple[str, str]:
     return ("", "") if precision == "as stated" else (low, stage)
 
 
-def rounded(x: Floats, low: str, error: Floats | float = 0.0) -> _Rounded:
+def rounded(x: Floats, low: str, error: Floats | float = 0.0) -> Rounded:
     """x rounded to a lower precision, and what else it may be rounded to: by how many U that is away.
 
     error: of x, in units of U; 0 says that x is exact.
@@ -48,27 +48,12 @@ def rounded(x: Floats, low: str, error: Floats | float = 0.0) -> _Rounded:
     return y, np.where(np.isfinite(apart), apart, 0.0) / U
 
 
-def off(x: Floats, computed: bool) -> Floats | float:
-    """How many U a vector is off that was normalised or turned, rather than given."""
-    return 2.0 * np.abs(x).max(-1, keepdims=True, initial=0.0) if computed else 0.0
-
-
-def kept(k: Floats, v: Floats, cache: str, computed: bool) -> tuple[_Rounded, _Rounded]:
-    """Keys and values out of a cache of eight bits, each as `rounded` gives it.
-
-    computed: whether keys were computed rather than given.
-    """
-    if cache in _SCALES:
-        axes = _SCALES[cache]
-        return _in_bytes(k, axes[0]), _in_bytes(v, axes[1])
-    return rounded(k, cache, off(k, computed)), rounded(v, cache)
-
-
-def _in_bytes(x: Floats, axes: int | tuple[int, ...]) -> _Rounded:
-    """scale * round(x / scale) with scale = max |x| / 127 over some axes."""
+def in_bytes(x: Floats, axes: int | tuple[int, ...], error: Floats | float) -> Rounded:
+    """scale * round(x / scale) with scale = max |x| / 127 over some axes, as `rounded` gives it."""
     scale = np.abs(x).max(axes, keepdims=True, initial=0.0) / 127.0
-    steps = x / np.where(scale == 0, 1.0, scale)
-    near = 4.0 * U * np.abs(steps)
+    scale = np.where(scale == 0, x.dtype.type(1.0), scale)
+    steps = x / scale
+    near = U * (4.0 * np.abs(steps) + error / scale)
     apart = np.rint(steps + near) - np.rint(steps - near)
     return scale * np.rint(steps), scale * apart / U
 
