@@ -71,7 +71,7 @@ class Answers:
         self._held = 0
 
     def __call__(self, settings: Settings) -> Answer:
-        every = settings.layout in OVER or settings.merge != "as stated" or settings.softmax == "queries"
+        every = settings.layout in OVER or settings.merge != "as stated"
         rows = None if every else self.rows
         found = self._attended(settings, rows)
         if (axis := OVER.get(settings.layout)) is not None:
@@ -95,13 +95,16 @@ class Answers:
         return made
 
     def _attended(self, settings: Settings, rows: Floats | None) -> Answer:
-        made = self._products(settings, rows)
-        here = np.arange(made.product.shape[2]) if rows is None else rows
+        over_rows = settings.softmax == "queries"
+        made = self._products(settings, None if over_rows else rows)
+        here = np.arange(made.product.shape[2]) if rows is None or over_rows else rows
         call, kept = made.call, kept_keys(settings)
         scores = scored(call, settings, made, here)
         if kept != slice(None):
             scores = Scores(*(x[..., kept] for x in scores))
         w, spread = weighed(call, settings, scores, here)
+        if over_rows and rows is not None:
+            w, spread, here = w[:, :, rows], spread[:, :, rows], rows
         return _averaged(call, settings, made, w, spread, here, kept)
 
 
@@ -120,7 +123,7 @@ def _averaged(
         w = w + added
         spread = spread + np.abs(w) + np.abs(added)
     if stage in ("weights", "operands", "second product"):
-        w, apart = rounded(w, low, spread)
+        w, apart = rounded(w, low, 2.0 * spread)
         spread = spread + apart
     elif stage == "exponentials":
         w, spread = _exponentials(w, spread, low)
@@ -140,5 +143,5 @@ def _exponentials(w: Floats, spread: Floats, low: str) -> tuple[Floats, Floats]:
     """Weights whose numerators exp(s - max s) were rounded, and their sum was not."""
     top = np.abs(w).max(-1, keepdims=True, initial=0.0)
     top = np.where(top > 0, top, 1.0)
-    e, apart = rounded(w / top, low, spread / top)
+    e, apart = rounded(w / top, low, 2.0 * spread / top)
     return e * top, spread + np.asarray(apart) * top

@@ -69,7 +69,7 @@ def multiplied(
     if np.ndim(k.more):
         size = size + in_groups(np.abs(q.x), np.asarray(k.more).mT)
     if stage == "product":
-        product, apart = rounded(product, low, size)
+        product, apart = rounded(product, low, 4.0 * size)
         size = size + apart
     numbers = 2 * product.size + (0 if shared else 2 * v.x.size)
     return Products(used, product, size, v.x, v_size if shared else np.abs(v.x), v.apart, poisoned, numbers)

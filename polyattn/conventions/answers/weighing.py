@@ -24,8 +24,6 @@ _AXES: dict[str, int | tuple[int, ...]] = {
     "keys and heads": (1, -1),
 }
 _OTHERS = {
-    "sigmoid": "sigmoid",
-    "sigmoid less log n": "sigmoid",
     "softpick": "softpick",
     "sparsemax": "sparsemax",
     "entmax-1.5": "entmax15",
@@ -42,11 +40,15 @@ def weighed(call: Call, settings: Settings, scores: Scores, rows: Floats) -> tup
     if kind == "relu over n":
         w = np.maximum(s, 0.0) / max(s.shape[-1], 1)
         return _masked(w, w + np.where(w > 0, size, 0.0) / max(s.shape[-1], 1), settings, scores)
+    if kind.startswith("sigmoid"):
+        less = math.log(max(s.shape[-1], 1)) if kind == "sigmoid less log n" else 0.0
+        with np.errstate(over="ignore"):
+            w = 1.0 / (1.0 + np.exp(less - s))
+        size = np.where(np.isfinite(s), size + (less + np.abs(s) if less else 0.0), 0.0)
+        return _masked(w, w * (1.0 + (1.0 - w) * size), settings, scores)
     if kind in _OTHERS:
         none = np.full((1, 1, 1, 1), -np.inf, s.dtype)
-        bias = -math.log(max(s.shape[-1], 1)) if kind == "sigmoid less log n" else 0.0
-        with np.errstate(over="ignore"):
-            found = NORMALIZERS[_OTHERS[kind]](s, np.where(np.isfinite(s), size, 0.0), none, bias)
+        found = NORMALIZERS[_OTHERS[kind]](s, np.where(np.isfinite(s), size, 0.0), none, 0.0)
         return _masked(found.weights, found.condition, settings, scores)
     w = _softmax(call, settings, s)
     empty = ~scores.allowed.any(-1)
