@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,10 @@ import torch.nn.functional as F
 from polyattn.conventions.answers import Answers, answer
 from polyattn.conventions.call import Call
 from polyattn.conventions.causes import CAUSES, ROUNDINGS, Cause, settings_of
+from polyattn.conventions.causes.cause import always, say
 from polyattn.conventions.settings import CONTRACT
 from polyattn.rotary import Rotary
-from polyattn.truth import ACCEPTANCE, Judged, eta
+from polyattn.truth import ACCEPTANCE, UNIT_ROUNDOFF, Judged, eta
 
 Floats = np.ndarray[Any, Any]
 KNOWN = {(cause.field, cause.choice): cause for cause in CAUSES + ROUNDINGS}
@@ -76,7 +76,7 @@ def draw(features: str, seed: int = 0) -> Call:
         given["sinks"] = normal(heads) + 1.0
     if "rotary" in has:
         given["rotary"] = Rotary()
-    return Call(q, k, v, embed_dim=heads * width, **given)
+    return Call(q, k, v, embed_dim=heads * width + 8, **given)
 
 
 def plain(call: Call) -> Plain:
@@ -329,3 +329,151 @@ def test_a_cause_is_what_a_program_with_that_mistake_computes(
 
 def explains(found: Any, seen: Floats, dtype: str) -> bool:
     return eta(seen, Judged(found.out, found.condition, 0.0, found.rounded), dtype) <= ACCEPTANCE
+
+
+# together
+
+FEATURES = (
+    "", "scale mask", "scale padding causal", "scale wide cross", "scale gqa rotary sinks", "scale bias heads sinks",
+    "scale shift gqa", "scale four padding rotary", "scale rows",
+)  # fmt: skip
+
+
+def applicable(call: Call) -> list[Cause]:
+    return [cause for cause in KNOWN.values() if cause.applies(call)]
+
+
+def as_wide(a: Cause, b: Cause) -> bool:
+    """float16 and TF32 have the same fraction, and differ only in how large a number may be."""
+    pair = {a.choice.partition(" ")[0], b.choice.partition(" ")[0]}
+    return a.choice.partition(" ")[2] == b.choice.partition(" ")[2] and pair == {"float16", "tf32"}
+
+
+@pytest.mark.parametrize("features", FEATURES)
+def test_no_cause_explains_another_or_a_right_output(features: str) -> None:
+    call = draw(f"scale {features}")
+    answers = Answers(call)
+    right = answers(CONTRACT)
+    shown = []
+    for cause in applicable(call):
+        found = answers(settings_of((cause,)))
+        if not np.array_equal(found.out, right.out):
+            shown.append((cause, found))
+    shown.append((Cause("", "", say("right"), always), right))
+    assert len(shown) > 60
+    outs = np.stack([found.out for _, found in shown])
+    confused = []
+    for cause, found in shown:
+        near = np.abs(outs - found.out) <= ACCEPTANCE * UNIT_ROUNDOFF["float64"] * found.condition
+        others = [shown[i][0] for i in np.flatnonzero(near.all((1, 2, 3, 4)))]
+        confused += [(cause[:2], x[:2]) for x in others if x is not cause and not as_wide(cause, x)]
+    assert confused == []
+
+
+@pytest.mark.parametrize("features", FEATURES)
+def test_causes_are_told_apart_by_their_sentences(features: str) -> None:
+    call = draw(features)
+    sentences = [cause.sentence(call) for cause in applicable(call)]
+    assert len(set(sentences)) == len(sentences)
+    assert all(s and "{" not in s and not s.endswith(".") for s in sentences)
+
+
+def test_the_table_has_every_cause_once_and_rare_ones_last() -> None:
+    assert len(KNOWN) == len(CAUSES) + len(ROUNDINGS)
+    rare = [cause.rare for cause in CAUSES]
+    assert rare == sorted(rare)
+
+
+@pytest.mark.parametrize("features", FEATURES)
+def test_answers_that_share_their_products_are_those_that_do_not(features: str) -> None:
+    call, rows = draw(features), np.array([1, 3])
+    shared = Answers(call, rows)
+    for _ in range(2):  # computed, then kept
+        for cause in applicable(call):
+            settings = settings_of((cause,))
+            one, other = shared(settings), answer(call, settings, rows)
+            for name in ("out", "condition", "rounded"):
+                np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+# what is rounded inside, in a program of float32
+
+Inner = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def low(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x: x.to(dtype).float()
+
+
+def as_is(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+def bytes_of(x: torch.Tensor, *axes: int) -> torch.Tensor:
+    scale = x.abs().amax(axes, keepdim=True) / 127
+    return torch.round(x / scale) * scale
+
+
+def naive(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    product: Callable[[torch.Tensor], torch.Tensor] = as_is,
+    scores: Callable[[torch.Tensor], torch.Tensor] = as_is,
+    weights: Callable[[torch.Tensor], torch.Tensor] = as_is,
+) -> torch.Tensor:
+    return weights(torch.softmax(scores(product(q @ k.mT) * 0.125), -1)) @ v
+
+
+def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    s = q @ k.mT * 0.125
+    e = torch.exp(s - s.amax(-1, keepdim=True))
+    return low(dtype)(e) @ v / e.sum(-1, keepdim=True)
+
+
+B, H, FP8 = low(torch.bfloat16), low(torch.float16), low(torch.float8_e4m3fn)
+INSIDE: dict[tuple[str, str], Inner] = {
+    ("precision", "bfloat16 cache"): lambda q, k, v: naive(q, B(k), B(v)),
+    ("precision", "bfloat16 turned"): lambda q, k, v: naive(B(q), B(k), v),
+    ("precision", "bfloat16 query"): lambda q, k, v: naive(B(q), k, v),
+    ("precision", "bfloat16 product"): lambda q, k, v: naive(q, k, v, product=B),
+    ("precision", "bfloat16 scores"): lambda q, k, v: naive(q, k, v, scores=B),
+    ("precision", "float16 scores"): lambda q, k, v: naive(q, k, v, scores=H),
+    ("precision", "bfloat16 weights"): lambda q, k, v: naive(q, k, v, weights=B),
+    ("precision", "float16 weights"): lambda q, k, v: naive(q, k, v, weights=H),
+    ("precision", "bfloat16 second product"): lambda q, k, v: naive(q, k, B(v), weights=B),
+    ("precision", "bfloat16 operands"): lambda q, k, v: naive(B(q), B(k), B(v), weights=B),
+    ("precision", "bfloat16 exponentials"): lambda q, k, v: fused(q, k, v, torch.bfloat16),
+    ("precision", "float16 exponentials"): lambda q, k, v: fused(q, k, v, torch.float16),
+    ("cache", "float8_e4m3"): lambda q, k, v: naive(q, FP8(k), FP8(v)),
+    ("cache", "int8 per token"): lambda q, k, v: naive(q, bytes_of(k, 3), bytes_of(v, 3)),
+    ("cache", "int8 keys per channel"): lambda q, k, v: naive(q, bytes_of(k, 2), bytes_of(v, 3)),
+    ("cache", "int8 per tensor"): lambda q, k, v: naive(q, bytes_of(k, 0, 1, 2, 3), bytes_of(v, 0, 1, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("rotary", [None, Rotary()])
+def test_what_a_program_of_float32_rounds_inside_is_explained_though_ties_fall_otherwise(
+    rotary: Rotary | None,
+) -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, 4, n, 64)).astype(np.float32) for n in (24, 400, 400))
+    call = Call(*(x.astype(float) for x in (q, k, v)), scale=0.125, rotary=rotary)  # 1/sqrt(64)
+    of = [torch.tensor(x) for x in (q, k, v)]
+    if rotary is not None:  # with angles in float32, as most do it
+        of[:2] = [_turned(x) for x in of[:2]]
+    right, contract = naive(*of).double().numpy(), answer(call)
+    assert explains(contract, right, "float32")
+    for (field, choice), program in INSIDE.items():
+        found = answer(call, settings_of((KNOWN[field, choice],)))
+        seen = program(*of).double().numpy()
+        assert explains(found, seen, "float32"), choice
+        assert not explains(contract, seen, "float32"), choice
+        assert not explains(found, right, "float32"), choice
+
+
+def _turned(x: torch.Tensor) -> torch.Tensor:
+    half = x.shape[-1] // 2
+    angle = torch.arange(x.shape[2])[:, None] * 10000.0 ** (-torch.arange(half) / half)
+    a, b, c, s = x[..., :half], x[..., half:], angle.cos(), angle.sin()
+    return torch.cat((a * c - b * s, a * s + b * c), -1)

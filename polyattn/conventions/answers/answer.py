@@ -123,10 +123,10 @@ def _averaged(
         w = w + added
         spread = spread + np.abs(w) + np.abs(added)
     if stage in ("weights", "operands", "second product"):
-        w, apart = rounded(w, low, 2.0 * spread)
+        w, apart = rounded(w, low, made.most / 2 * spread)
         spread = spread + apart
     elif stage == "exponentials":
-        w, spread = _exponentials(w, spread, low)
+        w, spread = _exponentials(w, spread, low, made.most)
     if stage == "second product":
         v, _ = rounded(v, low)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -139,9 +139,9 @@ def _averaged(
         return Answer(out, condition, (np.abs(out) + mass) / 2, w, v)
 
 
-def _exponentials(w: Floats, spread: Floats, low: str) -> tuple[Floats, Floats]:
+def _exponentials(w: Floats, spread: Floats, low: str, most: float) -> tuple[Floats, Floats]:
     """Weights whose numerators exp(s - max s) were rounded, and their sum was not."""
     top = np.abs(w).max(-1, keepdims=True, initial=0.0)
     top = np.where(top > 0, top, 1.0)
-    e, apart = rounded(w / top, low, 2.0 * spread / top)
+    e, apart = rounded(w / top, low, most / 2 * spread / top)
     return e * top, spread + np.asarray(apart) * top

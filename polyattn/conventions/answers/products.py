@@ -25,7 +25,8 @@ class Products(NamedTuple):
 
     call: Call  # of the arrays that are taken
     product: Floats  # (B, Hq, rows, S)
-    size: Floats  # likewise: it may be off by some u times this
+    size: Floats  # likewise: it is off by some u times this
+    most: float  # times that, at most: a rounding counts on nothing that mostly cancels
     v: Floats  # (B, Hkv or Hq, S, E)
     v_size: Floats  # |v|
     v_else: Floats | float  # how many U away a value may be besides
@@ -68,11 +69,14 @@ def multiplied(
     size = in_groups(np.abs(q.x) + q.more, np.abs(k.x).mT)
     if np.ndim(k.more):
         size = size + in_groups(np.abs(q.x), np.asarray(k.more).mT)
+    most = 16.0 if np.ndim(q.by_angle) or np.ndim(k.by_angle) else 4.0
     if stage == "product":
-        product, apart = rounded(product, low, 4.0 * size)
+        product, apart = rounded(product, low, most * (size + np.abs(product)))
         size = size + apart
     numbers = 2 * product.size + (0 if shared else 2 * v.x.size)
-    return Products(used, product, size, v.x, v_size if shared else np.abs(v.x), v.apart, poisoned, numbers)
+    return Products(
+        used, product, size, most, v.x, v_size if shared else np.abs(v.x), v.apart, poisoned, numbers
+    )
 
 
 def _rounded(

@@ -53,7 +53,8 @@ def in_bytes(x: Floats, axes: int | tuple[int, ...], error: Floats | float) -> R
     scale = np.abs(x).max(axes, keepdims=True, initial=0.0) / 127.0
     scale = np.where(scale == 0, x.dtype.type(1.0), scale)
     steps = x / scale
-    near = U * (4.0 * np.abs(steps) + error / scale)
+    of_scale = np.max(error, axes, keepdims=True, initial=0.0) if np.ndim(error) else error
+    near = U * (4.0 * np.abs(steps) + (error + of_scale * np.abs(steps) / 127.0) / scale)
     apart = np.rint(steps + near) - np.rint(steps - near)
     return scale * np.rint(steps), scale * apart / U
 

@@ -72,7 +72,7 @@ def scored(call: Call, settings: Settings, made: Products, rows: Floats) -> Scor
         hides = allowed_keys(replace(call, bias=None), replace(settings, mask="hides"), rows)
         s = s + np.where(hides, 1.0, 0.0).astype(s.dtype)
     if stage == "scores":
-        s, apart = rounded(s, low, 4.0 * (size + np.abs(s)))
+        s, apart = rounded(s, low, made.most * (size + np.abs(s)))
         size = size + apart
     allowed = allowed_keys(call, settings, rows)
     if found is not None and settings.mask == "after the softmax" and settings.bias != "dropped":
