@@ -304,6 +304,8 @@ WRITTEN: tuple[Written, ...] = (
     ("precision", "float16 query", "", lambda p: p.out(f16(p.q))),
     ("precision", "bfloat16 second product", "", lambda p: bf16(soft(p.scores())) @ bf16(p.v)),
     ("precision", "float16 second product", "", lambda p: f16(soft(p.scores())) @ f16(p.v)),
+    ("precision", "bfloat16 throughout", "scale", lambda p: bf16(soft(bf16(bf16(bf16(p.q) @ bf16(p.k).mT) * p.scale))) @ bf16(p.v)),
+    ("precision", "float16 throughout", "scale", lambda p: f16(soft(f16(f16(f16(p.q) @ f16(p.k).mT) * p.scale))) @ f16(p.v)),
     ("precision", "bfloat16 exponentials", "mask", lambda p: bf16(e := np.exp(p.scores() + p.hides - (p.scores() + p.hides).max(-1, keepdims=True))) / e.sum(-1, keepdims=True) @ p.v),
     ("precision", "float16 exponentials", "", lambda p: f16(e := np.exp(p.scores() - p.scores().max(-1, keepdims=True))) / e.sum(-1, keepdims=True) @ p.v),
 )  # fmt: skip

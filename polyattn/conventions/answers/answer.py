@@ -122,7 +122,7 @@ def _averaged(
         added = np.broadcast_to(added, (*added.shape[:3], made.v.shape[2]))[..., kept]
         w = w + added
         spread = spread + np.abs(w) + np.abs(added)
-    if stage in ("weights", "operands", "second product"):
+    if stage in ("weights", "operands", "second product", "throughout"):
         w, apart = rounded(w, low, made.most / 2 * spread)
         spread = spread + apart
     elif stage == "exponentials":

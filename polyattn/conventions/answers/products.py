@@ -17,7 +17,7 @@ from polyattn.truth.spec import Floats
 __all__ = ["Products", "in_groups", "key_of", "multiplied"]
 
 _FIELDS = ("layout", "operands", "norms", "rotary", "cache", "heads")
-_ROUNDED_HERE = ("inputs", "operands", "turned", "query", "cache", "product")
+_ROUNDED_HERE = ("inputs", "operands", "turned", "query", "cache", "product", "throughout")
 
 
 class Products(NamedTuple):
@@ -54,7 +54,7 @@ def multiplied(
     used = taken(call, settings.operands, settings.layout)
     poisoned = poisoned and not (np.isfinite(used.k).all() and np.isfinite(used.v).all())
     seen = seen_keys(used, settings) if poisoned and settings.poison != "leaks" else None
-    if stage == "inputs":
+    if stage in ("inputs", "throughout"):
         used = used.of(*(rounded(x, low)[0] for x in (used.q, used.k, used.v)))
     q, k, v = turned(used, settings, slice(None) if rows is None else rows)
     q, k, v = _rounded(q, k, v, settings.cache, low, stage)
@@ -70,7 +70,7 @@ def multiplied(
     if np.ndim(k.more):
         size = size + in_groups(np.abs(q.x), np.asarray(k.more).mT)
     most = 16.0 if np.ndim(q.by_angle) or np.ndim(k.by_angle) else 4.0
-    if stage == "product":
+    if stage in ("product", "throughout"):
         product, apart = rounded(product, low, most * (size + np.abs(product)))
         size = size + apart
     numbers = 2 * product.size + (0 if shared else 2 * v.x.size)
@@ -96,8 +96,8 @@ def _rounded(
     elif cache != "as stated":
         k, v = to(k, cache), to(v, cache)
     return (
-        to(q, low) if stage in ("operands", "turned", "query") else q,
-        to(k, low) if stage in ("operands", "turned", "cache") else k,
+        to(q, low) if stage in ("operands", "turned", "query", "throughout") else q,
+        to(k, low) if stage in ("operands", "turned", "cache", "throughout") else k,
         to(v, low) if stage in ("operands", "cache") else v,
     )
 

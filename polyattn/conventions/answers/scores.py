@@ -71,7 +71,7 @@ def scored(call: Call, settings: Settings, made: Products, rows: Floats) -> Scor
     if settings.mask == "all added as 0/1":
         hides = allowed_keys(replace(call, bias=None), replace(settings, mask="hides"), rows)
         s = s + np.where(hides, 1.0, 0.0).astype(s.dtype)
-    if stage == "scores":
+    if stage in ("scores", "throughout"):
         s, apart = rounded(s, low, made.most * (size + np.abs(s)))
         size = size + apart
     allowed = allowed_keys(call, settings, rows)

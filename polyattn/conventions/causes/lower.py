@@ -25,6 +25,7 @@ _NARROW = {
     "query": "query rounded to {}",
     "cache": _CACHE,
     "second product": "product of weights and values in {}: both rounded",
+    "throughout": "computed in {} throughout: inputs, products, scores and weights rounded",
 }
 
 
