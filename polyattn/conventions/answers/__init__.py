@@ -10,9 +10,10 @@ products.py   query times key: what most settings share
 scores.py     scale, soft cap, bias, and what hides
 weighing.py   how scores become weights
 outputs.py    what happens to the output at last
+answering.py  all of it, one after the other
 """
 
-from polyattn.conventions.answers.answer import Answer, Answers, answer
+from polyattn.conventions.answers.answering import Answer, Answers, answer
 from polyattn.conventions.answers.outputs import merged_rightly, merged_wrongly
 
 __all__ = ["Answer", "Answers", "answer", "merged_rightly", "merged_wrongly"]
