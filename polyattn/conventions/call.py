@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,10 @@ class Call:
     def shape(self) -> tuple[int, int, int, int]:
         """(B, Hq, L, S)"""
         return (*self.q.shape[:3], self.k.shape[2])
+
+    def of(self, q: Floats, k: Floats, v: Floats) -> Call:
+        """The same call of other arrays."""
+        return replace(self, q=q, k=k, v=v)
 
 
 def call_of(

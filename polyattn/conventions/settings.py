@@ -21,15 +21,19 @@ class Settings:
     causal: str = "as stated"
     window: str = "as stated"
     softcap: str = "as stated"
+    shift: str = "as stated"  # what score modifications add
     bias: str = "as stated"
     sinks: str = "as stated"
     heads: str = "grouped"
     layout: str = "as stated"
     merge: str = "as stated"
     softmax: str = "keys"
+    norms: str = "as stated"  # of query, key and value, before they are turned
     rotary: str = "as stated"
     keys: str = "all"
     operands: str = "as stated"
+    cache: str = "as stated"  # how keys, turned, and values are kept in eight bits
+    output: str = "as stated"  # what happens to it at last
     precision: str = "as stated"
 
     def changes(self) -> dict[str, str]:

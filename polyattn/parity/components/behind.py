@@ -19,6 +19,7 @@ from polyattn.truth.spec import Floats
 __all__ = ["tiers"]
 
 EPSILONS = (1e-12, 1e-5, 1e-6, 1e-3)
+WIDEST = 16  # of so many terms at most are two tried at once
 ROWS = 4  # so many tokens are needed to find a weight and a bias
 
 
@@ -63,6 +64,8 @@ def _norm(case: Case, s: Floats) -> Norm | None:
 def _sums(norm: Norm, name: str, s: Floats, terms: Mapping[str, Floats], count: int) -> Iterator[Candidate]:
     if count == 1:
         yield _given(f"{name} left out at the end", s)
+    elif len(terms) > WIDEST:
+        return
     for names in combinations(terms, count):
         for a in (-1.0, 1.0):
             said = " and ".join(f"{named(n)} {'missing' if a < 0 else 'added once more'}" for n in names)

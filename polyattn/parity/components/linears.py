@@ -14,6 +14,8 @@ from polyattn.truth.spec import Floats
 
 __all__ = ["eight_bits", "matched_columns", "tiers"]
 
+SPREAD = 4  # so many wrong rows for each rank show that the weight is wrong
+
 
 def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
     """The bias; the weight of the port as it is known; other orders; other precisions; at last what fits."""
@@ -50,7 +52,6 @@ def _biases(case: Case, w: Floats, b: Floats, there: bool) -> Iterator[Candidate
         and theirs.shape == b.shape
     ):
         yield Candidate("a bias added that the reference does not have", _map(w, theirs.astype(np.float64)))
-    yield Candidate("weight negated", _map(-w, b))
     yield Candidate("linear map skipped: the input comes out as it is", lambda case: case.x)
 
 
@@ -79,6 +80,7 @@ def _turned(case: Case, w: Floats, b: Floats) -> Iterator[Candidate]:
     """The weight transposed, and with its rows and columns in the orders of other libraries."""
     width = case.facts.numbers.get("head_dim")
     width = width if isinstance(width, int) else None
+    yield Candidate("weight negated", _map(-w, b))
     if w.shape[0] == w.shape[1]:
         yield Candidate("weight transposed", _map(w.T, b))
         if b.any():
@@ -161,7 +163,10 @@ def _low_rank(part: Case, rest: Floats, w: Floats, b: Floats) -> Iterator[Candid
     u, s, v = np.linalg.svd(rest, full_matrices=False)
     noise = rms(np.broadcast_to(part.unit, part.expected.shape)) * np.sqrt(max(rest.shape)) * 2
     rank = int((s > max(noise, s[0] * 1e-6)).sum())
-    if not 0 < rank <= most:
+    wrong = int((np.abs(rest).max(1) > noise).sum())
+    if (
+        not 0 < rank <= most or wrong < SPREAD * rank
+    ):  # a few rows that are wrong by themselves have a low rank too
         return
     left = np.linalg.lstsq(x, u[:, :rank] * s[:rank], rcond=None)[0]
     said = f"the weight differs by a matrix of rank {rank}: an adapter (LoRA) missing or added"

@@ -7,11 +7,11 @@ they are known, of the port (in the port).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import combinations
 
 import numpy as np
 
 from polyattn.parity.components.facts.record import Facts
+from polyattn.parity.components.sums import Sums, simple
 from polyattn.parity.components.trial import FEW, Candidate, Case, factor_of
 from polyattn.truth.measure import ACCEPTANCE
 from polyattn.truth.spec import Floats
@@ -19,7 +19,6 @@ from polyattn.truth.spec import Floats
 __all__ = ["named", "terms_of", "tiers"]
 
 MOST = 3  # terms that may differ at once
-SIMPLE = (0.0, 1.0, -1.0, 2.0, 0.5, -2.0)
 
 
 def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
@@ -30,72 +29,56 @@ def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
     if np.count_nonzero(case.expected) < FEW * (len(terms) + MOST):  # too little to find factors from
         return
     theirs = terms if case.port is None else terms | terms_of(case, case.port)
+    sums = Sums(terms)
     for count in range(1, MOST + 1):
-        yield _sums(case, terms, count)
-    yield _fed(case, terms)
+        yield _sums(case, terms, sums, count)
+    yield _fed(case, terms, sums)
     if theirs is not terms:
-        yield _own_sum(case, terms, theirs)
+        yield _own_sum(case, terms, sums, theirs)
 
 
 def terms_of(case: Case, facts: Facts) -> dict[str, Floats]:
     """What may be summed: inputs and the outputs of parts, of the shape of the output."""
     found = {f"input {i}" if i else "the input": x for i, x in enumerate(case.inputs)}
     found |= {f"the output of {name}": x for name, x in facts.children().items()}
-    fitting = {
-        name: x.astype(np.float64)
-        for name, x in found.items()
-        if x.shape == case.expected.shape and x.dtype.kind == "f"
-    }
-    return {name: x for name, x in fitting.items() if np.isfinite(x).all() and x.any()}
+    fitting = {name: _spread(x, case.expected) for name, x in found.items() if x.dtype.kind == "f"}
+    kept = dict[str, Floats]()
+    for name, x in fitting.items():
+        if x is None:
+            continue
+        again = any(np.array_equal(x, other) for other in (case.expected, *kept.values()))
+        if np.isfinite(x).all() and x.any() and not again:
+            kept[name] = x
+    return kept
 
 
-def _sums(case: Case, terms: Mapping[str, Floats], count: int) -> Iterator[Candidate]:
+def _spread(x: Floats, like: Floats) -> Floats | None:
+    """x in the shape of another array, one row of the batch for all where it has but one; None where it does not fit."""
+    fits = x.ndim == like.ndim and x.shape[1:] == like.shape[1:] and x.shape[:1] in ((1,), like.shape[:1])
+    return np.broadcast_to(x.astype(np.float64), like.shape) if fits else None
+
+
+def _sums(case: Case, terms: Mapping[str, Floats], sums: Sums, count: int) -> Iterator[Candidate]:
     """seen = expected + a few terms, each with a factor."""
-    own = _factors(case, terms, case.expected)
-    difference = case.seen - case.expected
-    for names in combinations(terms, count):
-        factors = _solved(difference, [terms[name] for name in names])
-        if factors is None:
-            continue
-        factors = [_simple(a) for a in factors]
-        if not all(factors) or not np.isfinite(factors).all():
-            continue
-        added = sum(a * terms[name] for a, name in zip(factors, names, strict=True))
-        said = _said(dict(zip(names, factors, strict=True)), own)
-        yield Candidate(said, lambda case, added=added: case.expected + added, rowwise=False)  # type: ignore[misc]
+    own = _factors(case, terms, sums)
+    for factors in sums.of(case.seen - case.expected, count):
+        added = sum(a * terms[name] for name, a in factors.items())
+        yield _given(_said(factors, own), np.asarray(case.expected + added))
     if count == 1 and (factor := factor_of(case)) is not None:
-        yield Candidate(
-            f"output multiplied by {_simple(factor):.6g}", lambda case: _simple(factor) * case.expected
-        )
+        yield _given(f"output multiplied by {simple(factor):.6g}", simple(factor) * case.expected)
 
 
-def _solved(target: Floats, terms: list[Floats]) -> list[float] | None:
-    """Factors with which terms sum to a target, least squares; None where the terms depend on each other."""
-    a = np.stack([t.ravel() for t in terms])
-    size = np.sqrt((a * a).sum(1))
-    if not size.all():
-        return None
-    a = a / size[:, None]
-    gram = a @ a.T
-    if not np.isfinite(gram).all() or np.linalg.cond(gram) > 1e8:
-        return None
-    return list(np.linalg.solve(gram, a @ target.ravel()) / size)
+def _given(said: str, out: Floats) -> Candidate:
+    return Candidate(said, lambda case: out, rowwise=False)
 
 
-def _simple(a: float) -> float:
-    """A factor, as the simple number that it is within rounding."""
-    near = min((*SIMPLE, np.sqrt(2.0), np.sqrt(0.5)), key=lambda s: abs(s - a))
-    return near if abs(near - a) < 1e-4 else float(a)
-
-
-def _factors(case: Case, terms: Mapping[str, Floats], target: Floats) -> dict[str, float] | None:
+def _factors(case: Case, terms: Mapping[str, Floats], sums: Sums) -> dict[str, float] | None:
     """The factors with which the reference sums its terms, if that is all it does."""
-    factors = _solved(target, list(terms.values()))
-    if factors is None:
+    told = sums.factors(case.expected)
+    if told is None:
         return None
-    told = {name: _simple(a) for name, a in zip(terms, factors, strict=True)}
     total = sum(a * terms[name] for name, a in told.items())
-    return told if case.ratio(np.asarray(total), target) <= ACCEPTANCE else None
+    return told if case.reproduces(np.asarray(total)) else None
 
 
 def _said(added: Mapping[str, float], own: Mapping[str, float] | None) -> str:
@@ -132,7 +115,7 @@ def _effect(name: str, added: Mapping[str, float], own: Mapping[str, float] | No
     return "subtracted, not added" if after == -before else f"multiplied by {after:.6g}, not {before:.6g}"
 
 
-def _fed(case: Case, terms: Mapping[str, Floats]) -> Iterator[Candidate]:
+def _fed(case: Case, terms: Mapping[str, Floats], sums: Sums) -> Iterator[Candidate]:
     """A part that was given something else: in parallel for one after the other, before the norm for behind it."""
     if case.port is None:
         return
@@ -142,36 +125,31 @@ def _fed(case: Case, terms: Mapping[str, Floats]) -> Iterator[Candidate]:
         ours, its = own[name].astype(np.float64), given[name].astype(np.float64)
         if ours.shape != its.shape or ours.shape != case.expected.shape or np.array_equal(ours, its):
             continue
-        said = _source(case, terms, its)
-        if said is None or _source(case, terms, ours) == said:
+        said, was = (_source(case, terms, sums, x) for x in (its, ours))
+        if said is None or was == said:
             continue
         moved = theirs[name].astype(np.float64) - outputs[name]
-        was = _source(case, terms, ours)
         sentence = f"{name} is given {said}, not {was or 'what it is given in the reference'}"
-        yield Candidate(sentence, lambda case, moved=moved: case.expected + moved, rowwise=False)  # type: ignore[misc]
+        yield _given(sentence, case.expected + moved)
 
 
-def _source(case: Case, terms: Mapping[str, Floats], what: Floats) -> str | None:
+def _source(case: Case, terms: Mapping[str, Floats], sums: Sums, what: Floats) -> str | None:
     """An array as a sum of at most two terms, in words."""
     for count in (1, 2):
-        for names in combinations(terms, count):
-            factors = _solved(what, [terms[name] for name in names])
-            if factors is None or any(_simple(a) != 1.0 for a in factors):
-                continue
-            total = np.asarray(sum(terms[name] for name in names))
-            if case.ratio(total, what) <= ACCEPTANCE:
-                return " + ".join(names)
+        for factors in sums.of(what, count):
+            total = np.asarray(sum(terms[name] for name in factors))
+            if set(factors.values()) == {1.0} and case.ratio(total, what) <= ACCEPTANCE:
+                return " + ".join(factors)
     return None
 
 
-def _own_sum(case: Case, terms: Mapping[str, Floats], theirs: Mapping[str, Floats]) -> Iterator[Candidate]:
+def _own_sum(
+    case: Case, terms: Mapping[str, Floats], sums: Sums, theirs: Mapping[str, Floats]
+) -> Iterator[Candidate]:
     """The port's own parts, summed with factors that are not those of the reference."""
-    own = _factors(case, terms, case.expected)
-    its = _solved(case.seen, list(theirs.values()))
-    if own is None or its is None:
+    own, told = _factors(case, terms, sums), Sums(theirs).factors(case.seen)
+    if own is None or told is None:
         return
-    told = {name: _simple(a) for name, a in zip(theirs, its, strict=True)}
     added = {name: told[name] - own[name] for name in own if name in told and told[name] != own[name]}
     if added:
-        total = np.asarray(sum(a * theirs[name] for name, a in told.items()))
-        yield Candidate(_said(added, own), lambda case: total, rowwise=False)
+        yield _given(_said(added, own), np.asarray(sum(a * theirs[name] for name, a in told.items())))

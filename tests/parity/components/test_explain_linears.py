@@ -120,6 +120,13 @@ def test_a_missing_adapter_is_said_with_its_rank() -> None:
     )
 
 
+def test_a_row_that_is_wrong_by_itself_is_no_missing_adapter() -> None:
+    seen = X @ W + B
+    seen[1, 5] += RNG.normal(size=96)
+    seen[2, 9] += RNG.normal(size=96)
+    assert why(W, B, seen) is None
+
+
 def test_the_weights_of_the_port_are_compared() -> None:
     def port(w: Floats) -> Facts:
         return Facts("linear", {"weight": w, "bias": B})
@@ -253,6 +260,24 @@ def test_a_missing_residual_shows_without_the_parts() -> None:
     inside = RNG.normal(size=Y.shape)
     said = explain(Facts("other"), None, (Y,), in_float32(Y + inside), in_float32(inside), unit=UNIT)
     assert said == "residual (the input) missing"
+
+
+def test_the_own_parts_of_a_port_are_summed_as_it_sums_them() -> None:
+    theirs, other = RNG.normal(size=(2, *Y.shape))
+    port = Facts("other", {"child:attn": other, "child:mlp": theirs, "child:norm": N})
+    assert block(other + theirs, port=port) == "residual (the input) missing"
+
+
+def test_a_stack_of_many_parts_is_looked_through_in_time() -> None:
+    parts = RNG.normal(size=(40, *Y.shape))
+    facts = Facts("other", {f"child:layers.{i}": x for i, x in enumerate(parts)})
+    right = Y + parts.sum(0)
+    started = time.process_time()
+    said = explain(
+        facts, None, (Y,), in_float32(right), in_float32(right - parts[3] - parts[7]), unit=UNIT * 4
+    )
+    assert said == "the output of layers.3 missing and the output of layers.7 missing"
+    assert time.process_time() - started < 10  # beside others, on one thread
 
 
 def test_parts_in_parallel_for_one_after_the_other_are_named() -> None:

@@ -283,6 +283,30 @@ def test_mlps_of_transformers_are_read_and_explained(name: str) -> None:
     assert said.startswith("ReLU, not ")
 
 
+def test_a_missing_token_type_of_bert_is_named() -> None:
+    """Of the parts of its embeddings that of positions is one row for the whole batch."""
+    embeddings = shaken(hf.BertModel(CONFIGS["BERT"])).embeddings
+    arrays: dict[str, Floats] = {}
+
+    def keep(name: str) -> Any:
+        def hook(module: Any, args: Any, out: Any) -> None:
+            arrays[f"child:{name}"] = numpy(out)
+            arrays[f"input:{name}"] = numpy(args[0])
+
+        return hook
+
+    hooks = [part.register_forward_hook(keep(name)) for name, part in embeddings.named_children()]
+    ids = torch.tensor(RNG.integers(3, 50, size=(2, 7)))
+    with torch.no_grad():
+        right = numpy(embeddings(ids))
+        for one in hooks:
+            one.remove()
+        embeddings.token_type_embeddings.weight.zero_()
+        wrong = numpy(embeddings(ids))
+    said = explain(Facts("other", arrays), None, (numpy(ids),), right, wrong, unit=UNIT)
+    assert said == "the output of token_type_embeddings missing, in front of LayerNorm"
+
+
 def test_a_decoder_layer_is_no_mlp() -> None:
     model = hf.AutoModel.from_config(CONFIGS["OPT"])
     assert facts_of(model.decoder.layers[0]) == Facts("other")
