@@ -118,12 +118,15 @@ def conflict(features: set[str]) -> bool:
     return any(len(features & set(group.split())) > 1 for group in CONFLICTS)
 
 
-def draw(needs: str, without: str, seed: int, dtype: str, extras: int = 2) -> Problem:
-    """A random problem with the features that are needed and, but for seed 0, up to `extras` others."""
+def draw(needs: str, without: str, seed: int, dtype: str, few_sizes: bool = False) -> Problem:
+    """A random problem with the features that are needed and, but for seed 0, up to two others.
+
+    few_sizes: of four shapes or so, for what compiles for seconds for every shape.
+    """
     needed, unwanted = set(needs.split()), set(without.split())
     rng = np.random.default_rng([seed, *sorted(zlib.crc32(name.encode()) for name in needed)])
     features = set(needed)
-    for extra in rng.permutation(EXTRAS.split())[: rng.integers(0, extras + 1) if seed else 0]:
+    for extra in rng.permutation(EXTRAS.split())[: rng.integers(0, 3) if seed else 0]:
         if extra not in unwanted and not conflict(features | {str(extra)}):
             features.add(str(extra))
 
@@ -138,6 +141,9 @@ def draw(needs: str, without: str, seed: int, dtype: str, extras: int = 2) -> Pr
     rows = keys = int(rng.integers(24, 49))
     if has("end") or has("first"):
         keys = rows + int(rng.choice([-9, 7, 16]))
+    if few_sizes:
+        heads, keys = 4, 40 + keys - rows
+        kv_heads, rows = heads // 2 if has("gqa") else heads, 40
     amplitude = float(rng.choice([1.0, 1.5, 2.0]))
     q = normal(batch, heads, rows, WIDTH, amplitude=amplitude)
     k = normal(batch, kv_heads, keys, WIDTH)
