@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from itertools import islice
 
 from .problems import DTYPES
 from .report import again, figures, samples, table
-from .trial import KINDS, Task, Trial, run, tasks
+from .trial import JOIN, KINDS, Task, Trial, run, tasks
 
 Mapped = Callable[[Iterable[Task]], Iterable[Trial | None]]
 
@@ -42,16 +43,22 @@ def runner(jobs: int) -> Iterator[Mapped]:
         yield partial(pool.imap, run, chunksize=4)
 
 
-def trials(kind: str, dtypes: list[str], seeds: int, pairs: int, first: int, each: Mapped) -> Iterator[Trial]:
+def trials(kind: str, dtypes: list[str], asked: argparse.Namespace, each: Mapped) -> Iterator[Trial]:
     """Those of one kind that have something to judge. Pairs are looked through until so many of them show."""
+
+    def work(*dtypes: str) -> Iterator[Task]:
+        seeds = asked.right if kind == "right" else asked.seeds
+        drawn = tasks(kind, list(dtypes), seeds, asked.first)
+        return (task for task in drawn if re.search(asked.match, task.name))
+
     if kind != "pairs":
-        yield from filter(None, each(tasks(kind, dtypes, seeds, first)))
+        yield from filter(None, each(work(*dtypes)))
         return
     for dtype in dtypes:
-        work, found = tasks(kind, [dtype], seeds, first), 0
+        left, found = work(dtype), 0
         # By sixteen: a pool takes all that it is given, and there are forty thousand candidates.
-        while found < pairs and (part := list(islice(work, 16))):
-            for trial in islice(filter(None, each(part)), pairs - found):
+        while found < asked.pairs and (part := list(islice(left, 16))):
+            for trial in islice(filter(None, each(part)), asked.pairs - found):
                 found += 1
                 yield trial
 
@@ -71,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--all", action="store_true", help="a row for each")
     parser.add_argument("--samples", type=int, default=40, help="how many of what went wrong are printed")
-    parser.add_argument("--only", help="the name of one defect, 'one + other', 'library on feature' or error")
+    parser.add_argument("--match", default="", help="only names in which this regular expression is found")
+    parser.add_argument("--only", help="the name of one defect, 'one & other', 'library on feature' or error")
     parser.add_argument("--seed", type=int, default=0, help="of --only")
     return parser
 
@@ -79,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 def _one(asked: argparse.Namespace) -> int:
     """--only: what is said of it."""
     known = {task.name: kind for kind in KINDS if kind != "pairs" for task in tasks(kind, ["float32"], 1)}
-    kind = "pairs" if " + " in asked.only else known.get(asked.only)
+    kind = "pairs" if JOIN in asked.only else known.get(asked.only)
     if kind is None:
         print(
             f"python -m benchmarks.diagnosis: expected --only to be a name that --all prints, got {asked.only!r}"
@@ -103,8 +111,7 @@ def main(words: list[str] | None = None) -> int:
     with runner(asked.jobs) as each:
         for kind in asked.kinds:
             dtypes = asked.dtype or [*list(DTYPES)[:2], *(["float16"] if kind == "right" else [])]
-            seeds = asked.right if kind == "right" else asked.seeds
-            mine = list(trials(kind, dtypes, seeds, asked.pairs, asked.first, each))
+            mine = list(trials(kind, dtypes, asked, each))
             if mine and (asked.all or kind in ("singles", "right")):
                 print(*table(kind, mine, "name" if asked.all else "group"), "", sep="\n", flush=True)
             done += mine

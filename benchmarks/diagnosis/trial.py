@@ -24,6 +24,7 @@ from .right import COMPILES, IMPLEMENTATIONS
 from .stages import Oracle, attend, stored
 from .unknown import UNKNOWN
 
+JOIN = " & "  # of the names of a pair
 KINDS = ("singles", "pairs", "right", "unknown")
 
 #: In units of what rounding explains, an effect that no output can hide: right code errs by up to 2.5 of them.
@@ -96,7 +97,7 @@ def drawn_pairs(dtype: str, first: int) -> Iterator[Task]:
     possible = _possible()
     order = np.random.default_rng(first).permutation(len(possible))
     for seed, i in enumerate(order, first):
-        yield Task("pairs", " + ".join(defect.name for defect in possible[i]), dtype, seed)
+        yield Task("pairs", JOIN.join(defect.name for defect in possible[i]), dtype, seed)
 
 
 def run(task: Task) -> Trial | None:
@@ -107,7 +108,7 @@ def run(task: Task) -> Trial | None:
 
 def planted(task: Task) -> tuple[Problem, tuple[Defect, ...], Tensor, float] | None:
     """The problem, the defects in it, the output, and the least that one of them moves; None where that hides."""
-    found = tuple(_defects()[name] for name in task.name.split(" + "))
+    found = tuple(_defects()[name] for name in task.name.split(JOIN))
     p = draw(" ".join(d.needs for d in found), " ".join(d.without for d in found), task.seed, task.dtype)
     changes = [defect.changes(p) for defect in found]
     if len(set().union(*changes)) < sum(map(len, changes)):
