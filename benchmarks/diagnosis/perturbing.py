@@ -162,10 +162,6 @@ def random_frequencies(p: Problem, rng: np.random.Generator) -> Stages:
     return {"rotate": rotate}
 
 
-def linear(x: Tensor) -> Tensor:
-    return torch.nn.functional.elu(x) + 1
-
-
 def top(count: int) -> Callable[[Tensor, np.random.Generator], Tensor]:
     def f(w: Tensor, rng: np.random.Generator) -> Tensor:
         least = w.topk(count, -1).values[..., -1:]

@@ -76,6 +76,8 @@ LAYOUTS: tuple[Defect, ...] = (
 
 # packings
 
+PACKED = "pack|fused|projection"
+
 
 def flat(*parts: Tensor) -> Tensor:
     """Arrays (B, H, L, D) side by side, (B, L, sum of H D)."""
@@ -106,11 +108,13 @@ def in_groups(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return flat(torch.cat(parts, 2).flatten(1, 2))
 
 
-def packing(name: str, needs: str, read: Callable[..., tuple[Tensor, ...]], **how: str) -> Defect:
+def packing(
+    name: str, needs: str, read: Callable[..., tuple[Tensor, ...]], named: str = PACKED, **how: str
+) -> Defect:
     def packed(p: Problem, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
         return read(q, k, v)
 
-    return defect(name, "layout heads operands", "pack|fused|projection", needs, packed=packed, **how)
+    return defect(name, "layout heads operands", named, needs, packed=packed, **how)
 
 
 def pairs_of(k: Tensor, v: Tensor, by_head: bool) -> tuple[Tensor, Tensor]:
@@ -129,7 +133,7 @@ PACKINGS: tuple[Defect, ...] = (
     packing("per kv head read as thirds", "square gqa equal", lambda q, k, v: thirds(in_groups(q, k, v), q, k)),
     packing("keys and values per head read as halves", "equal", lambda q, k, v: (q, *pairs_of(k, v, True))),
     packing("keys and values in halves read per head", "equal", lambda q, k, v: (q, *pairs_of(k, v, False))),
-    packing("width before heads in a fused projection", SQUARE, lambda q, k, v: thirds(flat(q, k, v).unflatten(2, (3, -1, q.shape[1])).transpose(-1, -2).flatten(2), q, k), without="gqa"),
+    packing("width before heads in a fused projection", SQUARE, lambda q, k, v: thirds(flat(q, k, v).unflatten(2, (3, -1, q.shape[1])).transpose(-1, -2).flatten(2), q, k), f"{PACKED}|interleaved|D H", without="gqa"),
 )  # fmt: skip
 
 MOVING = HEADS + LAYOUTS + PACKINGS
