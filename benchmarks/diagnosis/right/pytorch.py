@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,22 +14,13 @@ from ..problems import DTYPES, Problem
 from .common import added, additive, implementation, inputs, seen
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # kernels say why they do not run
-        yield
-
-
 def _sdpa(p: Problem, backend: SDPBackend) -> Tensor | None:
     mask = additive(p)
     if mask is None:
         return None
     q, k, v = inputs(p)
     try:
-        with _quiet(), sdpa_kernel([backend]):
+        with sdpa_kernel([backend]):
             return torch.nn.functional.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, scale=p.scale, enable_gqa=q.shape[1] != k.shape[1]
             )
@@ -65,7 +54,7 @@ def sdpa_flag(p: Problem) -> Tensor | None:
     )
 
 
-@implementation("torch FlexAttention, eager", "sinks")
+@implementation("torch FlexAttention, eager", "sinks", compiles=True)
 def flex(p: Problem) -> Tensor:
     allowed, bias = seen(p), added(p)
 
@@ -75,8 +64,7 @@ def flex(p: Problem) -> Tensor:
         return torch.where(allowed[b, h, i, j], s, -torch.inf)
 
     q, k, v = inputs(p)
-    with _quiet():
-        return flex_attention(q, k, v, score_mod=score, scale=p.scale, enable_gqa=q.shape[1] != k.shape[1])
+    return flex_attention(q, k, v, score_mod=score, scale=p.scale, enable_gqa=q.shape[1] != k.shape[1])
 
 
 def _flat(x: Tensor) -> Tensor:
