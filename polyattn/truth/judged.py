@@ -15,6 +15,7 @@ class Judged(NamedTuple):
     |computed - value| <= eta * (u * condition + tiny * floor), elementwise, with u the unit roundoff of the
     result and tiny the smallest normal number of the dtype in which weights are carried. In half precision a right
     program rounds to it only what it stores, and computes in float32: u * rounded + u32 * condition + tiny * floor.
+    There tiny is at least half the smallest number of that dtype, which is how far off a stored weight may be at the least.
     Where rounded is None nothing is known of what it stores, and u * condition stands.
     """
 
