@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from polyattn.draw import html_table
-from polyattn.parity.findings import Diagnosis, framed
+from polyattn.parity.diagnosis import Diagnosis
+from polyattn.parity.framing import framed
 from polyattn.parity.reasons import Reason
 from polyattn.parity.repeat import Repeat
 from polyattn.parity.report import (

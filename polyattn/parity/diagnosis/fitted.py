@@ -1,0 +1,34 @@
+"""Explanations with a number of their own: another scale, another offset, that the output itself tells."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from polyattn.conventions.call import Call
+from polyattn.conventions.causes import Cause, settings_of, without_merge
+from polyattn.conventions.fits import Observed, fits
+from polyattn.conventions.settings import CONTRACT
+from polyattn.parity.diagnosis.case import Case, Explanation
+from polyattn.parity.diagnosis.findings import Finding
+from polyattn.parity.diagnosis.screening import Screen
+from polyattn.truth.measure import ACCEPTANCE
+
+__all__ = ["fitted"]
+
+
+def fitted(case: Case, screen: Screen, call: Call, causes: tuple[Cause, ...]) -> list[Finding]:
+    """What explains every element with a number fitted, beside listed causes or alone."""
+    others, undone = without_merge(causes)
+    seen = case.seen.unmerged() if undone else case.seen.at(screen.index)
+    observed = Observed(
+        seen.out, seen.rows, seen.trusted, lambda expected: seen.unit_at(expected) + seen.half / ACCEPTANCE
+    )
+    words = tuple(cause.sentence(call) for cause in causes)
+    found = []
+    for fit in fits(call, observed, settings_of(others)):
+        case.tried += 1
+        settings = replace(fit.settings, merge=settings_of(causes).merge if undone else CONTRACT.merge)
+        finding = case.finding(Explanation(fit.call, settings, (*words, fit.sentence), causes))
+        if finding is not None:
+            found.append(finding)
+    return found

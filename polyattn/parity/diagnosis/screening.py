@@ -1,0 +1,153 @@
+"""Many explanations, tried on a few telling rows in float32; the best of them confirmed on the whole output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polyattn.conventions.call import Call
+from polyattn.conventions.causes import Cause, settings_of, without_merge
+from polyattn.conventions.settings import CONTRACT
+from polyattn.conventions.visible import allowed_keys
+from polyattn.parity.diagnosis.case import Case, Explanation, answered
+from polyattn.parity.diagnosis.findings import Finding
+from polyattn.parity.diagnosis.seen import Seen, rms
+from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF
+from polyattn.truth.spec import Floats
+
+__all__ = ["Part", "Scored", "Screen", "telling_rows"]
+
+ROWS = 16  # query rows of the screening
+SCREEN = 2.0**5  # the eta, in float32, that computing the screening in float32 adds at most
+CLOSE = (
+    0.5  # what an explanation that rounding or single rows stand beside may leave of the error on the part
+)
+
+
+class Scored(NamedTuple):
+    """An explanation on a part of the output."""
+
+    eta: float  # less what screening in float32 may add
+    left: float  # the part of the rms error that it leaves
+    share: float  # of the rows that were wrong: those that it explains
+    what: Explanation
+
+
+class Part(NamedTuple):
+    """A call on a few rows of at most two batch items, in float32, and the output there."""
+
+    call: Call
+    seen: Seen
+    unmerged: Seen
+
+
+class Screen:
+    """The telling part of a case."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.index = telling_rows(case)
+        batch = case.call.shape[0]
+        worst = int(np.argmax(case.ratio.max(axis=(1, 2, 3)))) if case.ratio.size else 0
+        self.items = np.arange(batch) if batch <= 2 else np.unique([0, worst])
+        self.seen = case.seen.at(self.index).items(self.items)
+        unmerged = case.seen.unmerged()
+        if case.seen.rows is None and case.seen.trusted is None:
+            unmerged = unmerged.at(self.index)
+        elif unmerged.out.shape[2] > ROWS:
+            unmerged = unmerged.at(np.linspace(0, unmerged.out.shape[2] - 1, ROWS).astype(int))
+        self.unmerged = unmerged.items(self.items)
+        self.parts: dict[int, Call] = {}
+        self.wrong = case.wrong[self.items][:, :, self.index]
+        self.before = rms(self.seen.gap(case.contract.out[self.items][:, :, self.index])[self.wrong])
+
+    def call(self, call: Call) -> Call:
+        """The call on the batch items of the part, in float32."""
+        if id(call) not in self.parts:
+            self.parts[id(call)] = _cut(call, self.items)
+        return self.parts[id(call)]
+
+    def effective(self, call: Call, causes: Iterable[Cause]) -> Iterator[Cause]:
+        """The causes that change anything on the part."""
+        part, rows = self.call(call), self.seen.rows
+        contract = answered(part, CONTRACT, rows)
+        for cause in causes:
+            if cause.field == "merge":
+                yield cause
+                continue
+            changed = answered(part, settings_of((cause,)), rows)
+            if not np.array_equal(changed.out, contract.out, equal_nan=True):
+                yield cause
+
+    def scored(self, explanations: Iterable[Explanation]) -> list[Scored]:
+        """Every explanation on the part, the best first."""
+        found = [scored for what in explanations if (scored := self._score(what)) is not None]
+        return sorted(found, key=lambda scored: scored.eta)
+
+    def _score(self, what: Explanation) -> Scored | None:
+        self.case.tried += 1
+        _, undone = without_merge(what.causes)
+        seen = self.unmerged if undone else self.seen
+        settings = replace(what.settings, merge=CONTRACT.merge) if undone else what.settings
+        try:
+            expected = answered(self.call(what.call), settings, seen.rows)
+        except ValueError:  # shapes that do not fit together this way
+            return None
+        if expected.out.shape != seen.out.shape:
+            return None
+        gap, unit = seen.gap(expected.out), seen.unit_at(expected)
+        with np.errstate(all="ignore"):
+            ratio = np.where(gap == 0, 0.0, gap / unit - self._slack(seen, expected.condition, unit))
+        ratio = np.where(np.isnan(ratio), np.inf, ratio)
+        if undone:  # the wrong elements lie elsewhere
+            return Scored(float(ratio.max(initial=0.0)), 1.0, 0.0, what)
+        left = rms(gap[self.wrong])
+        rows = self.wrong.any(-1)
+        share = float(np.mean((ratio.max(-1) <= ACCEPTANCE)[rows])) if rows.any() else 0.0
+        return Scored(
+            float(ratio.max(initial=0.0)), left / self.before if self.before else math.inf, share, what
+        )
+
+    def _slack(self, seen: Seen, condition: Floats, unit: Floats) -> Floats:
+        """The eta that the screening itself may be wrong by."""
+        return SCREEN * UNIT_ROUNDOFF["float32"] * condition / unit
+
+    def confirmed(self, scored: Iterable[Scored]) -> list[Finding]:
+        """What explains every element, the best first."""
+        found = []
+        for eta, _, _, what in scored:
+            if eta > ACCEPTANCE:
+                break
+            if (finding := self.case.finding(what)) is not None:
+                found.append(finding)
+        return found
+
+
+def telling_rows(case: Case) -> Floats:
+    """Rows of the output to look at first, by their place: the most and least wrong, those that see least, and some between."""
+    per_row = case.ratio.max(axis=(0, 1, 3))
+    length = len(per_row)
+    if length <= ROWS:
+        return np.arange(length)
+    order = np.argsort(per_row, kind="stable")
+    visible = allowed_keys(case.call, CONTRACT, case.seen.which)
+    blind = np.argsort(visible.sum(-1).min(axis=(0, 1)), kind="stable") if visible.shape[2] > 1 else order
+    spread = np.linspace(0, length - 1, ROWS // 2).astype(int)
+    quarter = ROWS // 4
+    return np.unique([*order[-quarter:], *order[: quarter // 2], *blind[: quarter // 2], *spread])
+
+
+def _cut(call: Call, items: Floats) -> Call:
+    """The call on some batch items, in float32."""
+    batch = call.shape[0]
+
+    def cut(x: Any) -> Any:
+        x = x[items] if x.ndim == 4 and x.shape[0] == batch else x
+        return x.astype(np.float32) if x.dtype.kind == "f" else x
+
+    arrays = {f.name: getattr(call, f.name) for f in fields(call)}
+    return replace(call, **{name: cut(x) for name, x in arrays.items() if isinstance(x, np.ndarray)})
