@@ -28,7 +28,7 @@ def recognised(call: Call) -> Call | None:
     (True, None, None)
     """
     mask = call.mask
-    if mask is None or call.window is not None or np.ndim(call.offset):
+    if mask is None or call.window is not None or call.offsets is not None:
         return None
     rows, keys = call.shape[2:]
     if mask.shape[2] != rows or mask.shape[3] != keys or min(rows, keys) < 2 or not mask.any():
@@ -61,7 +61,7 @@ def _apart(mask: Floats, ahead: Floats, least: int, most: int) -> tuple[Floats, 
 def _words(call: Call, rest: Floats, ahead: Floats, least: int, most: int) -> dict[str, Any] | None:
     """is_causal, window and offset of a band, if it hides anything that padding does not."""
     bounded = [bool((rest & beyond).any()) for beyond in (ahead < least, ahead > most)]
-    at = int(call.offset)
+    at = call.offset
     if not any(bounded):
         return None
     if not bounded[1]:

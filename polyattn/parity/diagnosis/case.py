@@ -7,16 +7,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from polyattn.conventions.answers import Answer, answer
+from polyattn.conventions.answers import Answer
 from polyattn.conventions.call import Call
 from polyattn.conventions.causes import Cause, settings_of
 from polyattn.conventions.settings import CONTRACT, Settings
+from polyattn.conventions.visible import at_rows
+from polyattn.parity.diagnosis.answering import answered
 from polyattn.parity.diagnosis.findings import Finding
 from polyattn.parity.diagnosis.seen import Seen, rms
-from polyattn.truth.measure import ACCEPTANCE
+from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF
 from polyattn.truth.spec import Floats
 
-__all__ = ["REMAINS", "Case", "Explanation", "answered"]
+__all__ = ["REMAINS", "Case", "Explanation"]
 
 #: What was wrong may be at most such a part as wrong with an explanation. Right ones leave up to 0.09 of it.
 REMAINS = 1 / 8
@@ -31,6 +33,7 @@ class Explanation(NamedTuple):
     settings: Settings
     words: tuple[str, ...]
     causes: tuple[Cause, ...] = ()
+    loose: Floats | None = None  # how far each score may be off
 
     @classmethod
     def of(cls, call: Call, causes: tuple[Cause, ...]) -> Explanation:
@@ -57,7 +60,14 @@ class Case:
         self.before = rms(seen.gap(self.contract.out)[self.wrong])
 
     def answer(self, what: Explanation) -> Answer:
-        return answered(what.call, what.settings, self.seen.rows)
+        found = answered(what.call, what.settings, self.seen.rows)
+        if what.loose is None:
+            return found
+        # An error of a score moves its own weight by as much, and all others by its weight times that.
+        moved = np.abs(found.weights) * at_rows(what.loose, self.seen.which)
+        mass = np.abs(found.weights) @ np.abs(found.values)
+        spread = moved @ np.abs(found.values) + moved.sum(-1, keepdims=True) * mass
+        return replace(found, condition=found.condition + spread / UNIT_ROUNDOFF["float32"])
 
     def left(self, expected: Answer) -> float:
         """How wrong, of what was wrong, an explanation leaves it: the part of the rms error that remains."""
@@ -77,6 +87,11 @@ class Case:
             return None
         return Finding(what.settings, what.words, eta, what.call)
 
+    def leave_out(self, what: str) -> None:
+        """Remember what was not tried."""
+        if what not in self.untried:
+            self.untried.append(what)
+
     def noise(self, finding: Finding) -> Floats:
         """The eta of every element beside an explanation."""
         return self.seen.ratio(self._answer_of(finding))
@@ -94,9 +109,3 @@ class Case:
     def _answer_of(self, finding: Finding) -> Answer:
         assert finding.call is not None
         return answered(finding.call, finding.settings, self.seen.rows)
-
-
-def answered(call: Call, settings: Settings, rows: Floats | None = None) -> Answer:
-    """The answer, whatever overflows on the way."""
-    with np.errstate(all="ignore"):
-        return answer(call, settings, rows)

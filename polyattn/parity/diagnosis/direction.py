@@ -46,7 +46,7 @@ def _key(case: Case, where: Floats, error: Floats, out: Floats, values: Floats) 
     best = int(np.argmax(shares.max(0)))
     if shares[:, best].max() > ALONG:
         return f"the error lies in the direction of value {best}"
-    own = case.seen.which[i] + np.broadcast_to(np.reshape(case.call.offset, (-1,)), (case.call.shape[0],))[b]
+    own = case.seen.which[i] + np.asarray(case.call.offsets or [case.call.offset] * case.call.shape[0])[b]
     for shift, name in (
         (0, "the row's own value"),
         (1, "the value after the row's own"),

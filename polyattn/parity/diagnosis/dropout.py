@@ -9,7 +9,8 @@ import numpy as np
 from polyattn.conventions.call import Call
 from polyattn.conventions.causes import Cause, without_merge
 from polyattn.conventions.dropped import dropout_rate
-from polyattn.parity.diagnosis.case import Case, Explanation, answered
+from polyattn.parity.diagnosis.answering import answered
+from polyattn.parity.diagnosis.case import Case, Explanation
 from polyattn.parity.diagnosis.findings import Finding
 
 __all__ = ["dropped"]

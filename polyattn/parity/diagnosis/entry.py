@@ -47,7 +47,7 @@ def diagnose(
     >>> print(diagnose(attention(q, k, v, scale=32**-0.5), q, k, v))
     matches scale = 1/sqrt(32) (model width, not head width): eta ...; as stated: eta ...
     """
-    call = call_of(query, key, value, context, who="polyattn.parity.diagnose")
+    call = call_of(query, key, value, context, who="polyattn.parity.diagnose", per_item=True)
     layout = context.get("layout", "BHLD")
     seen = observed(output, call, layout, dtype, rows=rows, heads=heads, where=where, decimals=decimals)
     return searched(call, seen, pairs)

@@ -18,6 +18,9 @@ __all__ = ["fitted"]
 
 def fitted(case: Case, screen: Screen, call: Call, causes: tuple[Cause, ...]) -> list[Finding]:
     """What explains every element with a number fitted, beside listed causes or alone."""
+    if call.offsets is not None:
+        case.leave_out("fitted numbers, as each batch item has an offset of its own,")
+        return []
     others, undone = without_merge(causes)
     seen = case.seen.unmerged() if undone else case.seen.at(screen.index)
     observed = Observed(

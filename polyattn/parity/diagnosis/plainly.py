@@ -118,6 +118,7 @@ def _items(call: Call, which: Floats) -> Call:
         return x if not isinstance(x, np.ndarray) or x.ndim < 4 or x.shape[0] == 1 else x[which]
 
     arrays: dict[str, Any] = {
-        name: of(getattr(call, name)) for name in ("q", "k", "v", "mask", "bias", "shift", "offset")
+        name: of(getattr(call, name)) for name in ("q", "k", "v", "mask", "bias", "shift")
     }
-    return replace(call, **arrays)
+    offsets = None if call.offsets is None else tuple(call.offsets[i] for i in which)
+    return replace(call, **arrays, offsets=offsets)

@@ -11,10 +11,12 @@ import numpy as np
 from polyattn.conventions.call import Call
 from polyattn.conventions.causes import LOW, ROUNDINGS, Cause, without_merge
 from polyattn.conventions.settings import CONTRACT
-from polyattn.parity.diagnosis.case import REMAINS, Case, Explanation, answered
+from polyattn.parity.diagnosis.answering import answered
+from polyattn.parity.diagnosis.case import REMAINS, Case, Explanation
+from polyattn.parity.diagnosis.eager import Loose, by_steps, turned
 from polyattn.parity.diagnosis.findings import Finding
 from polyattn.parity.diagnosis.seen import rms
-from polyattn.truth.measure import ACCEPTANCE, round_to
+from polyattn.truth.measure import ACCEPTANCE
 from polyattn.truth.spec import Floats
 
 __all__ = ["allowed_beside", "inside", "rightly_rounded"]
@@ -23,47 +25,42 @@ __all__ = ["allowed_beside", "inside", "rightly_rounded"]
 HALVED = 1 / 2
 
 
+#: Settings of what happens after the scores, which therefore may be computed before.
+_AFTER_SCORES = {"mask", "polarity", "hidden", "empty_rows", "causal", "window", "sinks"}
+
+
 def rightly_rounded(what: Explanation, dtype: str) -> Iterator[Explanation]:
     """The explanation as eager programs in half precision compute it: they store scores, and what was turned by rotary."""
     call, settings = what.call, what.settings
     if settings.precision != CONTRACT.precision:
         return
-    scores = f"scores rounded to {dtype}"
-    turned = f"query and key rounded to {dtype} after rotary"
+    scores, stored = f"scores rounded to {dtype}", f"query and key rounded to {dtype} after rotary"
+    turns = call.rotary is not None and not {"rotary", "layout", "operands"} & set(settings.changes())
+    by_hand = set(settings.changes()) <= _AFTER_SCORES
 
-    def of(call: Call, stage: str | None, *words: str) -> Explanation:
+    def of(call: Call, *words: str, stage: str | None = None, loose: Floats | None = None) -> Explanation:
         changed = settings if stage is None else replace(settings, precision=f"{dtype} {stage}")
-        return Explanation(call, changed, (*what.words, *words), what.causes)
+        return Explanation(call, changed, (*what.words, *words), what.causes, loose)
 
-    yield of(call, "steps", scores)
-    yield of(call, "scores", scores)
-    plain = settings.rotary == CONTRACT.rotary and settings.layout == CONTRACT.layout
-    if call.rotary is not None and plain:
-        early = _turned(call, dtype)
-        yield of(early, None, turned)
-        yield of(early, "steps", turned, scores)
-    if plain and call.scale > 0 and settings.scale == CONTRACT.scale and math.frexp(call.scale)[0] != 0.5:
-        early = call if call.rotary is None else _turned(call, dtype)
-        words = (scores,) if call.rotary is None else (turned, scores)
-        for q, k in ((call.scale, 1.0), (math.sqrt(call.scale), math.sqrt(call.scale))):
-            yield of(_scaled(early, q, k, dtype), "steps", *words)
-
-
-def _turned(call: Call, dtype: str) -> Call:
-    """The call whose query and key were turned, and stored."""
-    assert call.rotary is not None
-    at_q = np.arange(call.q.shape[2]) + np.reshape(call.offset, (-1, 1, 1))
-    q, k = call.rotary(call.q, at_q), call.rotary(call.k, np.arange(call.k.shape[2]))
-    return replace(call, q=_stored(q, dtype), k=_stored(k, dtype), rotary=None)
-
-
-def _scaled(call: Call, q: float, k: float, dtype: str) -> Call:
-    """The call whose query and key were scaled, and stored."""
-    return replace(call, q=_stored(q * call.q, dtype), k=_stored(k * call.k, dtype), scale=1.0)
-
-
-def _stored(x: Floats, dtype: str) -> Floats:
-    return round_to(x.astype(np.float32).astype(np.float64), dtype)
+    if not turns and not by_hand:
+        yield of(call, scores, stage="scores")
+        return
+    words: tuple[str, ...] = (scores,)
+    q, k = Loose(call.q), Loose(call.k)
+    if turns:
+        q, k = turned(call, dtype)
+        words = (stored, scores)
+        early = replace(call, q=q.value, k=k.value, rotary=None)
+        yield of(early, stored)
+        if not by_hand:
+            yield of(early, *words, stage="scores")
+            return
+    exact = (
+        call.scale <= 0 or math.frexp(call.scale)[0] == 0.5
+    )  # then it does not matter where the scale comes
+    for before in ((1.0, 1.0), (call.scale, 1.0), (math.sqrt(abs(call.scale)),) * 2)[: 1 if exact else 3]:
+        given, off = by_steps(call, q, k, dtype, *before)
+        yield of(given, *words, loose=off)
 
 
 def allowed_beside(case: Case, explanations: Iterable[Explanation]) -> list[Finding]:

@@ -12,14 +12,14 @@ import numpy as np
 from polyattn.conventions.call import Call
 from polyattn.conventions.causes import Cause, settings_of, without_merge
 from polyattn.conventions.settings import CONTRACT
-from polyattn.conventions.visible import allowed_keys
-from polyattn.parity.diagnosis.case import Case, Explanation, answered
+from polyattn.parity.diagnosis.answering import Answers, visible
+from polyattn.parity.diagnosis.case import Case, Explanation
 from polyattn.parity.diagnosis.findings import Finding
 from polyattn.parity.diagnosis.seen import Seen, rms
 from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF
 from polyattn.truth.spec import Floats
 
-__all__ = ["Part", "Scored", "Screen", "telling_rows"]
+__all__ = ["Scored", "Screen", "telling_rows"]
 
 ROWS = 16  # query rows of the screening
 SCREEN = 2.0**5  # the eta, in float32, that computing the screening in float32 adds at most
@@ -35,14 +35,6 @@ class Scored(NamedTuple):
     left: float  # the part of the rms error that it leaves
     share: float  # of the rows that were wrong: those that it explains
     what: Explanation
-
-
-class Part(NamedTuple):
-    """A call on a few rows of at most two batch items, in float32, and the output there."""
-
-    call: Call
-    seen: Seen
-    unmerged: Seen
 
 
 class Screen:
@@ -61,25 +53,29 @@ class Screen:
         elif unmerged.out.shape[2] > ROWS:
             unmerged = unmerged.at(np.linspace(0, unmerged.out.shape[2] - 1, ROWS).astype(int))
         self.unmerged = unmerged.items(self.items)
-        self.parts: dict[int, Call] = {}
+        self._kept: list[Call] = []
+        self._answers: dict[tuple[int, bool], Answers] = {}
         self.wrong = case.wrong[self.items][:, :, self.index]
         self.before = rms(self.seen.gap(case.contract.out[self.items][:, :, self.index])[self.wrong])
 
-    def call(self, call: Call) -> Call:
-        """The call on the batch items of the part, in float32."""
-        if id(call) not in self.parts:
-            self.parts[id(call)] = _cut(call, self.items)
-        return self.parts[id(call)]
+    def answers(self, call: Call, unmerged: bool = False) -> Answers:
+        """What the call gives on the batch items of the part, in float32."""
+        key = (id(call), unmerged)
+        if key not in self._answers:
+            rows = (self.unmerged if unmerged else self.seen).rows
+            self._answers[key] = Answers(_cut(call, self.items), rows)
+            self._kept.append(call)  # or another one gets its id
+        return self._answers[key]
 
     def effective(self, call: Call, causes: Iterable[Cause]) -> Iterator[Cause]:
         """The causes that change anything on the part."""
-        part, rows = self.call(call), self.seen.rows
-        contract = answered(part, CONTRACT, rows)
+        answers = self.answers(call)
+        contract = answers(CONTRACT)
         for cause in causes:
             if cause.field == "merge":
                 yield cause
                 continue
-            changed = answered(part, settings_of((cause,)), rows)
+            changed = answers(settings_of((cause,)))
             if not np.array_equal(changed.out, contract.out, equal_nan=True):
                 yield cause
 
@@ -94,7 +90,7 @@ class Screen:
         seen = self.unmerged if undone else self.seen
         settings = replace(what.settings, merge=CONTRACT.merge) if undone else what.settings
         try:
-            expected = answered(self.call(what.call), settings, seen.rows)
+            expected = self.answers(what.call, undone)(settings)
         except ValueError:  # shapes that do not fit together this way
             return None
         if expected.out.shape != seen.out.shape:
@@ -134,8 +130,8 @@ def telling_rows(case: Case) -> Floats:
     if length <= ROWS:
         return np.arange(length)
     order = np.argsort(per_row, kind="stable")
-    visible = allowed_keys(case.call, CONTRACT, case.seen.which)
-    blind = np.argsort(visible.sum(-1).min(axis=(0, 1)), kind="stable") if visible.shape[2] > 1 else order
+    sees = visible(case.call, case.seen.which).sum(-1).min(axis=(0, 1))
+    blind = np.argsort(sees, kind="stable") if len(sees) > 1 else order
     spread = np.linspace(0, length - 1, ROWS // 2).astype(int)
     quarter = ROWS // 4
     return np.unique([*order[-quarter:], *order[: quarter // 2], *blind[: quarter // 2], *spread])
@@ -150,4 +146,6 @@ def _cut(call: Call, items: Floats) -> Call:
         return x.astype(np.float32) if x.dtype.kind == "f" else x
 
     arrays = {f.name: getattr(call, f.name) for f in fields(call)}
-    return replace(call, **{name: cut(x) for name, x in arrays.items() if isinstance(x, np.ndarray)})
+    offsets = None if call.offsets is None else tuple(call.offsets[i] for i in items)
+    parts = {name: cut(x) for name, x in arrays.items() if isinstance(x, np.ndarray)}
+    return replace(call, **parts, offsets=offsets)

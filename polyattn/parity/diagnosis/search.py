@@ -13,7 +13,7 @@ from itertools import combinations, product
 
 import numpy as np
 
-from polyattn.conventions.call import Call
+from polyattn.conventions.call import Call, one_by_one
 from polyattn.conventions.causes import CAUSES, NAMES, Cause
 from polyattn.conventions.recognised import recognised
 from polyattn.conventions.settings import CONTRACT
@@ -64,7 +64,7 @@ def searched(call: Call, seen: Seen, pairs: bool = True) -> Diagnosis:
     if low is not None:
         explained = [_stored(finding, low) for finding in explained]
     best, alike = ranked(case, explained)
-    note += _not_finite(case) + "".join(f"; {text} were not tried: {_scores(call)}" for text in case.untried)
+    note += _not_finite(case) + "".join(f"; {text} were not tried" for text in case.untried)
     return Diagnosis(stated, tuple(best), tuple(alike), case.tried, note, profile=where)
 
 
@@ -77,7 +77,9 @@ class Search:
         self.readings = [case.call]
         if (other := recognised(case.call)) is not None:
             self.readings.append(other)
-        self.applicable = [[c for c in CAUSES if c.applies(call)] for call in self.readings]
+        self.applicable = [
+            [c for c in CAUSES if any(c.applies(one) for one in one_by_one(call))] for call in self.readings
+        ]
         self.effective = [
             list(self.screen.effective(call, causes))
             for call, causes in zip(self.readings, self.applicable, strict=True)
@@ -155,13 +157,9 @@ class Search:
     def _compatible(self, pair: tuple[Cause, ...]) -> bool:
         fields = {cause.field for cause in pair}
         if self.large and "softmax" in fields:
-            self._left_out("pairs with another softmax")
+            self.case.leave_out(f"pairs with another softmax, at {_scores(self.case.call)},")
             return False
         return len(fields) == 2
-
-    def _left_out(self, what: str) -> None:
-        if what not in self.case.untried:
-            self.case.untried.append(what)
 
     def _beside(self, scored: list[Scored]) -> list[Finding]:
         """In half precision: what explains the output beside the roundings of a right program."""
@@ -173,7 +171,7 @@ class Search:
     def _fitted_beside(self) -> list[Finding]:
         """A fitted number beside each listed cause."""
         if self.large:
-            self._left_out("pairs with a fitted number")
+            self.case.leave_out(f"pairs with a fitted number, at {_scores(self.case.call)},")
             return []
         found = []
         for i, causes in enumerate(self.effective):
