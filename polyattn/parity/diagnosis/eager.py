@@ -27,7 +27,10 @@ class Loose(NamedTuple):
     off: Floats | float = 0.0
 
 
-def _stored(x: Floats, off: Floats | float, dtype: str) -> Loose:
+def _stored(x: Floats, off: Floats | float, dtype: str | None) -> Loose:
+    """x, which is so far off, in a dtype; None leaves it in float32."""
+    if dtype is None:
+        return Loose(x, off)
     with np.errstate(all="ignore"):
         apart = np.abs(_nearest(x + off, dtype) - _nearest(x - off, dtype))
         return Loose(_nearest(x, dtype), np.where(np.isfinite(apart), apart, 0.0))
@@ -54,12 +57,13 @@ def turned(call: Call, dtype: str) -> tuple[Loose, Loose]:
 
 
 def by_steps(
-    call: Call, q: Loose, k: Loose, dtype: str, of_q: float = 1.0, of_k: float = 1.0
+    call: Call, q: Loose, k: Loose, dtype: str, of_q: float = 1.0, of_k: float = 1.0, *, fused: bool = False
 ) -> tuple[Call, Floats]:
     """The call with its scores given, every step on the way to them stored: products, scaled, capped, added to; and how
     far off they may be.
 
-    of_q, of_k: by what query and key are scaled before; what is left of the scale comes after the product.
+    of_q, of_k: by what query and key are scaled before; what is left of the scale comes after the product. fused: only
+    products are stored, the other steps are one program in float32.
     """
     q, k = _scaled(q, of_q, dtype), _scaled(k, of_k, dtype)
     group = q.value.shape[1] // k.value.shape[1]
@@ -67,22 +71,23 @@ def by_steps(
     size = np.abs(q.value) @ np.abs(keys)
     off = 2 * U * size + np.broadcast_to(q.off, q.value.shape) @ np.abs(keys) + np.abs(q.value) @ keys_off
     s = _stored(q.value @ keys, off, dtype)
-    s = _scaled(s, call.scale / (of_q * of_k), dtype)
+    then = None if fused else dtype
+    s = _scaled(s, call.scale / (of_q * of_k), then)
     if call.softcap is not None:
         cap = call.softcap
-        s = _scaled(s, 1 / cap, dtype)
-        s = _stored(np.tanh(s.value), s.off + U, dtype)
-        s = _scaled(s, cap, dtype)
+        s = _scaled(s, 1 / cap, then)
+        s = _stored(np.tanh(s.value), s.off + U, then)
+        s = _scaled(s, cap, then)
     for added in (call.shift, call.bias):
         if added is not None:
             total = s.value + np.where(np.isfinite(added), added, 0.0)
-            s = _stored(total, s.off + U * np.abs(total), dtype)
+            s = _stored(total, s.off + U * np.abs(total), then)
     bias = None if call.bias is None else np.where(np.isfinite(call.bias), 0.0, call.bias)
     given = replace(call, q=0.0 * call.q, k=0.0 * call.k, rotary=None, shift=s.value, softcap=None, bias=bias)
     return given, np.asarray(s.off)
 
 
-def _scaled(x: Loose, by: float, dtype: str) -> Loose:
+def _scaled(x: Loose, by: float, dtype: str | None) -> Loose:
     """Times a number, and stored; a power of 2 rounds nothing."""
     if by == 1.0:
         return x

@@ -16,10 +16,10 @@ from polyattn.parity.diagnosis.case import REMAINS, Case, Explanation
 from polyattn.parity.diagnosis.eager import Loose, by_steps, turned
 from polyattn.parity.diagnosis.findings import Finding
 from polyattn.parity.diagnosis.seen import rms
-from polyattn.truth.measure import ACCEPTANCE
+from polyattn.truth.measure import ACCEPTANCE, round_to
 from polyattn.truth.spec import Floats
 
-__all__ = ["allowed_beside", "inside", "rightly_rounded"]
+__all__ = ["HALVED", "allowed_beside", "inside", "rightly_rounded", "with_inputs"]
 
 #: Simulating the roundings of a right program leaves an eta of at most 1.7 of the 4.3 to 40 that they caused.
 HALVED = 1 / 2
@@ -55,20 +55,35 @@ def rightly_rounded(what: Explanation, dtype: str) -> Iterator[Explanation]:
         if not by_hand:
             yield of(early, *words, stage="scores")
             return
-    exact = (
-        call.scale <= 0 or math.frexp(call.scale)[0] == 0.5
-    )  # then it does not matter where the scale comes
-    for before in ((1.0, 1.0), (call.scale, 1.0), (math.sqrt(abs(call.scale)),) * 2)[: 1 if exact else 3]:
-        given, off = by_steps(call, q, k, dtype, *before)
+    for before, fused in _ways(call):
+        given, off = by_steps(call, q, k, dtype, *before, fused=fused)
         yield of(given, *words, loose=off)
 
 
-def allowed_beside(case: Case, explanations: Iterable[Explanation]) -> list[Finding]:
-    """Explanations that hold beside the roundings of a right program, each with the fewest that it needs."""
+def _ways(call: Call) -> Iterator[tuple[tuple[float, float], bool]]:
+    """Where the scale comes, before the product or after it, and whether steps after that are one program."""
+    yield (1.0, 1.0), False
+    exact = (
+        call.scale > 0 and math.frexp(call.scale)[0] == 0.5
+    )  # a power of 2 rounds nothing, wherever it comes
+    if not exact or call.softcap is not None or call.shift is not None or call.bias is not None:
+        yield (1.0, 1.0), True
+    if call.scale > 0 and not exact:
+        yield (call.scale, 1.0), False
+        yield (math.sqrt(call.scale), math.sqrt(call.scale)), False
+
+
+def with_inputs(call: Call, dtype: str) -> Call:
+    """The call whose query, key and value were rounded."""
+    q, k, v = (round_to(x, dtype) for x in (call.q, call.k, call.v))
+    return replace(call, q=q, k=k, v=v)
+
+
+def allowed_beside(case: Case, explanations: Iterable[Explanation], most: float = REMAINS) -> list[Finding]:
+    """Explanations that hold beside the roundings of a right program, each with the fewest that it needs; `HALVED` for
+    what would be right without them: little was wrong then."""
     found = []
     for what in explanations:
-        # Where roundings are all that is wrong, what was wrong was small already.
-        most = REMAINS if what.causes or what.call is not case.call else HALVED
         for rounded in rightly_rounded(what, case.seen.dtype):
             case.tried += 1
             if (finding := case.finding(rounded, most)) is not None:

@@ -25,7 +25,7 @@ from polyattn.parity.diagnosis.partly import partly
 from polyattn.parity.diagnosis.plainly import plain_findings
 from polyattn.parity.diagnosis.profiling import profile_of
 from polyattn.parity.diagnosis.ranking import ranked
-from polyattn.parity.diagnosis.roundings import allowed_beside, inside
+from polyattn.parity.diagnosis.roundings import HALVED, allowed_beside, inside, with_inputs
 from polyattn.parity.diagnosis.screening import CLOSE, Scored, Screen
 from polyattn.parity.diagnosis.seen import Seen
 from polyattn.truth.measure import ACCEPTANCE
@@ -53,13 +53,10 @@ def searched(call: Call, seen: Seen, pairs: bool = True) -> Diagnosis:
         case.measure(replace(seen, dtype=low))
         if case.stated <= ACCEPTANCE:
             return Diagnosis(stated, (_stored_in(low, case.stated, call),), (), 1, profile=where)
-    if case.seen.low and (allowed := allowed_beside(case, [Explanation.of(call, ())])):
-        rounded = allowed[0]
+    if case.seen.low and (rounded := _rounded(case, low)) is not None:
         if low is None:
             return Diagnosis(stated, (), (), case.tried, note, rounded=rounded)
-        stored = _stored_in(low, rounded.eta, call)
-        found = replace(rounded, sentences=(*stored.sentences, *rounded.sentences))
-        return Diagnosis(stated, (found,), (), case.tried, profile=where)
+        return Diagnosis(stated, (rounded,), (), case.tried, profile=where)
     explained = Search(case).run(pairs)
     if low is not None:
         explained = [_stored(finding, low) for finding in explained]
@@ -184,6 +181,21 @@ def _again(rest: Case) -> list[Finding]:
     """What explains a few rows on their own."""
     search = Search(rest)
     return search.screen.confirmed(search.screen.scored(search._singles())) or plain_findings(rest)
+
+
+def _rounded(case: Case, low: str | None) -> Finding | None:
+    """What half precision rounds inside, where that is all; low: into which an output of more was rounded."""
+    meant = Explanation.of(case.call, ())
+    if low is None:
+        return next(iter(allowed_beside(case, [meant], HALVED)), None)
+    early = Explanation(with_inputs(case.call, low), CONTRACT, (f"query, key and value rounded to {low}",))
+    if (found := case.finding(early, HALVED)) is None:
+        allowed = allowed_beside(case, [meant, early], HALVED)
+        if not allowed:
+            return None
+        found = allowed[0]
+    stored = _stored_in(low, found.eta, case.call)
+    return replace(found, settings=stored.settings, sentences=(*stored.sentences, *found.sentences))
 
 
 def _stored_in(low: str, eta: float, call: Call) -> Finding:
