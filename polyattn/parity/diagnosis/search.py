@@ -195,7 +195,7 @@ def _rounded(case: Case, low: str | None) -> Finding | None:
             return None
         found = allowed[0]
     stored = _stored_in(low, found.eta, case.call)
-    return replace(found, settings=stored.settings, sentences=(*stored.sentences, *found.sentences))
+    return replace(found, settings=stored.settings, sentences=(*found.sentences, *stored.sentences))
 
 
 def _stored_in(low: str, eta: float, call: Call) -> Finding:
