@@ -24,12 +24,18 @@ DEVIATIONS = 4.5  # at most, of anything from what it should be
 
 
 def dropout_rate(
-    seen: Floats, expected: Answer, unit: float, rows: int, *, trusted: Floats | None = None
+    seen: Floats,
+    expected: Answer,
+    unit: float,
+    rows: int,
+    heads: int = 8,
+    *,
+    trusted: Floats | None = None,
 ) -> float | None:
     """The rate that explains how seen differs from what was expected; None if none does.
 
     The factors of those weights that stand out of their row are estimated, and must be 0 or 1 / (1 - p), in the
-    right proportion. rows: how many query rows to look at, of at most 8 heads. trusted: which elements of seen count;
+    right proportion. rows: how many query rows to look at, of at most so many heads. trusted: which elements of seen count;
     a row with others is left out.
     """
     whole: Floats = np.ones(seen.shape[:3], bool) if trusted is None else np.all(trusted, axis=-1)
@@ -37,7 +43,7 @@ def dropout_rate(
         return None
     if not all(np.isfinite(x[whole]).all() for x in (seen, expected.out, expected.weights)):
         return None
-    given = list(_telling(seen, expected, unit, rows, whole))
+    given = list(_telling(seen, expected, unit, (heads, rows), whole))
     if not given:
         return None
     squares = np.concatenate([part.whitened()[0].ravel() ** 2 for part in given])
@@ -53,17 +59,19 @@ def dropout_rate(
     return _two_valued(factors, deviations, variance) if len(factors) >= ENOUGH else None
 
 
-def _telling(seen: Floats, expected: Answer, unit: float, rows: int, whole: Floats) -> Iterator[_Rows]:
+def _telling(
+    seen: Floats, expected: Answer, unit: float, most: tuple[int, int], whole: Floats
+) -> Iterator[_Rows]:
     """Rows of some heads of every item, of those that are whole."""
     batch, heads = seen.shape[:2]
     # In half precision the output is rounded, and the weights; what is between them is in float32.
     low = unit > 2.0**-24
     noise = unit * expected.rounded + 2.0**-24 * expected.condition if low else unit * expected.condition
     for b in range(batch):
-        for h in _spread(heads, 8):
+        for h in _spread(heads, most[0]):
             shown = np.flatnonzero(whole[b, h])
             if len(shown):
-                i = shown[_spread(len(shown), rows)]
+                i = shown[_spread(len(shown), most[1])]
                 terms = expected.weights[b, h, i][..., None] * expected.values[b, h]
                 out = expected.out[b, h, i]
                 yield _Rows(terms, seen[b, h, i] - out, out, noise[b, h, i])

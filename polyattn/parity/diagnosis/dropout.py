@@ -15,7 +15,7 @@ from polyattn.parity.diagnosis.findings import Finding
 
 __all__ = ["dropped"]
 
-FEW, MANY = 6, 48  # rows that decide whether it is worth while, and whether it is so
+FEW, MANY = (12, 3), (48, 8)  # rows and heads that decide whether it is worth while, and whether it is so
 
 
 def dropped(case: Case, call: Call, causes: Iterable[Cause]) -> list[Finding]:
@@ -26,12 +26,12 @@ def dropped(case: Case, call: Call, causes: Iterable[Cause]) -> list[Finding]:
         others, undone = without_merge(tried)
         seen = case.seen.unmerged() if undone else case.seen
         what = Explanation.of(call, others)
-        some = seen.at(np.unique(np.linspace(0, seen.out.shape[2] - 1, 2 * FEW).astype(int)))
+        some = seen.at(np.unique(np.linspace(0, seen.out.shape[2] - 1, FEW[0]).astype(int)))
         part = answered(call, what.settings, some.rows)
-        if dropout_rate(some.out, part, some.unit, 2 * FEW, trusted=some.trusted) is None:
+        if dropout_rate(some.out, part, some.unit, *FEW, trusted=some.trusted) is None:
             continue
         expected = answered(call, what.settings, seen.rows)
-        rate = dropout_rate(seen.out, expected, seen.unit, MANY, trusted=seen.trusted)
+        rate = dropout_rate(seen.out, expected, seen.unit, *MANY, trusted=seen.trusted)
         if rate is not None:
             named = Explanation.of(call, tried)
             words = (*named.words, f"dropout of the weights left on (rate about {rate:.2g})")

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from polyattn.conventions.call import Call, one_by_one
+from polyattn.rotary import Rotary
 from polyattn.truth.measure import UNIT_ROUNDOFF, round_to
 from polyattn.truth.spec import Floats
 
-__all__ = ["Loose", "by_steps", "turned"]
+__all__ = ["TURNS", "Loose", "by_steps", "turned"]
 
 U = UNIT_ROUNDOFF["float32"]  # in which everything is computed before it is stored
 
@@ -41,19 +42,30 @@ def _nearest(x: Floats, dtype: str) -> Floats:
     return round_to(x.astype(np.float32).astype(np.float64), dtype)
 
 
-def turned(call: Call, dtype: str) -> tuple[Loose, Loose]:
-    """Query and key, turned by rotary and stored."""
+#: What may happen to rotary embedding and is repeated here.
+TURNS = ("as stated", "dropped", "other pairing", "queries alone", "keys alone", "queries one late", "queries from 0", "applied", "applied interleaved")  # fmt: skip
 
-    def both(one: Call) -> tuple[Floats, Floats]:
-        assert one.rotary is not None
-        q = one.rotary(one.q, np.arange(one.q.shape[2]) + one.offset)
-        return q, one.rotary(one.k, np.arange(one.k.shape[2]))
 
-    q, k = (np.concatenate(x) for x in zip(*map(both, one_by_one(call)), strict=True))
+def turned(call: Call, choice: str, dtype: str) -> tuple[Loose, Loose]:
+    """Query and key, turned by rotary in one of the ways of `TURNS`, and stored."""
+    parts = [_turned(one, choice) for one in one_by_one(call)]
+    q, k = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    off = 2 * U  # of the longest entry of a vector
     return (
-        _stored(q, 2 * U * np.abs(call.q).max(-1, keepdims=True, initial=0.0), dtype),
-        _stored(k, 2 * U * np.abs(call.k).max(-1, keepdims=True, initial=0.0), dtype),
+        _stored(q, off * np.abs(call.q).max(-1, keepdims=True, initial=0.0), dtype),
+        _stored(k, off * np.abs(call.k).max(-1, keepdims=True, initial=0.0), dtype),
     )
+
+
+def _turned(call: Call, choice: str) -> tuple[Floats, Floats]:
+    if choice == "dropped":
+        return call.q, call.k
+    rotary = Rotary() if call.rotary is None else call.rotary
+    if choice in ("other pairing", "applied interleaved"):
+        rotary = replace(rotary, interleaved=not rotary.interleaved)
+    start = call.offset + {"queries one late": 1, "queries from 0": -call.offset}.get(choice, 0)
+    q = call.q if choice == "keys alone" else rotary(call.q, np.arange(call.q.shape[2]) + start)
+    return q, call.k if choice == "queries alone" else rotary(call.k, np.arange(call.k.shape[2]))
 
 
 def by_steps(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from polyattn.conventions.call import Call
@@ -10,14 +11,17 @@ from polyattn.conventions.fits import Observed, fits
 from polyattn.conventions.settings import CONTRACT
 from polyattn.parity.diagnosis.case import Case, Explanation
 from polyattn.parity.diagnosis.findings import Finding
-from polyattn.parity.diagnosis.screening import Screen
+from polyattn.parity.diagnosis.screening import Scored, Screen
 from polyattn.truth.measure import ACCEPTANCE
 
 __all__ = ["fitted"]
 
 
-def fitted(case: Case, screen: Screen, call: Call, causes: tuple[Cause, ...]) -> list[Finding]:
-    """What explains every element with a number fitted, beside listed causes or alone."""
+def fitted(
+    case: Case, screen: Screen, call: Call, causes: tuple[Cause, ...], close: list[Scored]
+) -> list[Finding]:
+    """What explains every element with a number fitted, beside listed causes or alone. What explains the telling rows
+    and not all goes to `close`."""
     if call.offsets is not None:
         case.leave_out("fitted numbers, as each batch item has an offset of its own,")
         return []
@@ -31,7 +35,9 @@ def fitted(case: Case, screen: Screen, call: Call, causes: tuple[Cause, ...]) ->
     for fit in fits(call, observed, settings_of(others)):
         case.tried += 1
         settings = replace(fit.settings, merge=settings_of(causes).merge if undone else CONTRACT.merge)
-        finding = case.finding(Explanation(fit.call, settings, (*words, fit.sentence), causes))
-        if finding is not None:
+        what = Explanation(fit.call, settings, (*words, fit.sentence), causes)
+        if (finding := case.finding(what)) is not None:
             found.append(finding)
+        else:
+            close.append(Scored(math.inf, 1.0, 1.0, what))
     return found

@@ -13,7 +13,7 @@ from polyattn.conventions.causes import LOW, ROUNDINGS, Cause, without_merge
 from polyattn.conventions.settings import CONTRACT
 from polyattn.parity.diagnosis.answering import answered
 from polyattn.parity.diagnosis.case import REMAINS, Case, Explanation
-from polyattn.parity.diagnosis.eager import Loose, by_steps, turned
+from polyattn.parity.diagnosis.eager import TURNS, Loose, by_steps, turned
 from polyattn.parity.diagnosis.findings import Finding
 from polyattn.parity.diagnosis.seen import rms
 from polyattn.truth.measure import ACCEPTANCE, round_to
@@ -35,20 +35,23 @@ def rightly_rounded(what: Explanation, dtype: str) -> Iterator[Explanation]:
     if settings.precision != CONTRACT.precision:
         return
     scores, stored = f"scores rounded to {dtype}", f"query and key rounded to {dtype} after rotary"
-    turns = call.rotary is not None and not {"rotary", "layout", "operands"} & set(settings.changes())
-    by_hand = set(settings.changes()) <= _AFTER_SCORES
+    changed = set(settings.changes())
+    asked = call.rotary is not None or "rotary" in changed
+    turns = asked and settings.rotary in TURNS and not {"layout", "operands"} & changed
 
     def of(call: Call, *words: str, stage: str | None = None, loose: Floats | None = None) -> Explanation:
-        changed = settings if stage is None else replace(settings, precision=f"{dtype} {stage}")
-        return Explanation(call, changed, (*what.words, *words), what.causes, loose)
+        low = settings if stage is None else replace(settings, precision=f"{dtype} {stage}")
+        return Explanation(call, low, (*what.words, *words), what.causes, loose)
 
+    by_hand = changed - {"rotary"} <= _AFTER_SCORES and turns == asked
     if not turns and not by_hand:
         yield of(call, scores, stage="scores")
         return
     words: tuple[str, ...] = (scores,)
     q, k = Loose(call.q), Loose(call.k)
     if turns:
-        q, k = turned(call, dtype)
+        q, k = turned(call, settings.rotary, dtype)
+        settings = replace(settings, rotary=CONTRACT.rotary)
         words = (stored, scores)
         early = replace(call, q=q.value, k=k.value, rotary=None)
         yield of(early, stored)
@@ -63,14 +66,16 @@ def rightly_rounded(what: Explanation, dtype: str) -> Iterator[Explanation]:
 def _ways(call: Call) -> Iterator[tuple[tuple[float, float], bool]]:
     """Where the scale comes, before the product or after it, and whether steps after that are one program."""
     yield (1.0, 1.0), False
-    exact = (
-        call.scale > 0 and math.frexp(call.scale)[0] == 0.5
-    )  # a power of 2 rounds nothing, wherever it comes
+    if call.scale <= 0:
+        return
+    root = math.sqrt(call.scale)
+    exact, exact_root = (math.frexp(x)[0] == 0.5 for x in (call.scale, root))  # a power of 2 rounds nothing
     if not exact or call.softcap is not None or call.shift is not None or call.bias is not None:
         yield (1.0, 1.0), True
-    if call.scale > 0 and not exact:
+    if not exact:
         yield (call.scale, 1.0), False
-        yield (math.sqrt(call.scale), math.sqrt(call.scale)), False
+    if not exact_root:
+        yield (root, root), False
 
 
 def with_inputs(call: Call, dtype: str) -> Call:

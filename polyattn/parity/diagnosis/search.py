@@ -35,6 +35,7 @@ __all__ = ["searched"]
 LARGE = (
     2**22
 )  # scores beyond which changes that need every row are not tried in pairs, and no number is fitted beside a change
+BESIDE = 12  # changes beside which a number is fitted
 CLOSEST = 6  # explanations beside which roundings of a right program are tried
 #: What a mask that was given as one array says of position, when it is taken apart.
 POSITIONAL = ("causal", "window")
@@ -61,7 +62,9 @@ def searched(call: Call, seen: Seen, pairs: bool = True) -> Diagnosis:
     if low is not None:
         explained = [_stored(finding, low) for finding in explained]
     best, alike = ranked(case, explained)
-    note += _not_finite(case) + "".join(f"; {text} were not tried" for text in case.untried)
+    note += _not_finite(case)
+    if not best:
+        note += "".join(f"; {text} were not tried" for text in case.untried)
     return Diagnosis(stated, tuple(best), tuple(alike), case.tried, note, profile=where)
 
 
@@ -89,7 +92,7 @@ class Search:
         close = list(singles)
         if found := self.screen.confirmed(singles) or plain_findings(case) or self._beside(singles):
             return found
-        if found := fitted(case, self.screen, case.call, ()):
+        if found := fitted(case, self.screen, case.call, (), close):
             return found
         if pairs:
             for explanations in (self._pairs(), self._silent_pairs()):
@@ -97,7 +100,7 @@ class Search:
                 close += scored
                 if found := self.screen.confirmed(scored) or self._beside(scored):
                     return found
-            if found := self._fitted_beside():
+            if found := self._fitted_beside(singles, close):
                 return found
         if found := partly(case, close, _again):
             return found
@@ -165,15 +168,17 @@ class Search:
         close = sorted((x for x in scored if x.left <= CLOSE), key=lambda x: x.left)[:CLOSEST]
         return allowed_beside(self.case, [x.what for x in close])
 
-    def _fitted_beside(self) -> list[Finding]:
-        """A fitted number beside each listed cause."""
+    def _fitted_beside(self, singles: list[Scored], close: list[Scored]) -> list[Finding]:
+        """A fitted number beside a listed cause, of those that leave least to be explained."""
         if self.large:
             self.case.leave_out(f"pairs with a fitted number, at {_scores(self.case.call)},")
             return []
+        hopeful = sorted(singles, key=lambda x: x.left)
+        if len(hopeful) > BESIDE:
+            self.case.leave_out(f"fitted numbers beside {len(hopeful) - BESIDE} of {len(hopeful)} changes")
         found = []
-        for i, causes in enumerate(self.effective):
-            for cause in self._own(i, causes):
-                found += fitted(self.case, self.screen, self.readings[i], (cause,))
+        for scored in hopeful[:BESIDE]:
+            found += fitted(self.case, self.screen, scored.what.call, scored.what.causes, close)
         return found
 
 
