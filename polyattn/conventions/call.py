@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from polyattn.mods import Compose, Softcap
 from polyattn.rotary import Rotary
 from polyattn.truth.spec import Floats
 
-__all__ = ["Call", "call_of", "one_by_one"]
+__all__ = ["Call", "call_of"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Call:
     is_causal: bool = False
     window: tuple[int | None, int | None] | None = None  # neighbours on each side
     offset: int = 0  # position of query row 0
-    offsets: tuple[int, ...] | None = None  # of each batch item, where they differ: see `one_by_one`
+    offsets: tuple[int, ...] | None = None  # of each batch item, where they differ: see `items.one_by_one`
     scale: float = 1.0
     softcap: float | None = None
     shift: Floats | None = None  # what other mods add, broadcasting to the scores
@@ -123,24 +123,6 @@ def call_of(
             f"got {', '.join(sorted(given))}; leave them out"
         )
     return Call(**call)
-
-
-def one_by_one(call: Call) -> list[Call]:
-    """The call for each batch item with its own offset; the call itself where all have one.
-
-    >>> x = np.zeros((2, 1, 3, 4))
-    >>> [part.offset for part in one_by_one(Call(x, x, x, offsets=(0, 5)))]
-    [0, 5]
-    """
-    if call.offsets is None:
-        return [call]
-    batch, parts = call.shape[0], ((f.name, getattr(call, f.name)) for f in fields(call))
-    four = {name: x for name, x in parts if isinstance(x, np.ndarray) and x.ndim == 4}
-    found = []
-    for i, offset in enumerate(call.offsets):
-        own: dict[str, Any] = {name: x[i : i + 1] for name, x in four.items() if x.shape[0] == batch}
-        found.append(replace(call, **own, offset=offset, offsets=None))
-    return found
 
 
 def _offsets(who: str, given: Any, shape: tuple[int, int, int, int], per_item: bool) -> Floats:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from polyattn.conventions.answers import Answer, answer
-from polyattn.conventions.call import Call, one_by_one
+from polyattn.conventions.call import Call
+from polyattn.conventions.items import one_by_one
 from polyattn.conventions.settings import CONTRACT, Settings
 from polyattn.conventions.visible import allowed_keys
 from polyattn.truth.spec import Floats

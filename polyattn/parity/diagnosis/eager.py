@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from polyattn.conventions.call import Call, one_by_one
+from polyattn.conventions.call import Call
+from polyattn.conventions.items import one_by_one
 from polyattn.rotary import Rotary
 from polyattn.truth.measure import UNIT_ROUNDOFF, round_to
 from polyattn.truth.spec import Floats

@@ -13,8 +13,9 @@ from itertools import combinations, product
 
 import numpy as np
 
-from polyattn.conventions.call import Call, one_by_one
+from polyattn.conventions.call import Call
 from polyattn.conventions.causes import CAUSES, NAMES, Cause
+from polyattn.conventions.items import one_by_one
 from polyattn.conventions.recognised import recognised
 from polyattn.conventions.settings import CONTRACT
 from polyattn.parity.diagnosis.case import Case, Explanation
