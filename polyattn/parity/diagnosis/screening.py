@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from polyattn.truth.spec import Floats
 
 __all__ = ["Scored", "Screen", "telling_rows"]
 
-ROWS = 16  # query rows of the screening
+ROWS, GLANCE = 16, 4  # query rows of the screening, and of the first look at pairs
 SCREEN = 2.0**5  # the eta, in float32, that computing the screening in float32 adds at most
 CLOSE = (
     0.5  # what an explanation that rounding or single rows stand beside may leave of the error on the part
@@ -40,12 +41,13 @@ class Scored(NamedTuple):
 class Screen:
     """The telling part of a case."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, glance: bool = False) -> None:
         self.case = case
-        self.index = telling_rows(case)
+        self.index = telling_rows(case, GLANCE if glance else ROWS)
         batch = case.call.shape[0]
         worst = int(np.argmax(case.ratio.max(axis=(1, 2, 3)))) if case.ratio.size else 0
         self.items = np.arange(batch) if batch <= 2 else np.unique([0, worst])
+        self.items = np.array([worst]) if glance else self.items
         self.seen = case.seen.at(self.index).items(self.items)
         unmerged = case.seen.unmerged()
         if case.seen.rows is None and case.seen.trusted is None:
@@ -82,10 +84,23 @@ class Screen:
     def scored(self, explanations: Iterable[Explanation]) -> list[Scored]:
         """Every explanation on the part, the best first."""
         found = [scored for what in explanations if (scored := self._score(what)) is not None]
+        self.case.tried += len(found)
         return sorted(found, key=lambda scored: scored.eta)
 
+    def glanced(self, explanations: Iterable[Explanation]) -> list[Scored]:
+        """The same of many, most of which a few rows of one batch item are enough to refuse."""
+        found = []
+        for scored in self.glance.scored(explanations):
+            if scored.eta <= ACCEPTANCE or scored.left <= CLOSE or scored.share >= CLOSE:
+                again = self._score(scored.what)
+                found += [] if again is None else [again]
+        return sorted(found, key=lambda scored: scored.eta)
+
+    @cached_property
+    def glance(self) -> Screen:
+        return Screen(self.case, glance=True)
+
     def _score(self, what: Explanation) -> Scored | None:
-        self.case.tried += 1
         _, undone = without_merge(what.causes)
         seen = self.unmerged if undone else self.seen
         settings = replace(what.settings, merge=CONTRACT.merge) if undone else what.settings
@@ -123,18 +138,19 @@ class Screen:
         return found
 
 
-def telling_rows(case: Case) -> Floats:
+def telling_rows(case: Case, most: int = ROWS) -> Floats:
     """Rows of the output to look at first, by their place: the most and least wrong, those that see least, and some between."""
     per_row = case.ratio.max(axis=(0, 1, 3))
     length = len(per_row)
-    if length <= ROWS:
+    if length <= most:
         return np.arange(length)
     order = np.argsort(per_row, kind="stable")
     sees = visible(case.call, case.seen.which).sum(-1).min(axis=(0, 1))
     blind = np.argsort(sees, kind="stable") if len(sees) > 1 else order
-    spread = np.linspace(0, length - 1, ROWS // 2).astype(int)
-    quarter = ROWS // 4
-    return np.unique([*order[-quarter:], *order[: quarter // 2], *blind[: quarter // 2], *spread])
+    spread = np.linspace(0, length - 1, most // 2).astype(int)
+    quarter = most // 4
+    half = -(-quarter // 2)
+    return np.unique([*order[-quarter:], *order[:half], *blind[:half], *spread])
 
 
 def _cut(call: Call, items: Floats) -> Call:

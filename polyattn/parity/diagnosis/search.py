@@ -36,7 +36,7 @@ __all__ = ["searched"]
 LARGE = (
     2**22
 )  # scores beyond which changes that need every row are not tried in pairs, and no number is fitted beside a change
-BESIDE = 12  # changes beside which a number is fitted
+BESIDE = 12  # changes beside which a number is fitted, a rounding simulated and dropout recognised
 CLOSEST = 6  # explanations beside which roundings of a right program are tried
 #: What a mask that was given as one array says of position, when it is taken apart.
 POSITIONAL = ("causal", "window")
@@ -97,7 +97,7 @@ class Search:
             return found
         if pairs:
             for explanations in (self._pairs(), self._silent_pairs()):
-                scored = self.screen.scored(explanations)
+                scored = self.screen.glanced(explanations)
                 close += scored
                 if found := self.screen.confirmed(scored) or self._beside(scored):
                     return found
@@ -105,7 +105,8 @@ class Search:
                 return found
         if found := partly(case, close, _again):
             return found
-        return inside(case, case.call, self.effective[0]) or dropped(case, case.call, self.effective[0])
+        likely = [x.what.causes[0] for x in _likely(singles) if x.what.call is case.call]
+        return inside(case, case.call, likely) or dropped(case, case.call, likely)
 
     # what is tried
 
@@ -174,13 +175,22 @@ class Search:
         if self.large:
             self.case.leave_out(f"pairs with a fitted number, at {_scores(self.case.call)},")
             return []
-        hopeful = sorted(singles, key=lambda x: x.left)
-        if len(hopeful) > BESIDE:
-            self.case.leave_out(f"fitted numbers beside {len(hopeful) - BESIDE} of {len(hopeful)} changes")
+        likely = _likely(singles)
+        if len(likely) < len(singles):
+            self.case.leave_out(
+                f"fitted numbers beside {len(singles) - len(likely)} of {len(singles)} changes"
+            )
         found = []
-        for scored in hopeful[:BESIDE]:
+        for scored in likely:
             found += fitted(self.case, self.screen, scored.what.call, scored.what.causes, close)
         return found
+
+
+def _likely(singles: list[Scored]) -> list[Scored]:
+    """The changes beside which something else may be the matter: those that leave least, and a merge, which moves all."""
+    merges = [x for x in singles if any(cause.field == "merge" for cause in x.what.causes)]
+    others = sorted((x for x in singles if all(x is not y for y in merges)), key=lambda x: x.left)
+    return others[: BESIDE - len(merges)] + merges
 
 
 def _again(rest: Case) -> list[Finding]:
