@@ -31,6 +31,7 @@ class Call:
     is_causal: bool = False
     window: tuple[int | None, int | None] | None = None  # neighbours on each side
     offset: int = 0  # position of query row 0
+    offsets: tuple[int, ...] | None = None  # of each batch item, where they differ: see `items.one_by_one`
     scale: float = 1.0
     softcap: float | None = None
     shift: Floats | None = None  # what other mods add, broadcasting to the scores
@@ -50,11 +51,18 @@ class Call:
 
 
 def call_of(
-    query: Any, key: Any, value: Any, context: Mapping[str, Any], *, who: str = "polyattn.conventions.call_of"
+    query: Any,
+    key: Any,
+    value: Any,
+    context: Mapping[str, Any],
+    *,
+    who: str = "polyattn.conventions.call_of",
+    per_item: bool = False,
 ) -> Call:
     """The call that arguments of `polyattn.attention` describe, of any library, plus rotary= and embed_dim=.
 
-    who: the function that the user called, which errors name.
+    who: the function that the user called, which errors name. per_item: whether query_offset may be one for each batch
+    item, for a caller that asks `one_by_one`.
     """
     given = dict(context)
     layout = given.pop("layout", "BHLD")
@@ -80,18 +88,15 @@ def call_of(
         )
     q, k, v = (np.broadcast_to(x, (batch, *x.shape[1:])) for x in (q, k, v))
     shape = (*q.shape[:3], k.shape[2])
-    rows, keys = shape[2:]
-    offset = given.pop("query_offset", None)
-    offset = keys - rows if isinstance(offset, str) and offset == "end" else 0 if offset is None else offset
-    if is_array(offset):
-        if np.ndim(_plain(offset)):
-            raise ValueError(f"{who}: expected one query_offset, got one per batch item; ask item by item")
-        offset = int(_plain(offset))
+    offsets = _offsets(who, given.pop("query_offset", None), shape, per_item)
+    offset = int(offsets[0])
     call: dict[str, Any] = {"q": q, "k": k, "v": v, "offset": offset}
+    if len(offsets) > 1:
+        call["offsets"] = tuple(int(x) for x in offsets)
     call["is_causal"] = bool(given.pop("is_causal", False))
     mask = given.pop("mask", None)
     if mask is not None:
-        call |= _mask(who, mask, shape, offset, call["is_causal"])
+        call |= _mask(who, mask, shape, offsets, call["is_causal"])
         _check_fit(who, "mask", call.get("mask"), shape)
     scale = given.pop("scale", None)
     if scale is None:
@@ -102,7 +107,7 @@ def call_of(
             raise ValueError(f"{who}: expected scale to be a number, got one per head; ask head by head")
     call["scale"] = float(scale)
     if (mod := given.pop("score_mod", None)) is not None:
-        call |= _mods(who, mod, shape, offset)
+        call |= _mods(who, mod, shape, offsets)
     if (bias := given.pop("bias", None)) is not None:
         call["bias"] = _four(who, _floats(who, "bias", bias), "BHLD")
         _check_fit(who, "bias", call["bias"], shape)
@@ -122,6 +127,24 @@ def call_of(
             f"got {', '.join(sorted(given))}; leave them out"
         )
     return Call(**call)
+
+
+def _offsets(who: str, given: Any, shape: tuple[int, int, int, int], per_item: bool) -> Floats:
+    """The position of query row 0: one for all items, or one for each where they differ."""
+    if given is None:
+        return np.zeros(1, int)
+    if isinstance(given, str) and given == "end":
+        return np.array([shape[3] - shape[2]])
+    found = _plain(given)
+    if found.ndim and not per_item:
+        raise ValueError(f"{who}: expected one query_offset, got one per batch item; ask item by item")
+    if found.ndim > 1 or found.size not in (1, shape[0]) or found.dtype.kind not in "iu":
+        raise ValueError(
+            f"{who}: expected query_offset to be an integer, {shape[0]} of them or 'end', got {found.dtype} of shape "
+            f"{found.shape}; give the position of query row 0"
+        )
+    found = found.reshape(-1).astype(int)
+    return found[:1] if (found == found[0]).all() else found
 
 
 def _plain(x: Any) -> Floats:
@@ -156,7 +179,9 @@ def _check_fit(who: str, name: str, x: Floats | None, shape: tuple[int, int, int
         )
 
 
-def _mask(who: str, mask: Any, shape: tuple[int, int, int, int], offset: int, causal: bool) -> dict[str, Any]:
+def _mask(
+    who: str, mask: Any, shape: tuple[int, int, int, int], offsets: Floats, causal: bool
+) -> dict[str, Any]:
     """Causality, the window and the rest of a mask, apart."""
     if callable(mask) and not isinstance(mask, Mask) and not is_array(mask):
         mask = Function(mask)
@@ -179,7 +204,13 @@ def _mask(who: str, mask: Any, shape: tuple[int, int, int, int], offset: int, ca
             rest.append(part)
     for part in rest:
         dense = np.asarray(
-            part.dense(shape[2], shape[3], batch=shape[0], heads=shape[1], query_offset=offset)
+            part.dense(
+                shape[2],
+                shape[3],
+                batch=shape[0],
+                heads=shape[1],
+                query_offset=offsets if len(offsets) > 1 else int(offsets[0]),
+            )
         )
         found["mask"] = dense & found.get("mask", True)
     return found | {"is_causal": causal}
@@ -189,7 +220,7 @@ def _conjuncts(mask: Mask) -> list[Mask]:
     return [*_conjuncts(mask.left), *_conjuncts(mask.right)] if isinstance(mask, And) else [mask]
 
 
-def _mods(who: str, mod: Any, shape: tuple[int, int, int, int], offset: int) -> dict[str, Any]:
+def _mods(who: str, mod: Any, shape: tuple[int, int, int, int], offsets: Floats) -> dict[str, Any]:
     """A soft cap, and what the other mods add."""
     parts = list(mod.parts) if isinstance(mod, Compose) else [mod]
     found: dict[str, Any] = {}
@@ -198,7 +229,10 @@ def _mods(who: str, mod: Any, shape: tuple[int, int, int, int], offset: int) -> 
             found["softcap"] = float(_plain(part.cap))
             continue
         b, h, q, kv = np.ix_(*(np.arange(n) for n in shape))
-        zero, one, low = (np.asarray(part(np.full(shape, x), b, h, q + offset, kv)) for x in (0.0, 1.0, -2.0))
+        zero, one, low = (
+            np.asarray(part(np.full(shape, x), b, h, q + offsets[:, None, None, None], kv))
+            for x in (0.0, 1.0, -2.0)
+        )
         if not (np.allclose(one - zero, 1.0) and np.allclose(low - zero, -2.0)):
             raise ValueError(
                 f"{who}: expected a score_mod that is softcap first and adds to the scores after that, got "

@@ -7,6 +7,7 @@ r = p / (1 - p). The error of a row is then e = sum_j (f_j - 1) a_j with a_j = w
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -20,35 +21,31 @@ ENOUGH = 32  # factors, or rows, that a verdict needs
 LEAST, MOST = 0.02, 0.9  # the rates that are looked for
 CLEAR = 10.0  # a factor is known if the two values that it may have are so many standard deviations apart
 DEVIATIONS = 4.5  # at most, of anything from what it should be
-EVEN = (0.6, 1.6)  # between these the quotient of two mean squares is called 1
 
 
 def dropout_rate(
-    seen: Floats, expected: Answer, unit: float, rows: int, *, by_variance: bool = False
+    seen: Floats,
+    expected: Answer,
+    unit: float,
+    rows: int,
+    heads: int = 8,
+    *,
+    trusted: Floats | None = None,
 ) -> float | None:
     """The rate that explains how seen differs from what was expected; None if none does.
 
     The factors of those weights that stand out of their row are estimated, and must be 0 or 1 / (1 - p), in the
-    right proportion. by_variance: where no weight stands out, let the statistics of the errors decide.
-    rows: how many query rows to look at, of at most 8 heads.
+    right proportion. rows: how many query rows to look at, of at most so many heads. trusted: which elements of seen count;
+    a row with others is left out.
     """
-    if not all(np.isfinite(x).all() for x in (seen, expected.out, expected.weights)):
-        return None
+    whole: Floats = np.ones(seen.shape[:3], bool) if trusted is None else np.all(trusted, axis=-1)
     if expected.weights.shape[2] != expected.out.shape[2]:  # attention over something else than tokens
         return None
-    (_, heads, length, _), w = seen.shape, expected.weights
-    some = np.ix_(
-        *(np.unique(np.linspace(0, n - 1, min(n, m)).astype(int)) for n, m in ((heads, 8), (length, rows)))
-    )
-    w, v = w[:, some[0], some[1]], expected.values[:, some[0][:, 0]]
-    out, condition = expected.out[:, some[0], some[1]], expected.condition[:, some[0], some[1]]
-    error = seen[:, some[0], some[1]] - out
-    # An output in 16 bits was rounded once; what was before it is in float32.
-    noise = unit * np.abs(out) + min(unit, 2.0**-24) * condition
-    given = [
-        _Rows(w[b, h][..., None] * v[b, h], error[b, h], out[b, h], noise[b, h])
-        for b, h in np.ndindex(*w.shape[:2])
-    ]
+    if not all(np.isfinite(x[whole]).all() for x in (seen, expected.out, expected.weights)):
+        return None
+    given = list(_telling(seen, expected, unit, (heads, rows), whole))
+    if not given:
+        return None
     squares = np.concatenate([part.whitened()[0].ravel() ** 2 for part in given])
     squares = squares[~np.isnan(squares)]
     if len(squares) < ENOUGH:
@@ -59,9 +56,29 @@ def dropout_rate(
     factors, deviations = (
         np.concatenate(x) for x in zip(*(part.factors(variance) for part in given), strict=True)
     )
-    if len(factors) >= ENOUGH:
-        return _two_valued(factors, deviations, variance)
-    return variance / (1.0 + variance) if by_variance and _even(given) else None
+    return _two_valued(factors, deviations, variance) if len(factors) >= ENOUGH else None
+
+
+def _telling(
+    seen: Floats, expected: Answer, unit: float, most: tuple[int, int], whole: Floats
+) -> Iterator[_Rows]:
+    """Rows of some heads of every item, of those that are whole."""
+    batch, heads = seen.shape[:2]
+    # In half precision the output is rounded, and the weights; what is between them is in float32.
+    low = unit > 2.0**-24
+    noise = unit * expected.rounded + 2.0**-24 * expected.condition if low else unit * expected.condition
+    for b in range(batch):
+        for h in _spread(heads, most[0]):
+            shown = np.flatnonzero(whole[b, h])
+            if len(shown):
+                i = shown[_spread(len(shown), most[1])]
+                terms = expected.weights[b, h, i][..., None] * expected.values[b, h]
+                out = expected.out[b, h, i]
+                yield _Rows(terms, seen[b, h, i] - out, out, noise[b, h, i])
+
+
+def _spread(count: int, most: int) -> Floats:
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
 
 
 class _Rows(NamedTuple):
@@ -120,27 +137,3 @@ def _two_valued(factors: Floats, deviations: Floats, variance: float) -> float |
     return (
         rate if (off <= DEVIATIONS * deviations + 0.02 * (1.0 + level)).all() and share < DEVIATIONS else None
     )
-
-
-def _even(given: list[_Rows]) -> bool:
-    """Whether the whitened error is as large in strong as in weak directions, and in rows that weigh few keys as in
-    those that weigh many, and has no mean along the output: a systematic error fails."""
-    strong, weak, along, sizes, squares = [], [], [], [], []
-    for part in given:
-        for z, to, terms in zip(*part.whitened(), part.terms, strict=True):
-            kept = ~np.isnan(z)
-            if kept.sum() < 4:
-                continue
-            z, to = z[kept], to[kept]
-            half = len(z) // 2
-            weak.append(np.mean(z[:half] ** 2))
-            strong.append(np.mean(z[half:] ** 2))
-            along.append(float(z @ to) / max(float(np.linalg.norm(to)), 1e-300))
-            sizes.append(float(np.sum(terms**2)))
-            squares.append(np.mean(z**2))
-    if len(squares) < ENOUGH:
-        return False
-    few, many = (np.mean(np.asarray(squares)[part]) for part in np.array_split(np.argsort(sizes)[::-1], 2))
-    quotients = (np.mean(strong) / max(np.mean(weak), 1e-300), few / max(many, 1e-300))
-    centred = abs(np.mean(along)) < DEVIATIONS * math.sqrt(np.mean(squares) / len(along))
-    return bool(centred and all(EVEN[0] < quotient < EVEN[1] for quotient in quotients))

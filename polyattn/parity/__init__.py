@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from polyattn.parity.comparing import compare
 from polyattn.parity.comparison import Comparison
-from polyattn.parity.diagnosis import diagnose
-from polyattn.parity.findings import Diagnosis
+from polyattn.parity.diagnosis import Diagnosis, diagnose
 from polyattn.truth.definition import Judged, truth
 from polyattn.truth.loops import OracleResult, oracle
 from polyattn.truth.measure import ACCEPTANCE, FLOOR_ACCEPTANCE, UNIT_ROUNDOFF, eta, floor_ratio, round_to

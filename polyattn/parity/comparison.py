@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from polyattn.draw import html_table
-from polyattn.parity.findings import framed
+from polyattn.parity.framing import framed
 from polyattn.parity.reasons import Reason
 from polyattn.parity.repeat import Repeat
 from polyattn.parity.report import (

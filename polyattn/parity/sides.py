@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from polyattn.parity.findings import Diagnosis
+from polyattn.parity.diagnosis import Diagnosis
 from polyattn.parity.reasons import Reason
 from polyattn.truth.measure import ACCEPTANCE
 from polyattn.truth.spec import Floats

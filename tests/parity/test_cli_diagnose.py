@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from polyattn import attention, masks, mods
 from polyattn.cli import app
+from polyattn.rotary import Rotary
 
 RNG = np.random.default_rng(0)
 Q, K, V = RNG.normal(size=(3, 2, 4, 24, 8)).astype(np.float32)
@@ -51,6 +52,60 @@ def test_what_was_meant_is_read_from_the_file(tmp_path: Path) -> None:
     }  # fmt: skip
     status, out, _ = _run("diagnose", "--npz", _file(tmp_path, attention(Q, K, V, **meant), **stored))
     assert (status, out[:21]) == (0, "matches the contract ")
+
+
+def test_positions_are_read_from_the_file(tmp_path: Path) -> None:
+    rotary = Rotary(base=500.0, width=4, interleaved=True)
+    slopes, offsets = np.array([0.5, 0.25, 0.1, 0.0]), np.array([0, 3])
+    meant: dict[str, Any] = {
+        "is_causal": True,
+        "score_mod": mods.compose(mods.softcap(2.0), mods.alibi(slopes)),
+        "query_offset": offsets,
+    }
+    at = offsets[:, None] + np.arange(24)
+    out = attention(rotary(Q, at), rotary(K, np.arange(24)), V, **meant)
+    stored: dict[str, Any] = {
+        "rotary_base": 500, "rotary_width": 4, "rotary_interleaved": True, "alibi": slopes, "softcap": 2.0,
+        "query_offset": offsets, "is_causal": True,
+    }  # fmt: skip
+    status, said, _ = _run("diagnose", "--npz", _file(tmp_path, out, **stored))
+    assert (status, said[:21]) == (0, "matches the contract ")
+    out = attention(rotary(Q, np.arange(24)), rotary(K, np.arange(24)), V, **meant)
+    status, said, _ = _run("diagnose", "--npz", _file(tmp_path, out, **stored))
+    assert status == 1
+    assert said.startswith("matches rotary positions of the queries start at 0 instead of query_offset: eta ")
+
+
+def test_a_part_of_a_printed_output_is_read_from_the_file_or_said_in_options(tmp_path: Path) -> None:
+    out = attention(Q, K, V, scale=1.0).astype(np.float64).round(4)
+    part = out[:, 1:3][:, :, [0, 5, 6, 7]]
+    counts = np.ones(part.shape, bool)
+    counts[0, 0, 0] = False
+    part[0, 0, 0] = 7.0
+    np.savez(tmp_path / "counts.npz", counts)
+    stored = {"rows": [0, 5, 6, 7], "heads": [1, 2], "decimals": 4, "where": counts}
+    options = f"--rows 0,5-7 --heads 1-2 --decimals 4 --where {tmp_path / 'counts.npz'}".split()
+    for more, words in ((stored, []), ({}, options)):
+        status, said, _ = _run("diagnose", "--npz", _file(tmp_path, part, **more), *words)
+        assert status == 1
+        assert said.startswith("matches scale = 1 (scores not divided): eta ")
+        assert "explains" not in said
+
+
+@pytest.mark.parametrize("words", [("--rows", "1-"), ("--heads", "-1"), ("--rows", "3-1"), ("--rows", "a")])
+def test_indices_are_refused_in_a_sentence(tmp_path: Path, words: tuple[str, str]) -> None:
+    status, _, err = _run("diagnose", "--npz", _file(tmp_path, np.zeros_like(Q)), *words)
+    assert status == 2
+    assert f"expected {words[0]} to be indices and ranges, got {words[1]!r}" in err
+
+
+def test_which_elements_count_is_one_array_of_bools(tmp_path: Path) -> None:
+    np.savez(tmp_path / "counts.npz", a=np.ones(8, bool), b=np.ones(8))
+    status, _, err = _run(
+        "diagnose", "--npz", _file(tmp_path, np.zeros_like(Q)), "--where", str(tmp_path / "counts.npz")
+    )
+    assert status == 2
+    assert "expected one array of bools in 'counts.npz', got a of bool, b of float64" in err
 
 
 @pytest.mark.parametrize(
@@ -101,7 +156,31 @@ def test_what_was_meant_is_read_from_the_file(tmp_path: Path) -> None:
             {"query_offset": 2**40},
             "expected query_offset to be an integer below 2**31 or 'end', got '1099511627776'",
         ),
-        ({"query_offset": [1, 2]}, "expected query_offset to be one value, got shape (2,)"),
+        (
+            {"query_offset": [1, 2, 3]},
+            "expected query_offset to be an integer, 2 of them or 'end', got int64 of",
+        ),
+        (
+            {"query_offset": [0.5, 2.0]},
+            "expected query_offset to be integers below 2**31, one for each batch item",
+        ),
+        ({"alibi": np.ones((2, 4, 1))}, "expected slopes of shape (Hq,) or (B, Hq), got (2, 4, 1)"),
+        ({"rotary_base": "x"}, "expected rotary_base to be a number, got 'x' of dtype <U1"),
+        ({"rotary_width": 3}, "expected an even width of at most 8, the width of x, got 3"),
+        ({"rotary_interleaved": 1}, "expected rotary_interleaved to be a bool, got '1' of dtype int64"),
+        ({"rows": [0.5]}, "expected rows to be integers, got shape (1,) of float64"),
+        ({"rows": [0, 24]}, "expected rows to be different indices below 24, got [ 0 24]"),
+        ({"heads": [1, 1]}, "expected heads to be different indices below 4, got [1 1]"),
+        ({"where": np.ones(8)}, "expected where to be of bools, True = counts, got float64"),
+        (
+            {"where": np.ones((3, 1), bool)},
+            "expected where to broadcast to the output of shape (2, 4, 24, 8), got (3, 1)",
+        ),
+        (
+            {"where": np.zeros(8, bool)},
+            "expected elements of the output to explain, got none of 1536 that count",
+        ),
+        ({"decimals": -1}, "expected decimals to be an integer from 0 to 17, got -1"),
         ({"window": ["a", "b"]}, "expected window to be two integers, left and right, got shape (2,) of <U1"),
         (
             {"window": [[1, 2]]},

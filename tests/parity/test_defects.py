@@ -19,7 +19,7 @@ from polyattn import masks, mods, trace
 from polyattn.conventions.call import call_of
 from polyattn.conventions.causes import CAUSES
 from polyattn.parity import ACCEPTANCE, Diagnosis, compare
-from polyattn.parity.findings import Finding
+from polyattn.parity.diagnosis.findings import Finding
 from polyattn.rotary import Rotary
 
 DTYPES = ("float32", "bfloat16")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from polyattn.draw import html_table
-from polyattn.parity.findings import framed
+from polyattn.parity.framing import framed
 from polyattn.parity.grading.trial import Example
 from polyattn.truth.spec import Floats
 

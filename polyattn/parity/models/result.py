@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from polyattn.draw import html_table
-from polyattn.parity.findings import framed
+from polyattn.parity.framing import framed
 from polyattn.parity.models.blaming import WrongComponent
 from polyattn.parity.report import finite, number
 from polyattn.truth.measure import ACCEPTANCE
