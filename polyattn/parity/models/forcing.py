@@ -11,7 +11,7 @@ from typing import Any
 from polyattn.parity.models.feeding import fed
 from polyattn.parity.models.measuring import aligned, eta_of, roundoff
 from polyattn.parity.models.noise import Values
-from polyattn.parity.models.record import Record, Tap, Trial
+from polyattn.parity.models.records import Record, Tap, Trial
 from polyattn.parity.models.trees import dtype_of, first, native, replace_first, snapshot, to_numpy
 from polyattn.parity.models.watching import OUTPUT, Runner, Site
 from polyattn.truth.spec import Floats

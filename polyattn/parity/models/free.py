@@ -19,7 +19,7 @@ from polyattn.parity.models.noise import (
     pushed,
     values_of,
 )
-from polyattn.parity.models.record import Trial
+from polyattn.parity.models.records import Trial
 from polyattn.parity.models.trees import first, is_float, mapped, native, replace_first, snapshot, to_numpy
 from polyattn.parity.models.watching import Runner, Site
 from polyattn.truth.measure import ACCEPTANCE
