@@ -117,7 +117,7 @@ def _checked(
     error = None
     try:
         observe(runner, *call, into=sites)
-    except Exception as raised:
+    except (Exception, SystemExit) as raised:  # what a port does is its own affair
         error = f"{type(raised).__name__}: {next(iter(str(raised).splitlines()), '')[:300]}"
     here = {site.name: site for site in sites if first(site.output) is not None}
     own = {name: to_numpy(first(site.output)) for name, site in here.items()}
