@@ -104,7 +104,7 @@ def _made(port: str, itself: bool) -> Any:
         raise ValueError(
             f"{WHO}: expected a module, got {module[:60]!r}, which is not found; run it in the folder of {module[:60]}.py"
         ) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
             f"{WHO}: expected a module that can be imported, got {module[:60]!r}, which raises {_said(error)}; mend it"
         ) from error
@@ -119,9 +119,9 @@ def _made(port: str, itself: bool) -> Any:
         return found
     try:
         return found()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(
-            f"{WHO}: expected {port} to return the port when it is called without arguments, got {_said(error)}; add --itself if "
+            f"{WHO}: expected {port[:60]} to return the port when it is called without arguments, got {_said(error)}; add --itself if "
             "it is the port"
         ) from error
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from polyattn.parity.models.forcing import Forced, Own, coarser
 from polyattn.parity.models.measuring import axes_of, elementwise
-from polyattn.parity.models.record import Tap
 from polyattn.parity.models.recording import facts_of
+from polyattn.parity.models.records import Tap
 from polyattn.truth.measure import ACCEPTANCE
 
 __all__ = ["WrongComponent", "blamed", "unlike"]

@@ -15,8 +15,8 @@ from polyattn.parity.models.measuring import aligned, axes_of, eta_of, relative
 from polyattn.parity.models.naming import Named, Names, Pairs, check_names, paired, renamed
 from polyattn.parity.models.noise import Values, dtypes_of, values_of
 from polyattn.parity.models.reading import load
-from polyattn.parity.models.record import Record, Tap
 from polyattn.parity.models.recording import batch_of, differs_again, observe, record
+from polyattn.parity.models.records import Record, Tap
 from polyattn.parity.models.result import ModelComparison, TapResult
 from polyattn.parity.models.runners import runner_of
 from polyattn.parity.models.trees import first, to_numpy
@@ -117,7 +117,7 @@ def _checked(
     error = None
     try:
         observe(runner, *call, into=sites)
-    except Exception as raised:
+    except (Exception, SystemExit) as raised:  # what a port does is its own affair
         error = f"{type(raised).__name__}: {next(iter(str(raised).splitlines()), '')[:300]}"
     here = {site.name: site for site in sites if first(site.output) is not None}
     own = {name: to_numpy(first(site.output)) for name, site in here.items()}

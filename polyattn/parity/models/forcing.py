@@ -11,7 +11,7 @@ from typing import Any
 from polyattn.parity.models.feeding import fed
 from polyattn.parity.models.measuring import aligned, eta_of, roundoff
 from polyattn.parity.models.noise import Values
-from polyattn.parity.models.record import Record, Tap, Trial
+from polyattn.parity.models.records import Record, Tap, Trial
 from polyattn.parity.models.trees import dtype_of, first, native, replace_first, snapshot, to_numpy
 from polyattn.parity.models.watching import OUTPUT, Runner, Site
 from polyattn.truth.spec import Floats
@@ -95,7 +95,7 @@ class Forced:
         try:
             assert site.again is not None
             out = first(site.again(site, *call[:2]))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             own.error = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
             return
         if out is None:
@@ -128,7 +128,7 @@ class Forced:
 
         try:
             out = first(site.again(site, *call[:2], leave))
-        except Exception:  # what comes after a part that gave another shape
+        except (Exception, SystemExit):  # what comes after a part that gave another shape
             return
         if other_shape:  # what it does with the right one cannot be seen
             return
@@ -186,7 +186,7 @@ class Forced:
         try:
             args, kwargs = snapshot(self.call)
             runner.run(args, kwargs, leave)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._stopped = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
         return seen
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from polyattn.parity.models.measuring import roundoff, unit_of
+from polyattn.parity.models.measuring import eta_of, roundoff, unit_of
 from polyattn.parity.models.noise import (
     DRAWS,
     Values,
@@ -19,9 +19,10 @@ from polyattn.parity.models.noise import (
     pushed,
     values_of,
 )
-from polyattn.parity.models.record import Trial
+from polyattn.parity.models.records import Trial
 from polyattn.parity.models.trees import first, is_float, mapped, native, replace_first, snapshot, to_numpy
 from polyattn.parity.models.watching import Runner, Site
+from polyattn.truth.measure import ACCEPTANCE
 from polyattn.truth.spec import Floats
 
 __all__ = ["Free", "doubled"]
@@ -61,6 +62,14 @@ class Free:
         args, kwargs = self.call
         runs = [perturbed_run(self.runner, args, kwargs, self.units, rng) for _ in range(DRAWS)]
         self.runs, self.inputs = [outs for outs, _ in runs], [ins for _, ins in runs]
+        if self.wide is not None and (far := self._far()) is not None:
+            said = f"the float64 version differs from the reference by {far[1]:.2g} roundings at {far[0]}"
+            if must:  # its noise would hide every mistake
+                raise ValueError(
+                    f"polyattn.parity.record: expected exact to be the reference in float64, got another model: {said}; give the "
+                    "same weights and settings, or leave exact out"
+                )
+            self.notes.append(f"{said}: mistakes smaller than that are not seen")
 
     def _widen(self, wide: Runner) -> None:
         found: dict[str, Site] = {}
@@ -73,6 +82,18 @@ class Free:
         args, kwargs = snapshot(call)
         wide.run(args, kwargs, leave)
         self.runner, self.call, self.sites = wide, call, found
+
+    def _far(self) -> tuple[str, float] | None:
+        """The first tap at which float64 is off by more than roundings of each component explain, and by how many."""
+        for site in self.own:
+            own, true = to_numpy(first(site.output)), self._true(site, first(site.output), "output")
+            if own.dtype.kind != "f":
+                continue
+            apart = [d / DRAWS**0.5 for d in deviations([run.get(site.name) for run in self.runs], true)]
+            eta = eta_of(own, true, unit_of(true, apart, self.units[site.name]))
+            if eta > ACCEPTANCE**2:  # a component may sum many numbers one by one, and be 4 units off
+                return site.name, eta
+        return None
 
     @property
     def measured(self) -> str:
@@ -94,13 +115,18 @@ class Free:
         own = to_numpy(x)
         if own.dtype.kind != "f":
             return own, unit_of(own, [], 0.0)
-        other, true = self.sites.get(site.name), own
-        if other is not None:
-            found = first(other.output if what == "output" else (other.args, other.kwargs))
-            if found is not None and tuple(found.shape) == own.shape:
-                true = to_numpy(found)
+        true = self._true(site, x, what)
         apart = [d / len(runs) ** 0.5 for d in deviations(runs, true)]
         return true, unit_of(true, [*deviations([own], true), *apart], self.units[site.name])
+
+    def _true(self, site: Site, x: Any, what: str) -> Floats:
+        """An array of a call as float64 has it, where that has one of its shape."""
+        other = self.sites.get(site.name)
+        if other is not None:
+            found = first(other.output if what == "output" else (other.args, other.kwargs))
+            if found is not None and tuple(found.shape) == tuple(x.shape):
+                return to_numpy(found)
+        return to_numpy(x)
 
     def between(self, site: Site) -> tuple[Trial, ...]:
         """A tap of a function, given the taps before it."""

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from polyattn.parity.models.fingerprints import fingerprint
-from polyattn.parity.models.record import Record, Tap
+from polyattn.parity.models.records import Record, Tap
 from polyattn.truth.spec import Floats
 from polyattn.weights.untrusted import check_names_of_file, path_of, to_write
 

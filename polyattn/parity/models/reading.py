@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from polyattn.parity.models.golden import FORMAT, VERSION
-from polyattn.parity.models.record import Record, Tap, Trial
+from polyattn.parity.models.records import Record, Tap, Trial
 from polyattn.truth.measure import UNIT_ROUNDOFF
 from polyattn.truth.spec import Floats
 from polyattn.weights.untrusted import path_of, read_npz

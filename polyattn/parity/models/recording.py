@@ -13,7 +13,7 @@ import numpy as np
 from polyattn.parity.models.free import Free
 from polyattn.parity.models.measuring import eta_of, roundoff, unit_of
 from polyattn.parity.models.noise import Values, dtypes_of, values_of
-from polyattn.parity.models.record import Record, Tap
+from polyattn.parity.models.records import Record, Tap
 from polyattn.parity.models.runners import runner_of
 from polyattn.parity.models.trees import dtype_of, first, is_array, leaves, mapped, snapshot, to_numpy
 from polyattn.parity.models.trials import Trials

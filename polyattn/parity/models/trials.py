@@ -10,7 +10,7 @@ import numpy as np
 from polyattn.parity.models.free import Free, doubled
 from polyattn.parity.models.measuring import unit_of
 from polyattn.parity.models.noise import DRAWS, call_alone, deviations, one_hot, pushed, scaled_first
-from polyattn.parity.models.record import Trial
+from polyattn.parity.models.records import Trial
 from polyattn.parity.models.trees import first, is_float, leaves, replace_first, to_numpy
 from polyattn.parity.models.watching import Leave, Runner, Site
 from polyattn.truth.spec import Floats

@@ -248,3 +248,12 @@ def test_a_port_is_not_changed_by_being_checked(golden: Path) -> None:
     kept = copy.deepcopy(port.state_dict())
     check_model(port, golden)
     assert all(torch.equal(x, kept[name]) for name, x in port.state_dict().items())
+
+
+def test_a_port_that_ends_the_program_is_one_that_stopped(golden: Path) -> None:
+    def port(x: Any) -> Any:
+        raise SystemExit(0)
+
+    assert check_model(port, golden).verdict.startswith(
+        "DISAGREE: the port stopped with SystemExit: 0; no tap"
+    )

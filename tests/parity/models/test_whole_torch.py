@@ -211,3 +211,22 @@ def test_a_row_that_sees_nothing_may_be_nan_on_both_sides() -> None:
 
     assert compare_models(Row(), Row(), (BATCH,)).agrees
     assert compare_models(Row(), Zeros(), (BATCH,)).rows[-1].free == np.inf
+
+
+def test_a_float64_version_may_be_given_and_must_be_the_same_model() -> None:
+    model = small()
+    found = compare_models(model, slowed(model), (BATCH,), exact=copy.deepcopy(model).double())
+    assert found.agrees, str(found)
+    assert "float64" in found.measured
+    other = copy.deepcopy(model).double()
+    other.blocks[1].attention.scale *= 1.001
+    with pytest.raises(ValueError, match=r"got another model: .* roundings at blocks\.1\.attention\.out"):
+        compare_models(model, slowed(model), (BATCH,), exact=other)
+
+
+def test_what_float64_changes_is_said() -> None:
+    class Coarse(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return (x * (1 + 1e-3 * (x.dtype == torch.float64))).tanh()
+
+    assert any("mistakes smaller than that are not seen" in note for note in record(Coarse(), (BATCH,)).notes)
