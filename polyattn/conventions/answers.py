@@ -51,6 +51,8 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
     if settings.softmax == "queries" and rows is not None:
         return _rows(answer(call, settings), rows)
     here = np.arange(length) if rows is None else rows
+    if call.order is not None:
+        return answer(replace(call, order=None), settings, call.order[here])
 
     q, k, v = call.q, call.k, call.v
     low = settings.precision.partition(" ")[0] if settings.precision != "as stated" else None
@@ -79,8 +81,9 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
     size = np.abs(q) @ np.abs(k).swapaxes(-1, -2)
     if settings.bias == "before the scale" and call.bias is not None:
         product = product + at_rows(call.bias, here)
-    s = scale * product
-    sabs = abs(scale) * size
+    warmth = 1.0 if call.temperature is None else at_rows(call.temperature, here)
+    s = scale * warmth * product
+    sabs = np.abs(scale * warmth) * size
     allowed = allowed_keys(call, settings, here)
     cap = call.softcap
     if cap is not None and settings.softcap in ("as stated", "rational", "before the scale", "tanh alone"):
@@ -104,12 +107,13 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
     if low and stage == "scores":
         s = _rounded(s, low)
     fill = {"-inf": -np.inf, "0": 0.0, "-1e4": -1e4}.get(settings.hidden, -np.inf)
+    fill = fill if call.fill is None else call.fill
     unhidden = s
     if settings.mask != "after the softmax":
         s = np.where(allowed, s, fill if not poisoned else np.where(np.isfinite(s), fill, np.nan))
     if cap is not None and settings.softcap == "after the mask":
         s = np.where(
-            allowed, cap * np.tanh(s / cap), -cap if settings.hidden == "-inf" else cap * np.tanh(fill / cap)
+            allowed, cap * np.tanh(s / cap), -cap if fill == -np.inf else cap * np.tanh(fill / cap)
         )
 
     kept = {"last dropped": slice(None, -1), "first dropped": slice(1, None)}.get(settings.keys, slice(None))
@@ -237,7 +241,10 @@ def _turned(call: Call, choice: str, q: Floats, k: Floats) -> tuple[Floats, Floa
     if choice in ("other pairing", "applied interleaved"):
         rotary = replace(rotary, interleaved=not rotary.interleaved)
     shift = {"queries one late": 1, "queries from 0": -call.offset}.get(choice, 0)
-    at_q, at_k = np.arange(q.shape[2]) + call.offset + shift, np.arange(k.shape[2])
+    at_q, at_k = np.arange(q.shape[2]) + call.offset, np.arange(k.shape[2])
+    if call.positions is not None:
+        at_q, at_k = call.positions
+    at_q = at_q + shift
     return rotary(q, at_q), (k if choice == "queries alone" else rotary(k, at_k))
 
 

@@ -1,0 +1,217 @@
+"""What was observed, what is proposed, and the judge between them: does a proposal explain every element?
+
+Proposals are sought on a probe, a few query rows of a few heads, where an answer costs a millisecond, and judged on everything
+that was observed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from polyattn.conventions.answers import Answer, _scale, _to_heads, answer
+from polyattn.conventions.call import Call
+from polyattn.conventions.settings import CONTRACT, Settings
+from polyattn.truth.measure import ACCEPTANCE
+from polyattn.truth.spec import Floats
+
+__all__ = ["Evidence", "Fit", "Observed", "Probe"]
+
+REMOVED = 4.0  # what was wrong is wrong by so much less, or nothing was removed
+NOISE = 1.0  # rms of what rounding leaves, in units: right code measures 0.1 to 0.6
+ROWS = 6  # query rows of a probe
+
+
+class Observed(NamedTuple):
+    """An output, or a part of it, and what rounding explains of it."""
+
+    out: Floats  # (B, Hq, rows, E) float64
+    rows: Floats | None  # which query rows they are, None = all
+    trusted: Floats | None  # bool, broadcasting to out: the elements that count, None = all
+    unit: Callable[[Answer], Floats]  # elementwise, as `polyattn.truth.measure.unit_of`
+
+
+class Fit(NamedTuple):
+    """An explanation whose number was found."""
+
+    field: str  # what it changes; it does not combine with causes of the same field
+    sentence: str
+    call: Call  # as the implementation seems to have taken it
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A few rows of a few heads, as a call of its own: every head has its own key and value."""
+
+    call: Call
+    settings: Settings
+    rows: Floats
+    out: Floats  # (items, heads, rows, E)
+    trusted: Floats
+    unit: Callable[[Answer], Floats]
+
+    def residual(self, call: Call) -> Floats:
+        """(items, heads, rows, E): error in units, 0 where it does not count."""
+        try:
+            with np.errstate(all="ignore"):
+                expected = answer(call, self.settings, self.rows)
+                error = (self.out - expected.out) / self.unit(expected)
+        except ValueError:  # shapes that do not fit together this way
+            return np.full(self.out.shape, np.inf)
+        agrees = (self.out == expected.out) | (np.isnan(self.out) & np.isnan(expected.out)) | ~self.trusted
+        return np.where(agrees, 0.0, np.where(np.isnan(error), np.inf, error))
+
+    def explained(self, call: Call) -> bool:
+        return bool(np.abs(self.residual(call)).max(initial=0.0) <= ACCEPTANCE)
+
+
+class Evidence:
+    """One observation, with what is known of it before anything is proposed."""
+
+    def __init__(self, call: Call, seen: Observed, settings: Settings = CONTRACT) -> None:
+        self.call, self.seen, self.settings = call, seen, settings
+        self.rows = np.arange(call.shape[2]) if seen.rows is None else np.asarray(seen.rows)
+        self.trusted = np.broadcast_to(True if seen.trusted is None else seen.trusted, seen.out.shape)
+        self.ratio = self.judged(self.base)
+        self.wrong = self.ratio > ACCEPTANCE
+        self.by_row = self.ratio.max(-1, initial=0.0)  # (B, Hq, rows)
+
+    @cached_property
+    def base(self) -> Answer:
+        """As stated."""
+        return self.answer(self.call)
+
+    @property
+    def at(self) -> Floats:
+        """The positions of the rows that were observed."""
+        return self.rows + self.call.offset
+
+    @property
+    def by_heads(self) -> bool:
+        """Whether a head of an item is answered by itself, so that a probe can be cut."""
+        s = self.settings
+        return s.layout == s.merge == "as stated" and s.softmax not in ("queries", "heads")
+
+    def answer(self, call: Call, settings: Settings | None = None) -> Answer:
+        with np.errstate(all="ignore"):
+            return answer(call, self.settings if settings is None else settings, self.rows)
+
+    def judged(self, expected: Answer) -> Floats:
+        """Every element's error in units, 0 where it does not count."""
+        with np.errstate(all="ignore"):
+            ratio = np.abs(self.seen.out - expected.out) / self.seen.unit(expected)
+        same = (self.seen.out == expected.out) | (np.isnan(self.seen.out) & np.isnan(expected.out))
+        return np.where(same | ~self.trusted, 0.0, np.where(np.isnan(ratio), np.inf, ratio))
+
+    def explained(self, call: Call, settings: Settings | None = None, but: int = 0) -> list[int] | None:
+        """The rows that stay unexplained, at most `but`, if the proposal explains all others; else None."""
+        try:
+            expected = self.answer(call, settings)
+        except ValueError:  # shapes that do not fit together this way
+            return None
+        if expected.out.shape != self.seen.out.shape:
+            return None
+        ratio = self.judged(expected)
+        left = np.flatnonzero((ratio > ACCEPTANCE).any((0, 1, 3)))
+        if len(left) > min(but, len(self.rows) // 3):
+            return None
+        kept = np.delete(np.arange(len(self.rows)), left)
+        wrong = self.wrong[:, :, kept]
+        if not wrong.any():
+            return None
+        ratio, error = ratio[:, :, kept], np.abs(self.seen.out - expected.out)[:, :, kept][wrong]
+        before = np.abs(self.seen.out - self.base.out)[:, :, kept][wrong]
+        finite = np.isfinite(before)  # where both are NaN nothing is left
+        removed = _rms(error[finite]) * REMOVED <= _rms(before[finite])
+        return left.tolist() if removed and _rms(ratio) <= NOISE else None
+
+    def fit(self, field: str, sentence: str, call: Call, settings: Settings | None = None, but: int = 0) -> Iterator[Fit]:
+        """The proposal, if it explains what was observed."""
+        left = self.explained(call, settings, but)
+        if left is None:
+            return
+        if left:
+            rows = ", ".join(str(self.rows[i]) for i in left)
+            sentence += f"; all but row{'s' * (len(left) > 1)} {rows}"
+        yield Fit(field, sentence, call, self.settings if settings is None else settings)
+
+    # probes
+
+    @cached_property
+    def worst(self) -> list[tuple[int, int]]:
+        """(item, head) pairs, those with most wrong rows first."""
+        wrong = (self.by_row > ACCEPTANCE).sum(-1)
+        order = np.argsort(-wrong, axis=None, kind="stable")
+        return [(int(i // wrong.shape[1]), int(i % wrong.shape[1])) for i in order]
+
+    @cached_property
+    def probe(self) -> Probe:
+        """Rows of the head that is most wrong."""
+        item, head = self.worst[0]
+        return self.cut([item], [head], self.telling(item, head))
+
+    @cached_property
+    def whole(self) -> Probe:
+        """Everything that was observed."""
+        return Probe(self.call, self.settings, self.rows, self.seen.out, self.trusted, self.seen.unit)
+
+    def telling(self, item: int, head: int, most: int = ROWS) -> Floats:
+        """Indices among the observed rows: first, last and middle ones of those that are wrong, and one that is not."""
+        wrong = self.by_row[item, head] > ACCEPTANCE
+        some, right = np.flatnonzero(wrong), np.flatnonzero(~wrong)
+        picked = some[np.unique(np.linspace(0, len(some) - 1, min(most - 1, len(some))).astype(int))]
+        rows: Floats = np.unique([*picked, *right[-1:]]).astype(int)
+        return rows
+
+    def cut(self, items: list[int], heads: list[int], rows: Floats) -> Probe:
+        """A probe of items, heads and observed rows; of everything where heads are not answered by themselves."""
+        if not self.by_heads:
+            return self.whole
+        settings = replace(self.settings, scale="as stated", heads="grouped")
+        at = np.ix_(items, heads, rows)
+        return Probe(
+            self.cut_call(self.call, items, heads),
+            settings,
+            self.rows[rows],
+            self.seen.out[at],
+            self.trusted[at],
+            self.seen.unit,
+        )
+
+    def cut_call(self, call: Call, items: list[int], heads: list[int]) -> Call:
+        """Some heads of some items of a call."""
+        batch, count = call.shape[:2]
+
+        def part(x: Floats | None) -> Floats | None:
+            if x is None:
+                return None
+            x = x[items] if x.shape[0] == batch > 1 else x
+            return x[:, heads] if x.shape[1] == count > 1 else x
+
+        def own(x: Floats) -> Floats:
+            return _to_heads(x[items], count, self.settings.heads)[:, heads]
+
+        names = ("mask", "shift", "bias", "temperature")
+        positions = call.positions
+        if positions is not None:
+            positions = tuple(x[items] if x.ndim > 1 and x.shape[0] == batch > 1 else x for x in positions)
+        return replace(
+            call,
+            q=call.q[items][:, heads],
+            k=own(call.k),
+            v=own(call.v),
+            sinks=None if call.sinks is None else call.sinks[heads],
+            scale=_scale(call, self.settings.scale),
+            positions=positions,
+            **{name: part(getattr(call, name)) for name in names},
+        )
+
+
+def _rms(x: Floats) -> float:
+    return float(np.sqrt(np.mean(x**2))) if x.size and np.isfinite(x).all() else (0.0 if not x.size else math.inf)
