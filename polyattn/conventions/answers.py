@@ -134,8 +134,11 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
     if settings.softmax == "missing":
         spread = np.abs(w) + sabs
     with np.errstate(invalid="ignore", over="ignore"):
-        out = w @ v
-        return Answer(out, spread @ np.abs(v), (np.abs(out) + np.abs(w) @ np.abs(v)) / 2, w, v)
+        out, condition = w @ v, spread @ np.abs(v)
+        if call.added is not None:
+            added = at_rows(call.added, here)
+            out, condition = out + added, condition + np.abs(added)
+        return Answer(out, condition, (np.abs(out) + np.abs(w) @ np.abs(v)) / 2, w, v)
 
 
 def _over(part: Answer, move: Callable[[Floats], Floats]) -> Answer:

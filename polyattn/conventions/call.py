@@ -42,6 +42,7 @@ class Call:
     temperature: Floats | None = None  # what the product of query and key is multiplied by, as (B|1, Hq|1, L|1, 1)
     fill: float | None = None  # what hidden scores hold, in place of -inf
     positions: tuple[Floats, Floats] | None = None  # of queries and keys for rotary, (B|1, L) and (B|1, S)
+    added: Floats | None = None  # to the output, broadcasting to it
     order: Floats | None = None  # (L,): the query row whose answer stands in each row
 
     @property

@@ -6,13 +6,18 @@ from collections.abc import Callable, Iterator
 
 from polyattn.conventions.call import Call
 from polyattn.conventions.fits.evidence import Evidence, Fit, Observed
+from polyattn.conventions.fits.biases import alibis, bias_factors, bias_places
+from polyattn.conventions.fits.caps import caps
+from polyattn.conventions.fits.outputs import additions, gains, lost_weight
 from polyattn.conventions.fits.scales import scales
 from polyattn.conventions.settings import CONTRACT, Settings
 
 __all__ = ["FITS", "Fit", "Observed", "fits"]
 
 #: Every kind of fit, the simplest first.
-FITS: tuple[Callable[[Evidence], Iterator[Fit]], ...] = (scales,)
+FITS: tuple[Callable[[Evidence], Iterator[Fit]], ...] = (
+    scales, gains, additions, lost_weight, caps, bias_factors, bias_places, alibis,
+)
 
 
 def fits(call: Call, seen: Observed, settings: Settings = CONTRACT) -> Iterator[Fit]:

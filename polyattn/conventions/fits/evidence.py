@@ -197,7 +197,7 @@ class Evidence:
         def own(x: Floats) -> Floats:
             return _to_heads(x[items], count, self.settings.heads)[:, heads]
 
-        names = ("mask", "shift", "bias", "temperature")
+        names = ("mask", "shift", "bias", "temperature", "added")
         positions = call.positions
         if positions is not None:
             positions = tuple(x[items] if x.ndim > 1 and x.shape[0] == batch > 1 else x for x in positions)

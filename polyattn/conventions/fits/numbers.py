@@ -69,7 +69,7 @@ def _descend(residual: Callable[[Floats], Floats], x: Floats, step: Floats) -> t
     r = residual(x)
     loss = _loss(r)
     slope = np.full(x.shape, np.nan)
-    for _ in range(STEPS):
+    for count in range(STEPS):
         h = np.maximum(1e-6 * np.abs(x), 1e-9)
         with np.errstate(all="ignore"):
             j = (residual(x + h) - r) / h[:, None]
@@ -89,8 +89,8 @@ def _descend(residual: Callable[[Floats], Floats], x: Floats, step: Floats) -> t
             r_new = residual(x + move)
         x, r, old = x + move, r_new, loss
         loss = _loss(r)
-        if (np.abs(move) <= 1e-12 * np.abs(x)).all() or (loss >= 0.999 * old).all():
-            break
+        if (np.abs(move) <= 1e-12 * np.abs(x)).all() or (loss >= (0.9 if count > 2 else 0.999) * old).all():
+            break  # near a root every step takes most of what is left
     with np.errstate(all="ignore"):
         doubt = DOUBT * np.maximum(loss, 0.3) / np.sqrt(slope)
     return x, loss, np.where(np.isfinite(doubt), np.maximum(doubt, 1e-9 * np.abs(x)), np.inf), np.abs(r).max(-1)
