@@ -8,15 +8,18 @@ from polyattn.conventions.call import Call
 from polyattn.conventions.fits.evidence import Evidence, Fit, Observed
 from polyattn.conventions.fits.biases import alibis, bias_factors, bias_places
 from polyattn.conventions.fits.caps import caps
+from polyattn.conventions.fits.fills import fills
 from polyattn.conventions.fits.outputs import additions, gains, lost_weight
+from polyattn.conventions.fits.padding import padding
 from polyattn.conventions.fits.scales import scales
+from polyattn.conventions.fits.windows import windows
 from polyattn.conventions.settings import CONTRACT, Settings
 
 __all__ = ["FITS", "Fit", "Observed", "fits"]
 
 #: Every kind of fit, the simplest first.
 FITS: tuple[Callable[[Evidence], Iterator[Fit]], ...] = (
-    scales, gains, additions, lost_weight, caps, bias_factors, bias_places, alibis,
+    scales, windows, padding, gains, additions, lost_weight, fills, caps, bias_factors, bias_places, alibis,
 )
 
 
