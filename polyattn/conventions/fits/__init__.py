@@ -11,6 +11,7 @@ from polyattn.conventions.fits.caps import caps
 from polyattn.conventions.fits.fills import fills
 from polyattn.conventions.fits.outputs import additions, gains, lost_weight
 from polyattn.conventions.fits.padding import padding
+from polyattn.conventions.fits.rotaries import rotaries, turned_unasked
 from polyattn.conventions.fits.scales import scales
 from polyattn.conventions.fits.windows import windows
 from polyattn.conventions.settings import CONTRACT, Settings
@@ -19,7 +20,7 @@ __all__ = ["FITS", "Fit", "Observed", "fits"]
 
 #: Every kind of fit, the simplest first.
 FITS: tuple[Callable[[Evidence], Iterator[Fit]], ...] = (
-    scales, windows, padding, gains, additions, lost_weight, fills, caps, bias_factors, bias_places, alibis,
+    scales, windows, padding, gains, additions, lost_weight, fills, caps, bias_factors, bias_places, alibis, rotaries, turned_unasked,
 )
 
 

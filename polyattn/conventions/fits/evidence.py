@@ -7,7 +7,7 @@ that was observed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -20,10 +20,13 @@ from polyattn.conventions.settings import CONTRACT, Settings
 from polyattn.truth.measure import ACCEPTANCE
 from polyattn.truth.spec import Floats
 
-__all__ = ["Evidence", "Fit", "Observed", "Probe"]
+__all__ = ["Change", "Evidence", "Fit", "Observed", "Probe"]
+
+Change = Callable[[Call], Call]
 
 REMOVED = 4.0  # what was wrong is wrong by so much less, or nothing was removed
 NOISE = 1.0  # rms of what rounding leaves, in units: right code measures 0.1 to 0.6
+FEW = 3  # observed rows that see nothing and may hold anything
 ROWS = 6  # query rows of a probe
 
 
@@ -67,8 +70,10 @@ class Probe:
         agrees = (self.out == expected.out) | (np.isnan(self.out) & np.isnan(expected.out)) | ~self.trusted
         return np.where(agrees, 0.0, np.where(np.isnan(error), np.inf, error))
 
-    def explained(self, call: Call) -> bool:
-        return bool(np.abs(self.residual(call)).max(initial=0.0) <= ACCEPTANCE)
+    def explained(self, call: Call, mostly: bool = False) -> bool:
+        """Whether rounding explains what is left in every row, or mostly, in more than half of them."""
+        rows = np.abs(self.residual(call)).max((0, 1, 3), initial=0.0) <= ACCEPTANCE
+        return bool(rows.mean() > 0.5 if mostly else rows.all())
 
 
 class Evidence:
@@ -131,6 +136,19 @@ class Evidence:
         removed = _rms(error[finite]) * REMOVED <= _rms(before[finite])
         return left.tolist() if removed and _rms(ratio) <= NOISE else None
 
+    def masking(self, field: str, sentence: str, call: Call) -> Iterator[Fit]:
+        """A proposal about a mask: rows that then see nothing may hold what programs put there."""
+        found = list(self.fit(field, sentence, call))
+        seen = np.isfinite(self.answer(call).weights).all() and self.answer(call).weights.any(-1).all()
+        if not found and not seen and self.settings.empty_rows == "zero":
+            for fate in ("mean of all values", "as if unmasked", "NaN"):
+                found = list(self.fit(field, sentence, call, replace(self.settings, empty_rows=fate)))
+                if found:
+                    break
+            else:
+                found = list(self.fit(field, sentence, call, but=FEW))
+        yield from found
+
     def fit(self, field: str, sentence: str, call: Call, settings: Settings | None = None, but: int = 0) -> Iterator[Fit]:
         """The proposal, if it explains what was observed."""
         left = self.explained(call, settings, but)
@@ -140,6 +158,15 @@ class Evidence:
             rows = ", ".join(str(self.rows[i]) for i in left)
             sentence += f"; all but row{'s' * (len(left) > 1)} {rows}"
         yield Fit(field, sentence, call, self.settings if settings is None else settings)
+
+    def first(self, field: str, proposals: Iterable[tuple[str, Change]], but: int = 0) -> Iterator[Fit]:
+        """The first of some changes that explains what was observed; each is tried on the probe before."""
+        for sentence, change in proposals:
+            if self.probe.explained(change(self.probe.call), but > 0):
+                found = list(self.fit(field, sentence, change(self.call), but=but))
+                if found:
+                    yield from found
+                    return
 
     # probes
 
