@@ -16,6 +16,7 @@ import numpy as np
 
 from polyattn.conventions.answers import Answer, _scale, _to_heads, answer
 from polyattn.conventions.call import Call
+from polyattn.conventions.fits.turning import turned
 from polyattn.conventions.settings import CONTRACT, Settings
 from polyattn.truth.measure import ACCEPTANCE
 from polyattn.truth.spec import Floats
@@ -63,7 +64,8 @@ class Probe:
         """(items, heads, rows, E): error in units, 0 where it does not count."""
         try:
             with np.errstate(all="ignore"):
-                expected = answer(call, self.settings, self.rows)
+                rows = self.rows if call.order is None else call.order[self.rows]
+                expected = answer(turned(call, self.settings, rows), self.settings, self.rows)
                 error = (self.out - expected.out) / self.unit(expected)
         except ValueError:  # shapes that do not fit together this way
             return np.full(self.out.shape, np.inf)
@@ -162,7 +164,7 @@ class Evidence:
     def first(self, field: str, proposals: Iterable[tuple[str, Change]], but: int = 0) -> Iterator[Fit]:
         """The first of some changes that explains what was observed; each is tried on the probe before."""
         for sentence, change in proposals:
-            if self.probe.explained(change(self.probe.call), but > 0):
+            if self.raw.explained(change(self.raw.call), but > 0):
                 found = list(self.fit(field, sentence, change(self.call), but=but))
                 if found:
                     yield from found
@@ -184,9 +186,16 @@ class Evidence:
         return self.cut([item], [head], self.telling(item, head))
 
     @cached_property
+    def raw(self) -> Probe:
+        """The same rows, queries and keys not turned."""
+        item, head = self.worst[0]
+        return self.cut([item], [head], self.telling(item, head), turn=False)
+
+    @cached_property
     def whole(self) -> Probe:
         """Everything that was observed."""
-        return Probe(self.call, self.settings, self.rows, self.seen.out, self.trusted, self.seen.unit)
+        call = turned(self.call, self.settings, self.rows if self.call.order is None else self.call.order[self.rows])
+        return Probe(call, self.settings, self.rows, self.seen.out, self.trusted, self.seen.unit)
 
     def telling(self, item: int, head: int, most: int = ROWS) -> Floats:
         """Indices among the observed rows: first, last and middle ones of those that are wrong, and one that is not."""
@@ -196,14 +205,17 @@ class Evidence:
         rows: Floats = np.unique([*picked, *right[-1:]]).astype(int)
         return rows
 
-    def cut(self, items: list[int], heads: list[int], rows: Floats) -> Probe:
-        """A probe of items, heads and observed rows; of everything where heads are not answered by themselves."""
+    def cut(self, items: list[int], heads: list[int], rows: Floats, turn: bool = True) -> Probe:
+        """A probe of items, heads and observed rows; of everything where heads are not answered by themselves.
+
+        turn: with the rotary already applied, which what changes nothing of it is tried without.
+        """
         if not self.by_heads:
-            return self.whole
+            return Probe(self.call, self.settings, self.rows, self.seen.out, self.trusted, self.seen.unit)
         settings = replace(self.settings, scale="as stated", heads="grouped")
         at = np.ix_(items, heads, rows)
         return Probe(
-            self.cut_call(self.call, items, heads),
+            self.cut_call(self.call, items, heads, self.rows[rows] if turn else None),
             settings,
             self.rows[rows],
             self.seen.out[at],
@@ -211,8 +223,8 @@ class Evidence:
             self.seen.unit,
         )
 
-    def cut_call(self, call: Call, items: list[int], heads: list[int]) -> Call:
-        """Some heads of some items of a call."""
+    def cut_call(self, call: Call, items: list[int], heads: list[int], rows: Floats | None = None) -> Call:
+        """Some heads of some items of a call; with query rows, turned as far as those need."""
         batch, count = call.shape[:2]
 
         def part(x: Floats | None) -> Floats | None:
@@ -228,7 +240,7 @@ class Evidence:
         positions = call.positions
         if positions is not None:
             positions = tuple(x[items] if x.ndim > 1 and x.shape[0] == batch > 1 else x for x in positions)
-        return replace(
+        cut = replace(
             call,
             q=call.q[items][:, heads],
             k=own(call.k),
@@ -238,6 +250,9 @@ class Evidence:
             positions=positions,
             **{name: part(getattr(call, name)) for name in names},
         )
+        if rows is None:
+            return cut
+        return turned(cut, self.settings, rows if call.order is None else call.order[rows])
 
 
 def _rms(x: Floats) -> float:

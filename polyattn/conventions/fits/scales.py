@@ -36,8 +36,8 @@ def scales(evidence: Evidence) -> Iterator[Fit]:
 
 def _one(evidence: Evidence, x: float) -> Iterator[Fit]:
     """One factor: as it reads, or else the number alone."""
-    call = evidence.call
-    better, less = polish(lambda y: evidence.whole.residual(replace(call, scale=call.scale * y)), x)
+    call, whole = evidence.call, evidence.whole
+    better, less = polish(lambda y: whole.residual(replace(whole.call, scale=call.scale * y)), x)
     if math.isinf(less):
         return
     for value, words in _read(call, better, less):
