@@ -141,8 +141,7 @@ class Evidence:
     def masking(self, field: str, sentence: str, call: Call) -> Iterator[Fit]:
         """A proposal about a mask: rows that then see nothing may hold what programs put there."""
         found = list(self.fit(field, sentence, call))
-        seen = np.isfinite(self.answer(call).weights).all() and self.answer(call).weights.any(-1).all()
-        if not found and not seen and self.settings.empty_rows == "zero":
+        if not found and self.settings.empty_rows == "zero" and not self.answer(call).weights.any(-1).all():
             for fate in ("mean of all values", "as if unmasked", "NaN"):
                 found = list(self.fit(field, sentence, call, replace(self.settings, empty_rows=fate)))
                 if found:
