@@ -26,7 +26,9 @@ __all__ = ["Change", "Evidence", "Fit", "Observed", "Probe"]
 Change = Callable[[Call], Call]
 
 REMOVED = 4.0  # what was wrong is wrong by so much less, or nothing was removed
-NOISE = 1.0  # rms of what rounding leaves, in units: right code measures 0.1 to 0.6
+NOISE = 1.5  # rms of what rounding leaves, in units: right code measures 0.1 to 1
+LEAST_TOLD = 24.0  # bits by which the output must tell a proposal from chance
+MOST_TOLD = 2.0**24  # of an element, in units of rounding
 FEW = 3  # observed rows that see nothing and may hold anything
 ROWS = 6  # query rows of a probe
 
@@ -116,8 +118,14 @@ class Evidence:
         same = (self.seen.out == expected.out) | (np.isnan(self.seen.out) & np.isnan(expected.out))
         return np.where(same | ~self.trusted, 0.0, np.where(np.isnan(ratio), np.inf, ratio))
 
-    def explained(self, call: Call, settings: Settings | None = None, but: int = 0) -> list[int] | None:
-        """The rows that stay unexplained, at most `but`, if the proposal explains all others; else None."""
+    def explained(
+        self, call: Call, settings: Settings | None = None, but: int = 0, numbers: int = 1
+    ) -> list[int] | None:
+        """The rows that stay unexplained, at most `but`, if the proposal explains all others; else None.
+
+        numbers: how many were chosen to fit the output. Each may use up what the most telling element says, and of what the
+        others say so much must be left that chance does not explain it.
+        """
         try:
             expected = self.answer(call, settings)
         except ValueError:  # shapes that do not fit together this way
@@ -136,7 +144,19 @@ class Evidence:
         before = np.abs(self.seen.out - self.base.out)[:, :, kept][wrong]
         finite = np.isfinite(before)  # where both are NaN nothing is left
         removed = _rms(error[finite]) * REMOVED <= _rms(before[finite])
-        return left.tolist() if removed and _rms(ratio) <= NOISE else None
+        with np.errstate(all="ignore"):
+            bits = np.log2((1.0 + np.minimum(self.ratio[:, :, kept], MOST_TOLD)) / (1.0 + ratio))
+        told = float(np.sum(bits)) - numbers * float(np.max(bits))
+        enough = told >= LEAST_TOLD and self._free(wrong, kept) >= 2 * numbers
+        return left.tolist() if removed and _rms(ratio) <= NOISE and enough else None
+
+    def _free(self, wrong: Floats, kept: Floats) -> float:
+        """How many numbers the wrong rows could hold: a row that sees n keys, n - 1 at most."""
+        weights = self.base.weights
+        if weights.shape[:3] != self.seen.out.shape[:3]:
+            return math.inf
+        keys = np.maximum((weights[:, :, kept] != 0).sum(-1), 2)
+        return float((np.minimum(keys - 1, wrong.shape[-1]) * wrong.any(-1)).sum())
 
     def masking(self, field: str, sentence: str, call: Call) -> Iterator[Fit]:
         """A proposal about a mask: rows that then see nothing may hold what programs put there."""
@@ -150,9 +170,18 @@ class Evidence:
                 found = list(self.fit(field, sentence, call, but=FEW))
         yield from found
 
-    def fit(self, field: str, sentence: str, call: Call, settings: Settings | None = None, but: int = 0) -> Iterator[Fit]:
+    def fit(
+        self,
+        field: str,
+        sentence: str,
+        call: Call,
+        settings: Settings | None = None,
+        *,
+        but: int = 0,
+        numbers: int = 1,
+    ) -> Iterator[Fit]:
         """The proposal, if it explains what was observed."""
-        left = self.explained(call, settings, but)
+        left = self.explained(call, settings, but, numbers)
         if left is None:
             return
         if left:

@@ -94,7 +94,7 @@ def _by(evidence: Evidence, axis: int) -> Iterator[Fit]:
                 if fit:
                     yield from fit
                     return
-    yield from evidence.fit("scale", f"scale of every {which} x {listed}", replace(call, temperature=x.reshape(shape)))
+    yield from evidence.fit("scale", f"scale of every {which} x {listed}", replace(call, temperature=x.reshape(shape)), numbers=n)
 
 
 def _by_length(evidence: Evidence) -> Iterator[tuple[str, Floats]]:
