@@ -112,9 +112,7 @@ def answer(call: Call, settings: Settings = CONTRACT, rows: Floats | None = None
     if settings.mask != "after the softmax":
         s = np.where(allowed, s, fill if not poisoned else np.where(np.isfinite(s), fill, np.nan))
     if cap is not None and settings.softcap == "after the mask":
-        s = np.where(
-            allowed, cap * np.tanh(s / cap), -cap if fill == -np.inf else cap * np.tanh(fill / cap)
-        )
+        s = np.where(allowed, cap * np.tanh(s / cap), -cap if fill == -np.inf else cap * np.tanh(fill / cap))
 
     kept = {"last dropped": slice(None, -1), "first dropped": slice(1, None)}.get(settings.keys, slice(None))
     s, sabs, unhidden, allowed, v = (*(x[..., kept] for x in (s, sabs, unhidden, allowed)), v[:, :, kept])

@@ -39,7 +39,9 @@ class Call:
     rotary: Rotary | None = None  # still to be applied to q and k
     embed_dim: int = 0  # width of the model
     # What nobody can ask for, and an implementation may do nevertheless; None is as asked.
-    temperature: Floats | None = None  # what the product of query and key is multiplied by, as (B|1, Hq|1, L|1, 1)
+    temperature: Floats | None = (
+        None  # what the product of query and key is multiplied by, as (B|1, Hq|1, L|1, 1)
+    )
     fill: float | None = None  # what hidden scores hold, in place of -inf
     positions: tuple[Floats, Floats] | None = None  # of queries and keys for rotary, (B|1, L) and (B|1, S)
     added: Floats | None = None  # to the output, broadcasting to it

@@ -26,32 +26,46 @@ Q, K, V = round_to(RNG.normal(size=(3, B, H, N, D)), "bfloat16")
 K2, V2 = round_to(RNG.normal(size=(2, B, 2, N, D)), "bfloat16")
 BIAS = RNG.normal(size=(1, H, N, N))
 SINKS = RNG.normal(size=H)
-I, J = np.arange(N)[:, None], np.arange(N)[None, :]
-CAUSAL = J <= I
+ROW, KEY = np.arange(N)[:, None], np.arange(N)[None, :]
+CAUSAL = KEY <= ROW
 LENGTHS = np.array([40, 29])[:, None, None, None]
 CALL = Call(Q, K, V, scale=0.25, is_causal=True)
 FREE = replace(CALL, is_causal=False)
-PADDED = replace(FREE, mask=J < LENGTHS)
+PADDED = replace(FREE, mask=KEY < LENGTHS)
 TURNED = replace(CALL, rotary=Rotary())
 PLACES = np.arange(N)
 
 
-def weights(s: Floats, mask: Floats | bool = CAUSAL, beside: Floats | float = 0.0, hidden: float = -np.inf) -> Floats:
+def weights(
+    s: Floats, mask: Floats | bool = CAUSAL, beside: Floats | float = 0.0, hidden: float = -np.inf
+) -> Floats:
     """The softmax of scores, `beside` added to its denominator."""
     s = np.where(mask, s, hidden)
     e = np.exp(s - s.max(-1, keepdims=True)) if np.ndim(beside) == 0 and beside == 0 else np.exp(s)
     return e / (e.sum(-1, keepdims=True) + beside)
 
 
-def attend(q: Floats = Q, k: Floats = K, v: Floats = V, *, scale: Any = 0.25, mask: Floats | bool = CAUSAL, plus: Any = 0.0) -> Floats:
+def attend(
+    q: Floats = Q,
+    k: Floats = K,
+    v: Floats = V,
+    *,
+    scale: Any = 0.25,
+    mask: Floats | bool = CAUSAL,
+    plus: Any = 0.0,
+) -> Floats:
     return weights(scale * (q @ k.mT) + plus, mask) @ v
 
 
-def turn(x: Floats, places: Floats = PLACES, base: float = 1e4, width: int = D, pairs: int = D, sign: float = 1.0) -> Floats:
+def turn(
+    x: Floats, places: Floats = PLACES, base: float = 1e4, width: int = D, pairs: int = D, sign: float = 1.0
+) -> Floats:
     f = base ** (-np.arange(0, width, 2) / width) * (np.arange(width // 2) < pairs)
     t = places[..., None] * f
     a, b, rest = x[..., : width // 2], x[..., width // 2 : width], x[..., width:]
-    return np.concatenate((a * np.cos(t) - sign * b * np.sin(t), sign * a * np.sin(t) + b * np.cos(t), rest), -1)
+    return np.concatenate(
+        (a * np.cos(t) - sign * b * np.sin(t), sign * a * np.sin(t) + b * np.cos(t), rest), -1
+    )
 
 
 def turned(q: Any = None, k: Any = None, **how: Any) -> Floats:
@@ -76,7 +90,7 @@ def first(out: Floats, call: Call, dtype: str, **how: Any) -> Fit | None:
 
 M128 = (0.1 * math.log(128) + 1) ** 2
 ALIBI = 2.0 ** (-2.0 * np.arange(1, H + 1))[:, None, None]
-SLOPED = replace(CALL, shift=(-ALIBI * (I - J))[None])
+SLOPED = replace(CALL, shift=(-ALIBI * (ROW - KEY))[None])
 S = np.s_
 NORMED = tuple(x / np.sqrt(np.mean(x**2, -1, keepdims=True)) for x in (Q, K))
 
@@ -87,9 +101,9 @@ PLANTED: dict[str, Callable[[], Planted]] = {
     "free scale": lambda: (attend(scale=0.25 * 1.37), CALL, "scale x 1.37: 0.342"),
     "layer": lambda: (attend(scale=0.25 / 7), CALL, "divided by 7"),
     "heads": lambda: (attend(scale=0.25 * np.array([0.5, 0.8, 1.2, 2.0])[:, None, None]), CALL, "scale of every head x 0.5, 0.8, 1.2, 2"),
-    "lengths": lambda: (attend(scale=0.25 * np.log(LENGTHS) / np.log(512), mask=J < LENGTHS), PADDED, "the logarithm of its length over ln 512"),
-    "log n": lambda: (attend(scale=0.25 * np.log(I + 1) / np.log(128)), CALL, "ln n / ln 128"),
-    "llama 4": lambda: (attend(scale=0.25 * (1 + 0.1 * np.log1p((I + 1) // 8))), CALL, "0.1 ln(floor(n / 8) + 1) + 1"),
+    "lengths": lambda: (attend(scale=0.25 * np.log(LENGTHS) / np.log(512), mask=KEY < LENGTHS), PADDED, "the logarithm of its length over ln 512"),
+    "log n": lambda: (attend(scale=0.25 * np.log(ROW + 1) / np.log(128)), CALL, "ln n / ln 128"),
+    "llama 4": lambda: (attend(scale=0.25 * (1 + 0.1 * np.log1p((ROW + 1) // 8))), CALL, "0.1 ln(floor(n / 8) + 1) + 1"),
     "normed": lambda: (attend(*NORMED), CALL, "query and key divided by their root mean square"),
     # the output
     "dropout's factor": lambda: (attend() / 0.9, CALL, "1 / (1 - 0.1), the factor of dropout at rate 0.1"),
@@ -107,27 +121,27 @@ PLANTED: dict[str, Callable[[], Planted]] = {
     "bias x": lambda: (attend(plus=0.25 * BIAS), replace(CALL, bias=BIAS), "bias x 0.25: multiplied by the scale too"),
     "bias turned": lambda: (attend(plus=BIAS.mT), replace(CALL, bias=BIAS), "bias transposed"),
     "bias reversed": lambda: (attend(plus=BIAS[:, ::-1]), replace(CALL, bias=BIAS), "bias with heads in reverse order"),
-    "alibi": lambda: (attend(plus=-ALIBI * (I - J)), CALL, "ALiBi, which nobody asked for: slopes by the rule for 4 heads"),
-    "alibi sign": lambda: (attend(plus=ALIBI * (I - J)), SLOPED, "slopes of ALiBi with the other sign"),
-    "alibi order": lambda: (attend(plus=-ALIBI[::-1] * (I - J)), SLOPED, "slopes of ALiBi in reverse order"),
-    "alibi x": lambda: (attend(plus=-3 * ALIBI * (I - J)), SLOPED, "slopes of ALiBi x 3"),
-    "alibi rule": lambda: (attend(plus=-(0.5 ** np.arange(1, 5))[:, None, None] * (I - J)), SLOPED, "slopes of ALiBi by the first of the rule for 8 heads"),
-    "alibi absolute": lambda: (attend(plus=-ALIBI * abs(I - J), mask=True), replace(SLOPED, is_causal=False), "ALiBi with distance |i - j| instead of i - j"),
+    "alibi": lambda: (attend(plus=-ALIBI * (ROW - KEY)), CALL, "ALiBi, which nobody asked for: slopes by the rule for 4 heads"),
+    "alibi sign": lambda: (attend(plus=ALIBI * (ROW - KEY)), SLOPED, "slopes of ALiBi with the other sign"),
+    "alibi order": lambda: (attend(plus=-ALIBI[::-1] * (ROW - KEY)), SLOPED, "slopes of ALiBi in reverse order"),
+    "alibi x": lambda: (attend(plus=-3 * ALIBI * (ROW - KEY)), SLOPED, "slopes of ALiBi x 3"),
+    "alibi rule": lambda: (attend(plus=-(0.5 ** np.arange(1, 5))[:, None, None] * (ROW - KEY)), SLOPED, "slopes of ALiBi by the first of the rule for 8 heads"),
+    "alibi absolute": lambda: (attend(plus=-ALIBI * abs(ROW - KEY), mask=True), replace(SLOPED, is_causal=False), "ALiBi with distance |i - j| instead of i - j"),
     # masks
-    "causal +3": lambda: (attend(mask=J <= I + 3), CALL, "causal mask shifted by +3"),
-    "causal -2": lambda: (weights(0.25 * Q @ K.mT, J <= I - 2, hidden=-1e30) @ V, CALL, "causal mask shifted by -2"),
+    "causal +3": lambda: (attend(mask=KEY <= ROW + 3), CALL, "causal mask shifted by +3"),
+    "causal -2": lambda: (weights(0.25 * Q @ K.mT, KEY <= ROW - 2, hidden=-1e30) @ V, CALL, "causal mask shifted by -2"),
     "causal unasked": lambda: (attend(), FREE, "causal mask, which nobody asked for"),
-    "window": lambda: (attend(mask=CAUSAL & (J >= I - 7)), replace(CALL, window=(11, None)), "window of 7 keys before a token, instead of 11"),
-    "window unasked": lambda: (attend(mask=CAUSAL & (J >= I - 7)), CALL, "window of 7 keys before a token, which nobody asked for"),
-    "window of two": lambda: (attend(mask=(J <= I + 5) & (J >= I - 9)), FREE, "window of 9 keys before and 5 after"),
-    "blocks": lambda: (attend(mask=CAUSAL & (I // 10 == J // 10)), CALL, "blocks of 10 keys: a token sees keys of its block alone"),
-    "prefix": lambda: (attend(mask=CAUSAL | (J < 13)), CALL, "prefix of 13 keys"),
-    "first keys": lambda: (attend(mask=CAUSAL & ((J >= I - 7) | (J < 4))), replace(CALL, window=(7, None)), "the first 4 keys seen besides the window"),
-    "left padding": lambda: (attend(mask=J >= N - LENGTHS), PADDED, "padding hidden on the left instead of the right"),
-    "padding ignored": lambda: (attend(mask=(J < LENGTHS) | (LENGTHS == 29)), PADDED, "padding ignored in item 1"),
-    "padding off": lambda: (attend(mask=J < LENGTHS + 2), PADDED, "padding off by 2: 2 keys more seen at the last end"),
-    "padding exchanged": lambda: (attend(mask=J < LENGTHS[::-1]), PADDED, "padding of another item"),
-    "keys missing": lambda: (attend(mask=J < N - 5), FREE, "the last 5 keys missing"),
+    "window": lambda: (attend(mask=CAUSAL & (KEY >= ROW - 7)), replace(CALL, window=(11, None)), "window of 7 keys before a token, instead of 11"),
+    "window unasked": lambda: (attend(mask=CAUSAL & (KEY >= ROW - 7)), CALL, "window of 7 keys before a token, which nobody asked for"),
+    "window of two": lambda: (attend(mask=(KEY <= ROW + 5) & (KEY >= ROW - 9)), FREE, "window of 9 keys before and 5 after"),
+    "blocks": lambda: (attend(mask=CAUSAL & (ROW // 10 == KEY // 10)), CALL, "blocks of 10 keys: a token sees keys of its block alone"),
+    "prefix": lambda: (attend(mask=CAUSAL | (KEY < 13)), CALL, "prefix of 13 keys"),
+    "first keys": lambda: (attend(mask=CAUSAL & ((KEY >= ROW - 7) | (KEY < 4))), replace(CALL, window=(7, None)), "the first 4 keys seen besides the window"),
+    "left padding": lambda: (attend(mask=KEY >= N - LENGTHS), PADDED, "padding hidden on the left instead of the right"),
+    "padding ignored": lambda: (attend(mask=(KEY < LENGTHS) | (LENGTHS == 29)), PADDED, "padding ignored in item 1"),
+    "padding off": lambda: (attend(mask=KEY < LENGTHS + 2), PADDED, "padding off by 2: 2 keys more seen at the last end"),
+    "padding exchanged": lambda: (attend(mask=LENGTHS[::-1] > KEY), PADDED, "padding of another item"),
+    "keys missing": lambda: (attend(mask=KEY < N - 5), FREE, "the last 5 keys missing"),
     "leak": lambda: (weights(0.25 * Q @ K.mT, hidden=-5.0) @ V, CALL, "hidden scores hold -5, which leaks"),
     "leak added": lambda: (attend(plus=np.where(CAUSAL, 0.0, -2.7), mask=True), CALL, "-2.7, which leaks, added to the scores that causality hides"),
     # rotary
@@ -175,9 +189,9 @@ def test_what_was_planted_is_found_first(name: str, dtype: str) -> None:
 DEFECTS: dict[str, Callable[[np.random.Generator], Floats]] = {
     "weights": lambda r: (weights(0.25 * Q @ K.mT) * (1 + 0.2 * r.normal(size=(B, H, N, N)))) @ V,
     "scores": lambda r: attend(plus=0.3 * r.normal(size=(B, H, N, N))),
-    "smooth": lambda r: attend(plus=np.sin(r.uniform(0.1, 1) * I + r.uniform(0.1, 1) * J)),
+    "smooth": lambda r: attend(plus=np.sin(r.uniform(0.1, 1) * ROW + r.uniform(0.1, 1) * KEY)),
     "small": lambda r: attend(plus=0.02 * r.normal(size=(B, H, N, N))),
-    "mask": lambda r: attend(mask=CAUSAL & ((r.random(size=(N, N)) < 0.8) | (I == J))),
+    "mask": lambda r: attend(mask=CAUSAL & ((r.random(size=(N, N)) < 0.8) | (ROW == KEY))),
     "values": lambda r: attend(v=V + 0.2 * r.normal(size=V.shape)),
     "output": lambda r: attend() * (1 + 0.1 * r.normal(size=(B, H, N, D))),
     "mixed": lambda r: attend() @ (np.eye(D) + 0.1 * r.normal(size=(D, D))),
@@ -222,7 +236,7 @@ def test_rows_and_elements_that_do_not_count_decide_nothing() -> None:
 
 def test_a_part_of_the_rows_tells_the_number() -> None:
     rows = np.array([4, 11, 30, 47])
-    found = first(attend(mask=CAUSAL & (J >= I - 7)), CALL, "float32", rows=rows)
+    found = first(attend(mask=CAUSAL & (KEY >= ROW - 7)), CALL, "float32", rows=rows)
     assert found is not None
     assert found.call.window == (7, None)
 

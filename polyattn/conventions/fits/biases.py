@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from polyattn.conventions.fits.evidence import Evidence, Fit
-from polyattn.conventions.fits.numbers import Numbers, figure, pick, polish, solve
-from polyattn.conventions.fits.readings import factor_readings
 from polyattn.conventions.call import Call
+from polyattn.conventions.fits.evidence import Evidence
+from polyattn.conventions.fits.numbers import Numbers, figure, pick, polish, solve
+from polyattn.conventions.fits.probe import Fit
+from polyattn.conventions.fits.readings import factor_readings
 from polyattn.mods import alibi_slopes
 from polyattn.truth.spec import Floats
 
@@ -102,7 +103,10 @@ def _moved(x: Floats, call: Call) -> Iterator[tuple[str, Floats]]:
             for n in (1, -1, 2, -2):
                 yield f"moved by {n:+d} along the {along}", np.roll(x, n, axis)
             if axis == 2 and call.offset:
-                yield f"moved by {call.offset:+d} along the rows, the query offset", np.roll(x, call.offset, axis)
+                yield (
+                    f"moved by {call.offset:+d} along the rows, the query offset",
+                    np.roll(x, call.offset, axis),
+                )
 
 
 # ALiBi
@@ -160,7 +164,9 @@ def _slopes(call: Call) -> tuple[Floats | None, str]:
     return None, ""
 
 
-def _read(x: Floats, doubt: Floats, stated: Floats | None, told: str, kind: str) -> Iterator[tuple[str, Floats]]:
+def _read(
+    x: Floats, doubt: Floats, stated: Floats | None, told: str, kind: str
+) -> Iterator[tuple[str, Floats]]:
     """What the slopes may be, with what they then are."""
 
     def agree(other: Floats) -> bool:
@@ -168,7 +174,11 @@ def _read(x: Floats, doubt: Floats, stated: Floats | None, told: str, kind: str)
 
     heads = len(x)
     listed = ", ".join(f"{v:.4g}" for v in x[:8]) + (", ..." if heads > 8 else "")
-    rules = {"the rule for {} heads": np.array(alibi_slopes(heads)), "2^(-8 h / {})": 2.0 ** (-8 * np.arange(1, heads + 1) / heads), "2^(-8 h / {}) from h = 0": 2.0 ** (-8 * np.arange(heads) / heads)}
+    rules = {
+        "the rule for {} heads": np.array(alibi_slopes(heads)),
+        "2^(-8 h / {})": 2.0 ** (-8 * np.arange(1, heads + 1) / heads),
+        "2^(-8 h / {}) from h = 0": 2.0 ** (-8 * np.arange(heads) / heads),
+    }
     for more in sorted({2 ** (heads - 1).bit_length(), 2 * heads, 4 * heads} - {heads}):
         slopes = np.array(alibi_slopes(more))
         rules[f"the first of the rule for {more} heads"] = slopes[:heads]
@@ -176,13 +186,22 @@ def _read(x: Floats, doubt: Floats, stated: Floats | None, told: str, kind: str)
     if stated is None:
         for rule, slopes in rules.items():
             if agree(slopes):
-                yield f"ALiBi, which nobody asked for: slopes by {rule.format(heads)}, distance {kind}", slopes
+                yield (
+                    f"ALiBi, which nobody asked for: slopes by {rule.format(heads)}, distance {kind}",
+                    slopes,
+                )
         if (np.abs(x) > doubt).any():
             yield f"a bias that falls with the distance {kind}, which nobody asked for: slopes {listed}", x
         return
     if kind != told and agree(stated):
         yield f"ALiBi with distance {kind} instead of {told}", stated
-    changes = {"in reverse order": stated[::-1], "with the other sign: it grows with the distance": -stated, "of the head before": np.roll(stated, 1), "of the next head": np.roll(stated, -1), "of the first head for all": np.full(heads, stated[0])}
+    changes = {
+        "in reverse order": stated[::-1],
+        "with the other sign: it grows with the distance": -stated,
+        "of the head before": np.roll(stated, 1),
+        "of the next head": np.roll(stated, -1),
+        "of the first head for all": np.full(heads, stated[0]),
+    }
     beside = "" if kind == told else f", distance {kind} instead of {told}"
     for words, slopes in changes.items():
         if agree(slopes):
@@ -191,7 +210,11 @@ def _read(x: Floats, doubt: Floats, stated: Floats | None, told: str, kind: str)
     factor = float(np.sum(weight * x / np.where(stated == 0, 1, stated)) / max(weight.sum(), 1e-300))
     width = float(2 / np.sqrt(max(weight.sum(), 1e-300)))
     if agree(stated * factor):
-        near = pick(factor, width, [(0.0, ""), *((v, "") for n in range(1, 65) for v in (float(n), 1 / n, n**-0.5, n**0.5))])
+        near = pick(
+            factor,
+            width,
+            [(0.0, ""), *((v, "") for n in range(1, 65) for v in (float(n), 1 / n, n**-0.5, n**0.5))],
+        )
         if near and abs(near[0] - 1) > width:
             yield f"slopes of ALiBi x {figure(near[0], width)}{beside}", stated * near[0]
     for rule, slopes in rules.items():

@@ -10,7 +10,8 @@ import numpy as np
 
 from polyattn.conventions.answers import answer
 from polyattn.conventions.call import Call
-from polyattn.conventions.fits.evidence import Change, Evidence, Fit
+from polyattn.conventions.fits.evidence import Evidence
+from polyattn.conventions.fits.probe import Change, Fit
 from polyattn.conventions.fits.ranges import ROOM, masks_as_stated
 from polyattn.conventions.settings import CONTRACT
 from polyattn.conventions.visible import allowed_keys
@@ -29,16 +30,27 @@ def moved_keys(evidence: Evidence) -> Iterator[Fit]:
     yield from evidence.first("keys", _moves(evidence.call.shape[3]))
 
 
+def _rolled(n: int, axis: int) -> Callable[[Floats], Floats]:
+    return lambda x: np.roll(x, n, axis)
+
+
 def _moves(keys: int) -> Iterator[tuple[str, Change]]:
     which = {("k",): "keys", ("v",): "values", ("k", "v"): "keys and values", ("q",): "queries"}
 
     def change(names: tuple[str, ...], move: Callable[[Floats], Floats]) -> Change:
-        return lambda call: replace(call, **{name: move(getattr(call, name)) for name in names})
+        def changed(call: Call) -> Call:
+            moved: dict[str, Any] = {name: move(getattr(call, name)) for name in names}
+            return replace(call, **moved)
+
+        return changed
 
     for names, said in which.items():
         yield f"{said} in reverse order", change(names, lambda x: x[:, :, ::-1])
         for n in sorted(range(-STEPS, STEPS + 1), key=abs)[1:]:
-            yield f"{said} rolled by {n:+d} along the sequence", change(names, lambda x, n=n: np.roll(x, n, 2))
+            yield (
+                f"{said} rolled by {n:+d} along the sequence",
+                change(names, _rolled(n, 2)),
+            )
     for n in (1, -1):
         places = "one later" if n > 0 else "one earlier"
 
@@ -99,25 +111,47 @@ def other_keys(evidence: Evidence) -> Iterator[Fit]:
         beside = _beside(evidence, source, item, head, rows)
         for names, said in ((("k", "v"), "key and value"), (("v",), "value"), (("k",), "key")):
             for pattern, ok in beside.places(names).items():
-                found = list(_judged(evidence, what, source, names, said, pattern, np.flatnonzero(ok), item, head))
+                found = list(
+                    _judged(evidence, what, source, names, said, pattern, np.flatnonzero(ok), item, head)
+                )
                 if found:
                     yield from found
                     return
 
 
 def _judged(
-    evidence: Evidence, what: str, source: Any, names: tuple[str, ...], said: str, pattern: str, places: Floats, item: int, head: int
+    evidence: Evidence,
+    what: str,
+    source: Any,
+    names: tuple[str, ...],
+    said: str,
+    pattern: str,
+    places: Floats,
+    item: int,
+    head: int,
 ) -> Iterator[Fit]:
     """The places of a pattern, in every item and head, in the item, or in its head alone."""
     call = evidence.call
     keys = call.shape[3]
     kv_head = head // (call.shape[1] // call.k.shape[1])
     for place in (places if pattern != "from" else places[::-1])[:2]:
-        where = slice(place, place + 1) if pattern == "one" else slice(place, None) if pattern == "from" else slice(None, place + 1)
+        where = (
+            slice(place, place + 1)
+            if pattern == "one"
+            else slice(place, None)
+            if pattern == "from"
+            else slice(None, place + 1)
+        )
         n = keys - place if pattern == "from" else place + 1
-        which = f"{said} {place}" if pattern == "one" else f"{said} of the {'last' if pattern == 'from' else 'first'} {'position' if n == 1 else f'{n} positions'}"
+        which = (
+            f"{said} {place}"
+            if pattern == "one"
+            else f"{said} of the {'last' if pattern == 'from' else 'first'} {'position' if n == 1 else f'{n} positions'}"
+        )
         scopes = [(slice(None), slice(None), ""), (slice(item, item + 1), slice(None), f" in item {item}")]
-        scopes.append((slice(item, item + 1), slice(kv_head, kv_head + 1), f" in kv head {kv_head} of item {item}"))
+        scopes.append(
+            (slice(item, item + 1), slice(kv_head, kv_head + 1), f" in kv head {kv_head} of item {item}")
+        )
         for items, heads, words in scopes:
             changed: dict[str, Any] = {}
             for name in names:
@@ -139,12 +173,17 @@ def _sources(call: Call, item: int) -> Iterator[tuple[str, Callable[[Floats], Fl
     yield "those of the last position", lambda x: np.broadcast_to(x[:, :, -1:], x.shape)
     for n in range(1, min(call.shape[0], OTHERS + 1)):
         other = (item + n) % call.shape[0]
-        yield f"those of item {other}" if call.shape[0] == 2 else f"those of item b + {n} of {call.shape[0]}", lambda x, n=n: np.roll(x, -n, 0)
+        yield (
+            f"those of item {other}" if call.shape[0] == 2 else f"those of item b + {n} of {call.shape[0]}",
+            _rolled(-n, 0),
+        )
     for n in (1, -1)[: call.k.shape[1] - 1]:
-        yield f"those of the {'next' if n > 0 else 'previous'} kv head", lambda x, n=n: np.roll(x, -n, 1)
+        yield f"those of the {'next' if n > 0 else 'previous'} kv head", _rolled(-n, 1)
 
 
-def _beside(evidence: Evidence, source: Callable[[Floats], Floats], item: int, head: int, rows: Floats) -> _Beside:
+def _beside(
+    evidence: Evidence, source: Callable[[Floats], Floats], item: int, head: int, rows: Floats
+) -> _Beside:
     call = evidence.call
     probe = evidence.cut([item], [head], rows)
     other = evidence.cut_call(replace(call, k=source(call.k), v=source(call.v)), [item], [head], probe.rows)
@@ -167,10 +206,15 @@ def _beside(evidence: Evidence, source: Callable[[Floats], Floats], item: int, h
         bias=twice(probe.call.bias),
     )
     with np.errstate(all="ignore"):
-        found, stated = answer(both, probe.settings, probe.rows), answer(probe.call, probe.settings, probe.rows)
+        found, stated = (
+            answer(both, probe.settings, probe.rows),
+            answer(probe.call, probe.settings, probe.rows),
+        )
         unit = np.maximum(probe.unit(found), probe.unit(stated))[0, 0]
     w = np.nan_to_num(found.weights[0, 0])
     sink = np.maximum(1.0 - w.sum(-1, keepdims=True), 0.0)
     unit = np.where(probe.trusted[0, 0], unit, np.inf)
     v = found.values[0, 0]
-    return _Beside(w[:, :keys], w[:, keys:], np.where(sink < 1e-12, 0.0, sink), v[:keys], v[keys:], probe.out[0, 0], unit)
+    return _Beside(
+        w[:, :keys], w[:, keys:], np.where(sink < 1e-12, 0.0, sink), v[:keys], v[keys:], probe.out[0, 0], unit
+    )

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from polyattn.conventions.fits.evidence import Evidence, Fit
+from polyattn.conventions.fits.evidence import Evidence
 from polyattn.conventions.fits.numbers import figure, pick, polish, solve
+from polyattn.conventions.fits.probe import Fit
 
 __all__ = ["caps"]
 
@@ -31,7 +32,11 @@ def caps(evidence: Evidence) -> Iterator[Fit]:
     read = [named[0]] if named else []
     for value in (*read, x):
         said = figure(value, 0.0 if read else doubt)
-        words = f"soft cap {said}, which nobody asked for" if call.softcap is None else f"soft cap {said} instead of {call.softcap:g}"
+        words = (
+            f"soft cap {said}, which nobody asked for"
+            if call.softcap is None
+            else f"soft cap {said} instead of {call.softcap:g}"
+        )
         fit = list(evidence.fit("softcap", words, replace(call, softcap=value)))
         if fit:
             yield from fit

@@ -1,4 +1,4 @@
-"""What was observed, what is proposed, and the judge between them: does a proposal explain every element?
+"""The judge of proposals: does one explain every element that was observed?
 
 Proposals are sought on a probe, a few query rows of a few heads, where an answer costs a millisecond, and judged on everything
 that was observed.
@@ -7,23 +7,22 @@ that was observed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
 from polyattn.conventions.answers import Answer, _scale, _to_heads, answer
 from polyattn.conventions.call import Call
+from polyattn.conventions.fits.probe import Change, Fit, Observed, Probe
 from polyattn.conventions.fits.turning import turned
 from polyattn.conventions.settings import CONTRACT, Settings
 from polyattn.truth.measure import ACCEPTANCE
 from polyattn.truth.spec import Floats
 
-__all__ = ["Change", "Evidence", "Fit", "Observed", "Probe"]
-
-Change = Callable[[Call], Call]
+__all__ = ["Evidence"]
 
 REMOVED = 4.0  # what was wrong is wrong by so much less, or nothing was removed
 NOISE = 1.5  # rms of what rounding leaves, in units: right code measures 0.1 to 1
@@ -31,53 +30,6 @@ LEAST_TOLD = 24.0  # bits by which the output must tell a proposal from chance
 MOST_TOLD = 2.0**24  # of an element, in units of rounding
 FEW = 3  # observed rows that see nothing and may hold anything
 ROWS = 6  # query rows of a probe
-
-
-class Observed(NamedTuple):
-    """An output, or a part of it, and what rounding explains of it."""
-
-    out: Floats  # (B, Hq, rows, E) float64
-    rows: Floats | None  # which query rows they are, None = all
-    trusted: Floats | None  # bool, broadcasting to out: the elements that count, None = all
-    unit: Callable[[Answer], Floats]  # elementwise, as `polyattn.truth.measure.unit_of`
-
-
-class Fit(NamedTuple):
-    """An explanation whose number was found."""
-
-    field: str  # what it changes; it does not combine with causes of the same field
-    sentence: str
-    call: Call  # as the implementation seems to have taken it
-    settings: Settings
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A few rows of a few heads, as a call of its own: every head has its own key and value."""
-
-    call: Call
-    settings: Settings
-    rows: Floats
-    out: Floats  # (items, heads, rows, E)
-    trusted: Floats
-    unit: Callable[[Answer], Floats]
-
-    def residual(self, call: Call) -> Floats:
-        """(items, heads, rows, E): error in units, 0 where it does not count."""
-        try:
-            with np.errstate(all="ignore"):
-                rows = self.rows if call.order is None else call.order[self.rows]
-                expected = answer(turned(call, self.settings, rows), self.settings, self.rows)
-                error = (self.out - expected.out) / self.unit(expected)
-        except ValueError:  # shapes that do not fit together this way
-            return np.full(self.out.shape, np.inf)
-        agrees = (self.out == expected.out) | (np.isnan(self.out) & np.isnan(expected.out)) | ~self.trusted
-        return np.where(agrees, 0.0, np.where(np.isnan(error), np.inf, error))
-
-    def explained(self, call: Call, mostly: bool = False) -> bool:
-        """Whether rounding explains what is left in every row, or mostly, in more than half of them."""
-        rows = np.abs(self.residual(call)).max((0, 1, 3), initial=0.0) <= ACCEPTANCE
-        return bool(rows.mean() > 0.5 if mostly else rows.all())
 
 
 class Evidence:
@@ -222,7 +174,9 @@ class Evidence:
     @cached_property
     def whole(self) -> Probe:
         """Everything that was observed."""
-        call = turned(self.call, self.settings, self.rows if self.call.order is None else self.call.order[self.rows])
+        call = turned(
+            self.call, self.settings, self.rows if self.call.order is None else self.call.order[self.rows]
+        )
         return Probe(call, self.settings, self.rows, self.seen.out, self.trusted, self.seen.unit)
 
     def telling(self, item: int, head: int, most: int = ROWS) -> Floats:
@@ -241,7 +195,7 @@ class Evidence:
         if not self.by_heads:
             return Probe(self.call, self.settings, self.rows, self.seen.out, self.trusted, self.seen.unit)
         settings = replace(self.settings, scale="as stated", heads="grouped")
-        at = np.ix_(items, heads, rows)
+        at = np.ix_(np.asarray(items), np.asarray(heads), rows)
         return Probe(
             self.cut_call(self.call, items, heads, self.rows[rows] if turn else None),
             settings,
@@ -264,10 +218,13 @@ class Evidence:
         def own(x: Floats) -> Floats:
             return _to_heads(x[items], count, self.settings.heads)[:, heads]
 
-        names = ("mask", "shift", "bias", "temperature", "added")
-        positions = call.positions
-        if positions is not None:
-            positions = tuple(x[items] if x.ndim > 1 and x.shape[0] == batch > 1 else x for x in positions)
+        parts: dict[str, Any] = {
+            name: part(getattr(call, name)) for name in ("mask", "shift", "bias", "temperature", "added")
+        }
+        if call.positions is not None:
+            parts["positions"] = tuple(
+                x[items] if x.ndim > 1 and x.shape[0] == batch > 1 else x for x in call.positions
+            )
         cut = replace(
             call,
             q=call.q[items][:, heads],
@@ -275,8 +232,7 @@ class Evidence:
             v=own(call.v),
             sinks=None if call.sinks is None else call.sinks[heads],
             scale=_scale(call, self.settings.scale),
-            positions=positions,
-            **{name: part(getattr(call, name)) for name in names},
+            **parts,
         )
         if rows is None:
             return cut
@@ -284,4 +240,8 @@ class Evidence:
 
 
 def _rms(x: Floats) -> float:
-    return float(np.sqrt(np.mean(x**2))) if x.size and np.isfinite(x).all() else (0.0 if not x.size else math.inf)
+    return (
+        float(np.sqrt(np.mean(x**2)))
+        if x.size and np.isfinite(x).all()
+        else (0.0 if not x.size else math.inf)
+    )

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from polyattn.conventions.call import Call
-from polyattn.conventions.fits.evidence import Evidence, Fit
+from polyattn.conventions.fits.evidence import Evidence
 from polyattn.conventions.fits.numbers import figure, pick, polish, solve
+from polyattn.conventions.fits.probe import Fit
 from polyattn.conventions.fits.ranges import masks_as_stated
 from polyattn.conventions.settings import CONTRACT
 from polyattn.conventions.visible import allowed_keys
@@ -36,13 +37,18 @@ def fills(evidence: Evidence) -> Iterator[Fit]:
 def _ways(call: Call) -> Iterator[tuple[str, Callable[[Call, float], Call]]]:
     """The places of the number: in the score or added to it, of the mask or of causality."""
     yield "hidden scores hold {} instead of -inf", lambda c, x: replace(c, fill=x)
-    which = [name for name in ("mask", "causality") if (call.mask is not None if name == "mask" else call.is_causal)]
+    which = [
+        name
+        for name in ("mask", "causality")
+        if (call.mask is not None if name == "mask" else call.is_causal)
+    ]
     for name in which:
         yield f"{{}} added to the scores that {name} hides, instead of -inf", _added_by(name)
     if len(which) > 1:
-        yield "{} added to the scores that mask and causality hide, instead of -inf", lambda c, x: _added_by(
-            "causality"
-        )(_added_by("mask")(c, x), x)
+        yield (
+            "{} added to the scores that mask and causality hide, instead of -inf",
+            lambda c, x: _added_by("causality")(_added_by("mask")(c, x), x),
+        )
 
 
 def _added_by(name: str) -> Callable[[Call, float], Call]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from polyattn.conventions.call import Call
-from polyattn.conventions.fits.evidence import Evidence, Fit
+from polyattn.conventions.fits.evidence import Evidence
 from polyattn.conventions.fits.numbers import figure, pick, polish, solve
+from polyattn.conventions.fits.probe import Fit
 from polyattn.truth.spec import Floats
 
 __all__ = ["norms"]
@@ -27,15 +29,22 @@ def norms(evidence: Evidence) -> Iterator[Fit]:
     for names, what in ((("q", "k"), "query and key"), (("q",), "query"), (("k",), "key")):
         for centred, how in list(ways.items())[: len(names)]:
             cut, full = (_normed(c, names, centred) for c in (probe.call, call))
-            found = solve(lambda x, c=cut: probe.residual(replace(c, scale=c.scale * x[0])).reshape(1, -1), GRID)
+
+            def residual(x: Floats, cut: Call = cut) -> Floats:
+                return probe.residual(replace(cut, scale=cut.scale * x[0])).reshape(1, -1)
+
+            def everywhere(x: float, full: Call = full) -> Floats:
+                return whole.residual(replace(full, scale=full.scale * x))
+
+            found = solve(residual, GRID)
             if not found.found[0]:
                 continue
-            x, doubt = polish(
-                lambda y, c=full: whole.residual(replace(c, scale=c.scale * y)), float(found.values[0])
-            )
+            x, doubt = polish(everywhere, float(found.values[0]))
             width = math.sqrt(call.q.shape[3])
             lengths = width ** len(names)
-            named = pick(x, doubt, [(1.0, ""), (1 / lengths, "length alone"), (width / lengths, "length alone")])
+            named = pick(
+                x, doubt, [(1.0, ""), (1 / lengths, "length alone"), (width / lengths, "length alone")]
+            )
             value = named[0] if named else x
             beside = "" if value == 1.0 else f", scale x {figure(value, doubt)}"
             sentence = f"{what} divided by their {how}, which nobody asked for{beside}"
@@ -52,4 +61,5 @@ def _normed(call: Call, names: tuple[str, ...], centred: bool) -> Call:
         size = np.sqrt(np.mean(x**2, -1, keepdims=True))
         return x / np.where(size == 0, 1.0, size)
 
-    return replace(call, **{name: normed(getattr(call, name)) for name in names})
+    moved: dict[str, Any] = {name: normed(getattr(call, name)) for name in names}
+    return replace(call, **moved)

@@ -65,7 +65,9 @@ def _minima(losses: Floats) -> list[Floats]:
     return list(order[:STARTS])
 
 
-def _descend(residual: Callable[[Floats], Floats], x: Floats, step: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+def _descend(
+    residual: Callable[[Floats], Floats], x: Floats, step: Floats
+) -> tuple[Floats, Floats, Floats, Floats]:
     r = residual(x)
     loss = _loss(r)
     slope = np.full(x.shape, np.nan)
@@ -93,7 +95,12 @@ def _descend(residual: Callable[[Floats], Floats], x: Floats, step: Floats) -> t
             break  # near a root every step takes most of what is left
     with np.errstate(all="ignore"):
         doubt = DOUBT * np.maximum(loss, 0.3) / np.sqrt(slope)
-    return x, loss, np.where(np.isfinite(doubt), np.maximum(doubt, 1e-9 * np.abs(x)), np.inf), np.abs(r).max(-1)
+    return (
+        x,
+        loss,
+        np.where(np.isfinite(doubt), np.maximum(doubt, 1e-9 * np.abs(x)), np.inf),
+        np.abs(r).max(-1),
+    )
 
 
 def _loss(r: Floats) -> Floats:
@@ -129,5 +136,5 @@ def figure(x: float, doubt: float = 0.0) -> str:
     """
     digits = 6
     if doubt > 0 and x:
-        digits = min(max(int(math.floor(math.log10(abs(x) / doubt))), 3), 6)
+        digits = min(max(math.floor(math.log10(abs(x) / doubt)), 3), 6)
     return f"{x:.{digits}g}"

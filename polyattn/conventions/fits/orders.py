@@ -10,9 +10,10 @@ import numpy as np
 
 from polyattn.conventions.answers import answer
 from polyattn.conventions.call import Call
-from polyattn.conventions.fits.evidence import Evidence, Fit
+from polyattn.conventions.fits.evidence import Evidence
 from polyattn.conventions.fits.heads import of_each_head
 from polyattn.conventions.fits.matching import matched, permutation_words
+from polyattn.conventions.fits.probe import Fit
 from polyattn.truth.measure import ACCEPTANCE
 from polyattn.truth.spec import Floats
 
@@ -35,7 +36,11 @@ def _pairs(evidence: Evidence, axis: int) -> Floats:
     allowed = np.empty((n, n), bool)
     with np.errstate(all="ignore"):
         for j in range(n):
-            wrong = ~(np.abs(seen - base[j]) <= ACCEPTANCE * unit[j]) & ~(np.isnan(seen) & np.isnan(base[j])) & trusted
+            wrong = (
+                ~(np.abs(seen - base[j]) <= ACCEPTANCE * unit[j])
+                & ~(np.isnan(seen) & np.isnan(base[j]))
+                & trusted
+            )
             allowed[:, j] = ~wrong.reshape(n, -1).any(-1)
     return allowed
 
@@ -61,7 +66,9 @@ def item_orders(evidence: Evidence) -> Iterator[Fit]:
         return
     p = matched(_pairs(evidence, 0))
     if p is not None and (p != np.arange(batch)).any():
-        yield from evidence.fit("batch", f"items of the output {permutation_words(p, 'item')}", _taken(call, 0, p))
+        yield from evidence.fit(
+            "batch", f"items of the output {permutation_words(p, 'item')}", _taken(call, 0, p)
+        )
         return
     for names in (("key",), ("value",), ("key", "value"), ("query",), ("mask",), ("bias",)):
         fields = [PARTS.get(name, name) for name in names]
@@ -70,7 +77,11 @@ def item_orders(evidence: Evidence) -> Iterator[Fit]:
         found = _read_items(evidence, fields)
         if found is not None:
             what = " and ".join(names)
-            how = f"of item {found[0]} in every item" if (found == found[0]).all() else permutation_words(found, "item")
+            how = (
+                f"of item {found[0]} in every item"
+                if (found == found[0]).all()
+                else permutation_words(found, "item")
+            )
             yield from evidence.fit("batch", f"{what} of other items: {how}", _exchanged(call, fields, found))
 
 
@@ -92,7 +103,9 @@ def _read_items(evidence: Evidence, fields: list[str]) -> Floats | None:
         for other in range(batch):
             p = np.arange(batch)
             p[item] = other
-            if other != item and probe.explained(evidence.cut_call(_exchanged(call, fields, p), [item], [head])):
+            if other != item and probe.explained(
+                evidence.cut_call(_exchanged(call, fields, p), [item], [head])
+            ):
                 found[item] = other
                 break
         else:
@@ -118,7 +131,12 @@ def kv_maps(evidence: Evidence) -> Iterator[Fit]:
     """Query heads that read other kv heads: their keys and values, or only one of the two."""
     call = evidence.call
     heads, kv_heads = call.shape[1], call.k.shape[1]
-    if not evidence.by_heads or not 1 < kv_heads <= MOST or heads > MOST or evidence.settings.heads != "grouped":
+    if (
+        not evidence.by_heads
+        or not 1 < kv_heads <= MOST
+        or heads > MOST
+        or evidence.settings.heads != "grouped"
+    ):
         return
     own = np.arange(heads) // (heads // kv_heads)
     item, worst = evidence.worst[0]
@@ -194,13 +212,21 @@ def _orders(length: int, rows: Floats, fits: Floats) -> Iterator[tuple[str, Floa
     """Orders of the rows that are tried: reversed, moved by what the evidence says, interleaved."""
     i = np.arange(length)
     yield "rows of the output in reverse order", i[::-1].copy()
-    steps = [int(other - row) for row, which in zip(rows, fits, strict=True) for other in np.flatnonzero(which)[:8]]
+    steps = [
+        int(other - row) for row, which in zip(rows, fits, strict=True) for other in np.flatnonzero(which)[:8]
+    ]
     for n in sorted(set(steps), key=lambda n: (-steps.count(n), abs(n)))[:8]:
         if n:
-            yield f"rows of the output moved by {-n}: row i holds the answer of row i {'+' if n > 0 else '-'} {abs(n)}", (i + n) % length
+            yield (
+                f"rows of the output moved by {-n}: row i holds the answer of row i {'+' if n > 0 else '-'} {abs(n)}",
+                (i + n) % length,
+            )
     for a in range(2, length):
         if length % a == 0:
-            yield f"rows of the output as {a} x {length // a}, transposed", i.reshape(a, length // a).T.ravel().copy()
+            yield (
+                f"rows of the output as {a} x {length // a}, transposed",
+                i.reshape(a, length // a).T.ravel().copy(),
+            )
     if length % 2 == 0:
         halves = np.stack([i[: length // 2], i[length // 2 :][::-1]], -1).ravel()
         yield "rows of the output in zigzag order, one from each end", halves

@@ -9,9 +9,10 @@ from dataclasses import replace
 import numpy as np
 
 from polyattn.conventions.call import Call
-from polyattn.conventions.fits.evidence import Evidence, Fit
+from polyattn.conventions.fits.evidence import Evidence
 from polyattn.conventions.fits.heads import of_each_head
 from polyattn.conventions.fits.numbers import DOUBT, figure, pick, solve
+from polyattn.conventions.fits.probe import Fit
 from polyattn.truth.measure import ACCEPTANCE
 from polyattn.truth.spec import Floats
 
@@ -39,8 +40,12 @@ def gains(evidence: Evidence) -> Iterator[Fit]:
         else:
             listed = ", ".join(figure(float(x), width) for x in c[:8]) + (", ..." if c.size > 8 else "")
             said = f"output of every {'head' if shape[1] == -1 else 'item'} x {listed}"
-        changed, settings = of_each_head(call, evidence.settings) if shape[1] == -1 else (call, evidence.settings)
-        found = list(evidence.fit("output", said, replace(changed, v=changed.v * cs), settings, numbers=c.size))
+        changed, settings = (
+            of_each_head(call, evidence.settings) if shape[1] == -1 else (call, evidence.settings)
+        )
+        found = list(
+            evidence.fit("output", said, replace(changed, v=changed.v * cs), settings, numbers=c.size)
+        )
         if found:
             yield from found
             return
@@ -67,7 +72,12 @@ def _gains(evidence: Evidence) -> Iterator[tuple[float, str]]:
         yield 1 - p, f"1 - {p}, as dropout at rate {p} that scales at evaluation"
     yield evidence.call.scale, "the scale, applied to the output"
     yield -1.0, "the sign"
-    for n, what in ((width, "head width"), (heads, "number of heads"), (group, "heads of a group"), (keys, "keys")):
+    for n, what in (
+        (width, "head width"),
+        (heads, "number of heads"),
+        (group, "heads of a group"),
+        (keys, "keys"),
+    ):
         if n > 1:
             for power, words in ((1.0, "{}"), (-1.0, "1/{}"), (0.5, "sqrt({})"), (-0.5, "1/sqrt({})")):
                 yield n**power, f"{words.format(n)} ({what})"
@@ -76,7 +86,9 @@ def _gains(evidence: Evidence) -> Iterator[tuple[float, str]]:
 def additions(evidence: Evidence) -> Iterator[Fit]:
     """A number, a vector of each head, or the query, added to the output."""
     call = evidence.call
-    if not evidence.by_heads or not (np.isfinite(evidence.seen.out).all() and np.isfinite(evidence.base.out).all()):
+    if not evidence.by_heads or not (
+        np.isfinite(evidence.seen.out).all() and np.isfinite(evidence.base.out).all()
+    ):
         return
     left = np.where(evidence.trusted, evidence.seen.out - evidence.base.out, np.nan)
     with np.errstate(all="ignore"):
@@ -89,12 +101,22 @@ def additions(evidence: Evidence) -> Iterator[Fit]:
         number = float(np.nanmean(left)) if np.nanstd(left) < doubt else number
         read = pick(number, doubt / 8, ((round(number, n), "") for n in range(5)))
         number = read[0] if read else number
-        found = list(evidence.fit("output", f"{figure(number)} added to the output", _with(evidence, np.full((1, 1, 1, 1), number))))
+        found = list(
+            evidence.fit(
+                "output",
+                f"{figure(number)} added to the output",
+                _with(evidence, np.full((1, 1, 1, 1), number)),
+            )
+        )
     if not found and call.q.shape[3] == left.shape[3]:
         query = call.q[:, :, evidence.rows]
         for sign, words in ((1.0, "added to"), (-1.0, "subtracted from")):
             if np.nanmedian(np.abs(left - sign * query)) <= doubt:
-                found += evidence.fit("output", f"query {words} the output, as a residual connection", _with(evidence, sign * call.q))
+                found += evidence.fit(
+                    "output",
+                    f"query {words} the output, as a residual connection",
+                    _with(evidence, sign * call.q),
+                )
     if not found and left.shape[0] * left.shape[2] >= 8:
         mean = np.nan_to_num(np.nanmean(left, (0, 2), keepdims=True))
         found = list(evidence.fit("output", _vector(mean, doubt), _with(evidence, mean), numbers=mean.size))
@@ -136,7 +158,9 @@ def lost_weight(evidence: Evidence) -> Iterator[Fit]:
             return
 
 
-def _sinks(evidence: Evidence, x: Floats, doubt: Floats, level: float, base: float) -> Iterator[tuple[str, Floats]]:
+def _sinks(
+    evidence: Evidence, x: Floats, doubt: Floats, level: float, base: float
+) -> Iterator[tuple[str, Floats]]:
     stated, heads = evidence.call.sinks, len(x)
     same = bool((np.abs(x - level) <= doubt).all())
     if stated is None:
@@ -144,15 +168,26 @@ def _sinks(evidence: Evidence, x: Floats, doubt: Floats, level: float, base: flo
         n = round(count)
         if same and n >= 1 and abs(count - n) < 0.2:
             many = "1 key of zeros" if n == 1 else f"{n} keys of zeros"
-            yield f"{many} appended, or {n} added to the denominator of the softmax", np.full(heads, math.log(n) / base)
+            yield (
+                f"{many} appended, or {n} added to the denominator of the softmax",
+                np.full(heads, math.log(n) / base),
+            )
         if same:
             yield f"a sink of {figure(level)} in the softmax, which nobody asked for", np.full(heads, level)
         yield "sinks in the softmax, which nobody asked for: " + _list(x), x
         return
-    for words, other in (("in reverse order", stated[::-1]), ("of the next head", np.roll(stated, -1)), ("of the head before", np.roll(stated, 1))):
+    for words, other in (
+        ("in reverse order", stated[::-1]),
+        ("of the next head", np.roll(stated, -1)),
+        ("of the head before", np.roll(stated, 1)),
+    ):
         if (np.abs(other - x) <= doubt).all():
             yield f"sinks {words}", other
-    for words, other in (("times the scale", stated * evidence.call.scale), ("as exp(sink) of logarithms: log of them", np.log(np.maximum(stated, 1e-300))), ("exponentiated before the softmax", np.exp(np.minimum(stated, 700)))):
+    for words, other in (
+        ("times the scale", stated * evidence.call.scale),
+        ("as exp(sink) of logarithms: log of them", np.log(np.maximum(stated, 1e-300))),
+        ("exponentiated before the softmax", np.exp(np.minimum(stated, 700))),
+    ):
         if (np.abs(other - x) <= doubt).all():
             yield f"sinks {words}", other
     shift = float(np.median(x - stated))

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from polyattn.conventions.call import Call
-from polyattn.conventions.fits.evidence import Evidence, Fit
+from polyattn.conventions.fits.evidence import Evidence
+from polyattn.conventions.fits.probe import Fit
 from polyattn.conventions.fits.ranges import Ranges, masks_as_stated, stated_ranges
 from polyattn.truth.measure import ACCEPTANCE
 from polyattn.truth.spec import Floats
@@ -111,7 +112,9 @@ def _hypotheses(
     yield listed + ("; ..." if len(parts) > 4 else ""), parts
 
 
-def _of_padding(stated: list[Part], found: dict[int, list[Part]], keys: int) -> Iterator[tuple[str, dict[int, Part]]]:
+def _of_padding(
+    stated: list[Part], found: dict[int, list[Part]], keys: int
+) -> Iterator[tuple[str, dict[int, Part]]]:
     def fits(parts: dict[int, Part]) -> bool:
         return all(parts[b] in found[b] for b in found)
 
@@ -130,7 +133,10 @@ def _of_padding(stated: list[Part], found: dict[int, list[Part]], keys: int) -> 
             if n and fits(moved):
                 more = n if end else -n
                 side = "last" if end else "first"
-                yield f"padding off by {abs(n)}: {abs(n)} key{'s' * (abs(n) > 1)} {'more' if more > 0 else 'less'} seen at the {side} end", moved
+                yield (
+                    f"padding off by {abs(n)}: {abs(n)} key{'s' * (abs(n) > 1)} {'more' if more > 0 else 'less'} seen at the {side} end",
+                    moved,
+                )
                 break
     batch = len(stated)
     for n in range(1, batch):

@@ -53,7 +53,9 @@ class Ranges:
         sink = np.where(sink < 1e-12, 0.0, sink)
         return cls(probe.rows + stripped.offset, sums, mass, sink, probe.out[0, 0], unit)
 
-    def misfit(self, i: int, lo: Floats, hi: Floats, first: Floats | int, columns: slice = slice(None)) -> Floats:
+    def misfit(
+        self, i: int, lo: Floats, hi: Floats, first: Floats | int, columns: slice = slice(None)
+    ) -> Floats:
         """(n,): how far row i is from what those ranges answer, in units."""
         last = self.mass.shape[1] - 1
         first = np.clip(first, 0, last)
@@ -84,7 +86,13 @@ class Ranges:
 def masks_as_stated(evidence: Evidence) -> bool:
     """Whether the settings hide what the call says and nothing else, and weights are a softmax over the keys."""
     s = evidence.settings
-    stated = (s.polarity, s.mask, s.hidden, s.causal, s.window) == ("attend", "hides", "-inf", "as stated", "as stated")
+    stated = (s.polarity, s.mask, s.hidden, s.causal, s.window) == (
+        "attend",
+        "hides",
+        "-inf",
+        "as stated",
+        "as stated",
+    )
     return stated and s.softmax in ("keys", "base 2", "plus one") and s.keys == "all" and evidence.by_heads
 
 

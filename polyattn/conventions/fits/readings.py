@@ -34,7 +34,10 @@ def scale_readings(call: Call) -> Iterator[tuple[float, str]]:
             yield n**-0.5, f"1/sqrt({n}) {instead}: {what}"
             yield 1 / n, f"1/{n} {instead}: {what} without a root"
             yield n**0.5, f"sqrt({n}) {instead}: {what}, multiplied"
-            yield n**-0.25, f"{n}^(-1/4) {instead}: {what}, the root taken twice or applied to one operand alone"
+            yield (
+                n**-0.25,
+                f"{n}^(-1/4) {instead}: {what}, the root taken twice or applied to one operand alone",
+            )
             yield n**-1.5, f"{n}^(-3/2) {instead}: {what}"
 
 
@@ -42,7 +45,12 @@ def factor_readings(call: Call) -> Iterator[tuple[float, str]]:
     """Factors on the scale of a call."""
     keys = call.k.shape[2]
     yield call.scale, f"the scale {stated_scale(call.scale)} applied twice"
-    for x, words in ((math.log(2), "ln 2"), (1 / math.log(2), "log2(e)"), (math.sqrt(2), "sqrt(2)"), (-1.0, "-1")):
+    for x, words in (
+        (math.log(2), "ln 2"),
+        (1 / math.log(2), "log2(e)"),
+        (math.sqrt(2), "sqrt(2)"),
+        (-1.0, "-1"),
+    ):
         yield x, words
         if x > 0:
             yield 1 / x, f"1 / {words}"
@@ -58,7 +66,10 @@ def factor_readings(call: Call) -> Iterator[tuple[float, str]]:
         yield math.log2(keys), f"log2 {keys}, the logarithm of the number of keys"
         for n in LENGTHS:
             if n != keys:
-                yield math.log(keys) / math.log(n), f"ln {keys} / ln {n}, the logarithm of the length over that of training"
+                yield (
+                    math.log(keys) / math.log(n),
+                    f"ln {keys} / ln {n}, the logarithm of the length over that of training",
+                )
 
 
 def width_readings(call: Call) -> Iterator[tuple[float, str]]:

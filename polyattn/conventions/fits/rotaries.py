@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,18 +9,37 @@ from typing import Any
 import numpy as np
 
 from polyattn.conventions.call import Call
-from polyattn.conventions.fits.evidence import Change, Evidence, Fit
+from polyattn.conventions.fits.evidence import Evidence
 from polyattn.conventions.fits.numbers import figure, pick, polish, solve
-from polyattn.rotary import Linear, Llama3, Proportional, Rotary, Scaling, YaRN
+from polyattn.conventions.fits.probe import Change, Fit
+from polyattn.conventions.fits.scalings import scalings, with_rotary
+from polyattn.rotary import Linear, Proportional, Rotary, YaRN
 from polyattn.truth.measure import ACCEPTANCE
 from polyattn.truth.spec import Floats
 
 __all__ = ["rotaries", "turned_unasked"]
 
-BASES = (10000.0, 500000.0, 1e6, 160000.0, 1000.0, 100.0, 5e6, 1e7, 8e6, 150000.0, 250000.0, 640000.0, 1e5, 2e6, 4e6, 2.5e7, 1e8, 1e9)
+BASES = (
+    10000.0,
+    500000.0,
+    1e6,
+    160000.0,
+    1000.0,
+    100.0,
+    5e6,
+    1e7,
+    8e6,
+    150000.0,
+    250000.0,
+    640000.0,
+    1e5,
+    2e6,
+    4e6,
+    2.5e7,
+    1e8,
+    1e9,
+)
 MANY_BASES = np.unique([*BASES, *(m * 10.0**e for e in range(2, 9) for m in (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8))])
-LENGTHENED = (2.0, 4.0, 8.0, 16.0, 32.0, 40.0, 64.0)
-ORIGINAL = (2048, 4096, 8192, 16384, 32768, 1024)
 FACTORS = (2.0, 4.0, 8.0, 16.0, 32.0, 0.5, 0.25, 0.125, 1.5, 3.0)
 FACTOR_GRID = np.geomspace(0.1, 40, 60)
 REACH = 32  # positions by which queries may be off
@@ -32,7 +50,7 @@ def rotaries(evidence: Evidence) -> Iterator[Fit]:
     rotary = evidence.call.rotary
     if rotary is None or evidence.settings.rotary != "as stated" or rotary.sections is not None:
         return
-    for search in (_directions, _scalings, _widths):
+    for search in (_directions, scalings, _widths):
         found = list(evidence.first("rotary", search(evidence.call, rotary)))
         yield from found
         if found:
@@ -55,13 +73,9 @@ def turned_unasked(evidence: Evidence) -> Iterator[Fit]:
             for interleaved, pairs in ((False, "half-split"), (True, "interleaved")):
                 rotary = Rotary(base=base, interleaved=interleaved)
                 words = f"rotary embedding applied ({pairs} pairs, base {base:g}), which nobody asked for"
-                yield words, _with(rotary)
+                yield words, with_rotary(rotary)
 
     yield from evidence.first("rotary", proposals())
-
-
-def _with(rotary: Rotary) -> Change:
-    return lambda call: replace(call, rotary=rotary)
 
 
 def _places(call: Call) -> tuple[Floats, Floats]:
@@ -91,53 +105,6 @@ def _directions(call: Call, rotary: Rotary) -> Iterator[tuple[str, Change]]:
         yield words, change
 
 
-def _scalings(call: Call, rotary: Rotary) -> Iterator[tuple[str, Change]]:
-    """Another scaling of the frequencies: none, one nobody asked for, one with another constant."""
-    stated = rotary.scaling
-    if stated is not None:
-        name = type(stated).__name__
-        yield f"scaling {name} ignored", _with(replace(rotary, scaling=None))
-        for words, other in _altered(stated):
-            yield f"scaling {name} {words}", _with(replace(rotary, scaling=other))
-        return
-    for n in ORIGINAL:
-        for f in LENGTHENED:
-            asked = f"for factor {f:g} and an original length of {n}, which nobody asked for"
-            if rotary.base > 1:
-                yield f"scaling YaRN {asked}", _with(replace(rotary, scaling=YaRN(f, n)))
-                yield f"scaling YaRN without its amplitude {asked}", _with(
-                    replace(rotary, scaling=YaRN(f, n, attention_factor=1.0))
-                )
-            yield f"scaling Llama3 {asked}", _with(replace(rotary, scaling=Llama3(f, 1.0, 4.0, n)))
-    width = call.q.shape[3] if rotary.width is None else rotary.width
-    if width > 2:
-        for f in LENGTHENED:
-            base = rotary.base * f ** (width / (width - 2))
-            yield f"rotary base {base:.6g} instead of {rotary.base:g}: scaled for NTK by factor {f:g}", _with(
-                replace(rotary, base=base)
-            )
-
-
-def _altered(stated: Scaling) -> Iterator[tuple[str, Scaling]]:
-    """A scaling with one of its constants changed."""
-    fields: dict[str, Any] = {"factor": LENGTHENED, "original_length": ORIGINAL}
-    if isinstance(stated, YaRN):
-        fields |= {"attention_factor": (1.0,), "truncate": (not stated.truncate,)}
-        fields |= {"beta_fast": (1.0, stated.beta_slow, 16.0, 64.0), "beta_slow": (2.0, 4.0)}
-        yield "with its amplitude applied twice", dataclasses.replace(stated, attention_factor=stated.amplitude**2)
-    if isinstance(stated, Llama3):
-        fields |= {"low_freq_factor": (0.5, 2.0), "high_freq_factor": (2.0, 8.0)}
-    for name, values in fields.items():
-        if hasattr(stated, name):
-            for value in values:
-                try:
-                    other = replace(stated, **{name: value})  # type: ignore[type-var]
-                except ValueError:  # constants that do not go together
-                    continue
-                if other != stated:
-                    yield f"with {name} {value} instead of {getattr(stated, name)}", other
-
-
 def _widths(call: Call, rotary: Rotary) -> Iterator[tuple[str, Change]]:
     """Another part of the head turned, with frequencies of the part or of the whole."""
     whole = call.q.shape[3]
@@ -145,12 +112,12 @@ def _widths(call: Call, rotary: Rotary) -> Iterator[tuple[str, Change]]:
     widths = sorted(range(2, whole + 1, 2), key=lambda w: (w not in (whole, whole // 2, whole // 4), -w))
     for w in widths:
         if w != stated:
-            yield f"rotary width {w} instead of {stated}", _with(replace(rotary, width=w))
+            yield f"rotary width {w} instead of {stated}", with_rotary(replace(rotary, width=w))
     if rotary.scaling is None:
         for w in widths:
             if w < stated:
                 words = f"the first {w // 2} of {stated // 2} pairs turned alone, frequencies as for all"
-                yield words, _with(replace(rotary, scaling=Proportional(w / stated)))
+                yield words, with_rotary(replace(rotary, scaling=Proportional(w / stated)))
 
 
 def _bases(evidence: Evidence, rotary: Rotary) -> Iterator[Fit]:
@@ -162,7 +129,9 @@ def _bases(evidence: Evidence, rotary: Rotary) -> Iterator[Fit]:
     def with_base(c: Call, log: float) -> Call:
         return replace(c, rotary=replace(rotary, base=float(np.exp(np.clip(log, 0.1, 30)))))
 
-    found = solve(lambda x: probe.residual(with_base(probe.call, float(x[0]))).reshape(1, -1), np.log(MANY_BASES))
+    found = solve(
+        lambda x: probe.residual(with_base(probe.call, float(x[0]))).reshape(1, -1), np.log(MANY_BASES)
+    )
     if not found.found[0]:
         return
     log, doubt = polish(lambda y: evidence.whole.residual(with_base(call, float(y))), float(found.values[0]))
@@ -208,7 +177,9 @@ def _shifts(evidence: Evidence, rotary: Rotary) -> Iterator[Fit]:
     call = evidence.call
     batch, _, length, keys = call.shape
     steps = sorted(range(-REACH, REACH + 1), key=lambda n: (abs(n), n))[1:]
-    steps += sorted({-call.offset, length, -length, keys, -keys, keys - length - call.offset} - set(steps) - {0})
+    steps += sorted(
+        {-call.offset, length, -length, keys, -keys, keys - length - call.offset} - set(steps) - {0}
+    )
     if call.mask is not None:  # what padding an item has
         hidden = np.unique((~call.mask.any((1, 2))).sum(-1))
         steps += [int(sign * n) for n in hidden if n > REACH for sign in (1, -1)]
@@ -228,7 +199,11 @@ def _shifts(evidence: Evidence, rotary: Rotary) -> Iterator[Fit]:
                 each.setdefault(b, _of_item(evidence, b, late, [0, n, *steps]))
             off = np.array([each[b] for b in range(batch)])[:, None]
             listed = ", ".join(f"{x:+d}" for x in off[:8, 0]) + (", ..." if batch > 8 else "")
-            found = list(evidence.fit("rotary", f"rotary positions of the queries off by {listed} in the items", late(call, off)))
+            found = list(
+                evidence.fit(
+                    "rotary", f"rotary positions of the queries off by {listed} in the items", late(call, off)
+                )
+            )
         if found:
             yield from found
             return

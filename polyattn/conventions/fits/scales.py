@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 
 from polyattn.conventions.call import Call
-from polyattn.conventions.fits.evidence import Evidence, Fit
+from polyattn.conventions.fits.evidence import Evidence
 from polyattn.conventions.fits.numbers import Numbers, figure, pick, polish, solve
-from polyattn.conventions.fits.readings import LENGTHS, factor_readings, scale_readings, stated_scale, width_readings
+from polyattn.conventions.fits.probe import Fit
+from polyattn.conventions.fits.readings import (
+    LENGTHS,
+    factor_readings,
+    scale_readings,
+    stated_scale,
+    width_readings,
+)
 from polyattn.truth.spec import Floats
 
 __all__ = ["scales"]
@@ -25,7 +32,9 @@ def scales(evidence: Evidence) -> Iterator[Fit]:
     call, probe = evidence.call, evidence.probe
     if evidence.settings.scale != "as stated" or call.temperature is not None:
         return
-    one = solve(lambda x: probe.residual(replace(probe.call, scale=probe.call.scale * x[0])).reshape(1, -1), GRID)
+    one = solve(
+        lambda x: probe.residual(replace(probe.call, scale=probe.call.scale * x[0])).reshape(1, -1), GRID
+    )
     if one.found[0]:
         found = list(_one(evidence, float(one.values[0])))
         yield from found or (*_by(evidence, 1), *_by(evidence, 0))
@@ -76,7 +85,9 @@ def _by(evidence: Evidence, axis: int) -> Iterator[Fit]:
 
     def residual(x: Floats) -> Floats:
         shape = (n, 1, 1, 1) if axis == 0 else (1, n, 1, 1)
-        return np.moveaxis(probe.residual(replace(probe.call, temperature=x.reshape(shape))), axis, 0).reshape(n, -1)
+        return np.moveaxis(
+            probe.residual(replace(probe.call, temperature=x.reshape(shape))), axis, 0
+        ).reshape(n, -1)
 
     found = solve(residual, GRID, n)
     if not found.found.all():
@@ -90,11 +101,17 @@ def _by(evidence: Evidence, axis: int) -> Iterator[Fit]:
     if axis == 0:
         for words, exact in _by_length(evidence):
             if (np.abs(exact.ravel() - x) <= found.doubts).all():
-                fit = list(evidence.fit("scale", f"scale of every item x {listed}: {words}", replace(call, temperature=exact)))
+                fit = list(
+                    evidence.fit(
+                        "scale", f"scale of every item x {listed}: {words}", replace(call, temperature=exact)
+                    )
+                )
                 if fit:
                     yield from fit
                     return
-    yield from evidence.fit("scale", f"scale of every {which} x {listed}", replace(call, temperature=x.reshape(shape)), numbers=n)
+    yield from evidence.fit(
+        "scale", f"scale of every {which} x {listed}", replace(call, temperature=x.reshape(shape)), numbers=n
+    )
 
 
 def _by_length(evidence: Evidence) -> Iterator[tuple[str, Floats]]:
@@ -135,7 +152,9 @@ def _by_row(evidence: Evidence) -> Iterator[Fit]:
             return
 
 
-def _formulas(evidence: Evidence, found: Numbers, rows: Floats, known: Floats) -> Iterator[tuple[str, Floats]]:
+def _formulas(
+    evidence: Evidence, found: Numbers, rows: Floats, known: Floats
+) -> Iterator[tuple[str, Floats]]:
     """Factors of all rows, by a formula that gives those that were found: c g(n), or 1 + c ln(1 + floor(n / F))."""
     call = evidence.call
     n = np.maximum(np.arange(call.shape[2]) + call.offset + 1.0, 1.0)  # position, counted from 1
@@ -156,10 +175,17 @@ def _formulas(evidence: Evidence, found: Numbers, rows: Floats, known: Floats) -
         for least, said in ((0.0, ""), (1.0, "max(1, ")):
             if agree(np.maximum(np.log(here) / math.log(T), least)):
                 close = ")" if least else ""
-                yield f"scale of row n x {said}ln n / ln {T}{close}: grows with the logarithm of the position", np.maximum(
-                    np.log(n) / math.log(T), least
+                yield (
+                    f"scale of row n x {said}ln n / ln {T}{close}: grows with the logarithm of the position",
+                    np.maximum(np.log(n) / math.log(T), least),
                 )
-    powers = {"ln n": np.log, "sqrt(n)": np.sqrt, "n": lambda n: n, "1/sqrt(n)": lambda n: n**-0.5, "1/n": lambda n: 1 / n}
+    powers: dict[str, Callable[[Floats], Floats]] = {
+        "ln n": np.log,
+        "sqrt(n)": np.sqrt,
+        "n": lambda n: n,
+        "1/sqrt(n)": lambda n: n**-0.5,
+        "1/n": lambda n: 1 / n,
+    }
     for said, g in powers.items():
         if (fitted := constant(g(here))) is not None and agree(fitted[0] * g(here)):
             c, width = fitted

@@ -32,13 +32,17 @@ def turned(call: Call, settings: Settings, rows: Floats) -> Call:
 def _turn(rotary: Rotary, x: Floats, positions: Floats) -> Floats:
     width = x.shape[-1] if rotary.width is None else rotary.width
     if width % 2 or width > x.shape[-1]:
-        raise ValueError(f"polyattn.conventions.fits: expected an even width up to {x.shape[-1]}, got {width}; turn less")
+        raise ValueError(
+            f"polyattn.conventions.fits: expected an even width up to {x.shape[-1]}, got {width}; turn less"
+        )
     angle = positions[..., None] * np.array(rotary.frequencies(width))
     angle = angle[:, None] if angle.ndim > 2 else angle
     m = 1.0 if rotary.scaling is None else rotary.scaling.amplitude
     cos, sin = m * np.cos(angle), m * np.sin(angle)
     half = width // 2
-    first, second = (slice(0, width, 2), slice(1, width, 2)) if rotary.interleaved else (slice(half), slice(half, width))
+    first, second = (
+        (slice(0, width, 2), slice(1, width, 2)) if rotary.interleaved else (slice(half), slice(half, width))
+    )
     a, b = x[..., first], x[..., second]
     out = x.copy()
     out[..., first], out[..., second] = a * cos - b * sin, a * sin + b * cos

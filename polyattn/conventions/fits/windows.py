@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from polyattn.conventions.call import Call
-from polyattn.conventions.fits.evidence import Evidence, Fit
+from polyattn.conventions.fits.evidence import Evidence
+from polyattn.conventions.fits.probe import Fit
 from polyattn.conventions.fits.ranges import Ranges, Span, free, masks_as_stated, stated_ranges
 from polyattn.truth.spec import Floats
 
@@ -78,7 +79,13 @@ def _ends(call: Call) -> Iterator[_Family]:
     def said(number: Floats) -> str:
         n = int(number)
         if call.is_causal:
-            sees = f"a token sees {n} later ones" if n > 0 else f"a token does not see itself and {-n - 1} before it" if n < -1 else "a token does not see itself"
+            sees = (
+                f"a token sees {n} later ones"
+                if n > 0
+                else f"a token does not see itself and {-n - 1} before it"
+                if n < -1
+                else "a token does not see itself"
+            )
             corner = f", aligned {corners[n]}" if n in corners else ""
             return f"causal mask shifted by {n:+d}{corner}: {sees}"
         if n == 0 or n in corners:
@@ -86,7 +93,11 @@ def _ends(call: Call) -> Iterator[_Family]:
             return f"causal mask, which nobody asked for{corner}"
         stated = call.window and call.window[1]
         instead = "nobody asked for a bound" if stated is None else f"instead of {stated}"
-        return f"window of {n} keys after a token, {instead}" if n > 0 else f"causal mask, which nobody asked for, shifted by {n:+d}"
+        return (
+            f"window of {n} keys after a token, {instead}"
+            if n > 0
+            else f"causal mask, which nobody asked for, shifted by {n:+d}"
+        )
 
     def taken(number: Floats) -> Call:
         n = int(number)
@@ -111,14 +122,20 @@ def _sides(call: Call) -> Iterator[_Family]:
         stated = "which nobody asked for" if left is None else f"instead of {left}"
         return f"window of {n} keys before a token, {stated}"
 
-    yield _Family("window", _from_0(call), span_left, said_left, lambda n: replace(call, window=(int(n), right)))
+    yield _Family(
+        "window", _from_0(call), span_left, said_left, lambda n: replace(call, window=(int(n), right))
+    )
 
     def span_both(at: int, n: Floats) -> tuple[Floats, Floats, int]:
         return at - n, at + n + 1, 0
 
     def asked() -> str:
         end = "causal" if call.is_causal else f"{'any number' if right is None else right} after"
-        return f"which nobody asked for; {end}" if call.window is None else f"instead of {'any number' if left is None else left} before, {end}"
+        return (
+            f"which nobody asked for; {end}"
+            if call.window is None
+            else f"instead of {'any number' if left is None else left} before, {end}"
+        )
 
     yield _Family(
         "window",
@@ -136,9 +153,17 @@ def _sides(call: Call) -> Iterator[_Family]:
         def seen_first(n: Floats) -> Call:
             at, key = _places(call)
             inside = (key >= at - left) | (key < n)
-            return replace(call, window=None if right is None else (None, right), mask=_mask(call, inside[None, None]))
+            return replace(
+                call, window=None if right is None else (None, right), mask=_mask(call, inside[None, None])
+            )
 
-        yield _Family("window", np.arange(1, FIRSTS), span_first, lambda n: f"the first {n} keys seen besides the window", seen_first)
+        yield _Family(
+            "window",
+            np.arange(1, FIRSTS),
+            span_first,
+            lambda n: f"the first {n} keys seen besides the window",
+            seen_first,
+        )
     if call.shape[3] <= WIDEST:
         n = np.arange(call.shape[3])
         pairs = np.stack([x.ravel() for x in np.meshgrid(n, n, indexing="ij")], -1)
