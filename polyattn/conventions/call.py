@@ -39,6 +39,14 @@ class Call:
     sinks: Floats | None = None  # (Hq,)
     rotary: Rotary | None = None  # still to be applied to q and k
     embed_dim: int = 0  # width of the model
+    # What nobody can ask for, and an implementation may do nevertheless; None is as asked.
+    temperature: Floats | None = (
+        None  # what the product of query and key is multiplied by, as (B|1, Hq|1, L|1, 1)
+    )
+    fill: float | None = None  # what hidden scores hold, in place of -inf
+    positions: tuple[Floats, Floats] | None = None  # of queries and keys for rotary, (B|1, L) and (B|1, S)
+    added: Floats | None = None  # to the output, broadcasting to it
+    order: Floats | None = None  # (L,): the query row whose answer stands in each row
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -64,6 +64,9 @@ class Answers:
     """
 
     def __init__(self, call: Call, rows: Floats | None = None) -> None:
+        if call.order is not None:
+            rows = call.order if rows is None else call.order[rows]
+            call = replace(call, order=None)
         self.call, self.rows = call, rows
         self._poisoned = not all(np.isfinite(x).all() for x in (call.q, call.k, call.v))
         self._v_size = np.abs(call.v)
@@ -136,6 +139,9 @@ def _averaged(
         condition, mass = sizes[:, :, :rows_of], sizes[:, :, rows_of:]
         if np.ndim(made.v_else):
             condition = condition + in_groups(np.abs(w), np.asarray(made.v_else)[:, :, kept])
+        if call.added is not None:
+            added = at_rows(call.added, rows)
+            out, condition = out + added, condition + np.abs(added)
         return Answer(out, condition, (np.abs(out) + mass) / 2, w, v)
 
 

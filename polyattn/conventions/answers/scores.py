@@ -57,7 +57,11 @@ def scored(call: Call, settings: Settings, made: Products, rows: Floats) -> Scor
         product = product + bias
     if settings.shift == "before the scale" and shift is not None:
         product = product + shift
-    s, size = scale * product, abs(scale) * made.size
+    size = made.size
+    if call.temperature is not None:
+        by_row = at_rows(call.temperature, rows)
+        product, size = by_row * product, np.abs(by_row) * size
+    s, size = scale * product, abs(scale) * size
     if cap is not None and settings.softcap in ("as stated", "rational", "before the scale", "tanh alone"):
         s, size = _capped(s, size, cap, settings.softcap, scale)
     if shift is not None and settings.shift == "as stated":
@@ -77,16 +81,18 @@ def scored(call: Call, settings: Settings, made: Products, rows: Floats) -> Scor
     allowed = allowed_keys(call, settings, rows)
     if found is not None and settings.mask == "after the softmax" and settings.bias != "dropped":
         s = np.where(at_rows(found, rows) == -np.inf, s.dtype.type(-np.inf), s)  # that hides before it
-    return Scores(_hidden(s, allowed, settings, cap, made.poisoned), size, s, allowed)
+    return Scores(_hidden(s, allowed, settings, call, made.poisoned), size, s, allowed)
 
 
-def _hidden(s: Floats, allowed: Floats, settings: Settings, cap: float | None, poisoned: bool) -> Floats:
+def _hidden(s: Floats, allowed: Floats, settings: Settings, call: Call, poisoned: bool) -> Floats:
     fill = {"-inf": -np.inf, "0": 0.0, "-1e4": -1e4}.get(settings.hidden, -np.inf)
+    fill = fill if call.fill is None else call.fill
+    cap = call.softcap
     if settings.mask != "after the softmax" and not allowed.all():
         fills = np.where(np.isfinite(s), fill, np.nan) if poisoned else s.dtype.type(fill)
         s = np.where(allowed, s, fills)
     if cap is not None and settings.softcap == "after the mask":
-        least = -cap if settings.hidden == "-inf" else cap * math.tanh(fill / cap)
+        least = -cap if fill == -np.inf else cap * math.tanh(fill / cap)
         s = np.where(allowed, cap * np.tanh(s / cap), s.dtype.type(least))
     return s
 

@@ -64,8 +64,9 @@ def turned(
         return _by_heads(rotary, q), _by_heads(rotary, k), v
     shift = {"queries one late": 1, "queries from 0": -call.offset}.get(choice, 0)
     times = {"other direction": -1, "twice": 2}.get(choice, 1)
-    at_q = times * (np.arange(call.q.shape[2]) + call.offset + shift)[rows]
-    at_k = times * np.arange(call.k.shape[2])
+    places = np.arange(call.q.shape[2]) + call.offset, np.arange(call.k.shape[2])
+    of_q, of_k = places if call.positions is None else call.positions
+    at_q, at_k = times * (of_q + shift)[..., rows], times * of_k
     return (
         q if choice == "keys alone" else _rotated(rotary, q, at_q),
         k if choice == "queries alone" else _rotated(rotary, k, at_k),

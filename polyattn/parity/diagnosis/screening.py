@@ -164,4 +164,7 @@ def _cut(call: Call, items: Floats) -> Call:
     arrays = {f.name: getattr(call, f.name) for f in fields(call)}
     offsets = None if call.offsets is None else tuple(call.offsets[i] for i in items)
     parts = {name: cut(x) for name, x in arrays.items() if isinstance(x, np.ndarray)}
+    if call.positions is not None:
+        q_at, k_at = (x[items] if x.ndim == 2 and x.shape[0] == batch else x for x in call.positions)
+        return replace(call, **parts, offsets=offsets, positions=(q_at, k_at))
     return replace(call, **parts, offsets=offsets)
