@@ -11,7 +11,7 @@ from polyattn.conventions.call import Call
 from polyattn.conventions.settings import Settings
 from polyattn.conventions.visible import allowed_keys
 
-__all__ = ["QUESTIONS", "USUAL", "Convention", "Question", "WrittenCall"]
+__all__ = ["QUESTIONS", "READING", "USUAL", "Convention", "Question", "WrittenCall"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class Convention:
     says: str
     settings: Changes | Callable[[WrittenCall], Changes] = field(default_factory=dict)
     refuses: bool = False  # a call that raises the question is an error
+    unmasked: bool = False  # ... only if it has no mask
+
+    def refused(self, case: WrittenCall) -> bool:
+        """Whether a call that raises the question is an error."""
+        return self.refuses and not (self.unmasked and case.call.mask is not None)
 
     def changes(self, case: WrittenCall) -> Changes:
         return self.settings(case) if callable(self.settings) else self.settings
@@ -42,14 +47,15 @@ class Convention:
 
 @dataclass(frozen=True)
 class Question:
-    """`asks` is a row of the table; `raised` tells whether a call depends on the answer.
+    """`asks` is a row of the table; `raised` tells whether a call depends on the answer, where a library reads it with
+    these settings (`READING`).
 
     The first choice is the commonest.
     """
 
     asks: str
     choices: Mapping[str, Convention]
-    raised: Callable[[WrittenCall], bool]
+    raised: Callable[[WrittenCall, Settings], bool]
 
 
 def _width(call: Call) -> tuple[int, int]:
@@ -60,13 +66,18 @@ def _grouped(call: Call) -> bool:
     return bool(call.q.shape[1] != call.k.shape[1])
 
 
-def _empty(call: Call) -> bool:
-    """Whether masks leave some row with nothing, without -inf in the bias, however causality is aligned."""
-    bare, rows = replace(call, bias=None), np.arange(call.q.shape[2])
-    return any(
-        bool((~allowed_keys(bare, Settings(causal=causal), rows).any(-1)).any())
-        for causal in ("as stated", "top-left", "bottom-right")
-    )
+def _empty(by_bias: bool) -> Callable[[WrittenCall, Settings], bool]:
+    """Whether some row sees nothing, as the library reads its mask: by -inf in the bias alone, or otherwise."""
+
+    def raised(case: WrittenCall, reading: Settings) -> bool:
+        call, rows = case.call, np.arange(case.call.q.shape[2])
+        if not call.k.shape[2]:
+            return False
+        empty = ~allowed_keys(call, reading, rows).any(-1)
+        hidden = ~allowed_keys(replace(call, bias=None), reading, rows).all(-1)
+        return bool((empty & (hidden != by_bias)).any())
+
+    return raised
 
 
 def _poison(call: Call) -> bool:
@@ -95,7 +106,7 @@ QUESTIONS: Mapping[str, Question] = {
             "B(L HD)": Convention("(L, H D) of one item, heads side by side", refuses=True),
             "THD": Convention("(T, H, D), sequences one behind the other", refuses=True),
         },
-        lambda case: True,
+        lambda case, reading: True,
     ),
     "bool mask": Question(
         "True in a bool mask",
@@ -104,7 +115,7 @@ QUESTIONS: Mapping[str, Question] = {
             "ignore": Convention("is ignored", {"polarity": "ignore"}),
             "refused": Convention("error: no bool mask", refuses=True),
         },
-        lambda case: case.call.mask is not None and not case.numbers,
+        lambda case, reading: case.call.mask is not None and not case.numbers,
     ),
     "float mask": Question(
         "0.0 and 1.0 in the mask's place",
@@ -113,7 +124,7 @@ QUESTIONS: Mapping[str, Question] = {
             "as bool": Convention("cast to bool"),
             "refused": Convention("error", refuses=True),
         },
-        lambda case: case.call.mask is not None and case.numbers,
+        lambda case, reading: case.call.mask is not None and case.numbers,
     ),
     "empty row": Question(
         "a row that a mask leaves with no key",
@@ -124,7 +135,7 @@ QUESTIONS: Mapping[str, Question] = {
             "0, causal mean": Convention("0; mean of all values where causality does it"),
             "unknown": UNKNOWN,
         },
-        lambda case: _empty(case.call),
+        _empty(by_bias=False),
     ),
     "empty bias row": Question(
         "a row that -inf in the bias leaves with no key",
@@ -135,7 +146,7 @@ QUESTIONS: Mapping[str, Question] = {
             "no bias": Convention("no bias"),
             "unknown": UNKNOWN,
         },
-        lambda case: case.call.bias is not None and bool((case.call.bias == -np.inf).all(-1).any()),
+        _empty(by_bias=True),
     ),
     "bias": Question(
         "values added to the scores",
@@ -145,7 +156,7 @@ QUESTIONS: Mapping[str, Question] = {
             "score_mod": Convention("by a score_mod"),
             "none": NONE,
         },
-        lambda case: case.call.bias is not None or case.call.shift is not None,
+        lambda case, reading: case.call.bias is not None or case.call.shift is not None,
     ),
     "causal": Question(
         "causal with L != S",
@@ -161,10 +172,10 @@ QUESTIONS: Mapping[str, Question] = {
             "in the window": Convention(
                 "no flag: a window of (-1, 0); last query with last key", {"causal": "bottom-right"}
             ),
-            "hint": Convention("a hint: error without a mask that says it", refuses=True),
+            "hint": Convention("a hint: error without a mask that says it", refuses=True, unmasked=True),
             "in the mask": Convention("no flag: as the mask says"),
         },
-        lambda case: case.call.is_causal,
+        lambda case, reading: case.call.is_causal,
     ),
     "mask and causal": Question(
         "a mask and the causal flag together",
@@ -175,7 +186,7 @@ QUESTIONS: Mapping[str, Question] = {
             "no flag": Convention("no flag"),
             "no mask": Convention("no mask"),
         },
-        lambda case: case.call.is_causal and case.call.mask is not None,
+        lambda case, reading: case.call.is_causal and case.call.mask is not None,
     ),
     "window": Question(
         "a window of W",
@@ -190,7 +201,7 @@ QUESTIONS: Mapping[str, Question] = {
             "with itself": Convention("W keys, itself counted", {"window": "one key less"}),
             "ignored": Convention("argument taken and ignored: must be in the mask", {"window": "dropped"}),
         },
-        lambda case: case.call.window is not None,
+        lambda case, reading: case.call.window is not None,
     ),
     "scale": Question(
         "scale",
@@ -198,7 +209,7 @@ QUESTIONS: Mapping[str, Question] = {
             "given": Convention("argument, 1/sqrt(D) by default"),
             "fixed": Convention("1/sqrt(D), no argument", {"scale": "1/sqrt(D)"}),
         },
-        lambda case: case.call.scale != 1.0 / max(case.call.q.shape[3], 1) ** 0.5,
+        lambda case, reading: case.call.scale != 1.0 / max(case.call.q.shape[3], 1) ** 0.5,
     ),
     "grouped heads": Question(
         "query head h of G per kv head reads kv head",
@@ -209,7 +220,7 @@ QUESTIONS: Mapping[str, Question] = {
             "h % Hkv": Convention("h % Hkv", {"heads": "tiled"}),
             "none": Convention("error: as many kv heads as query heads", refuses=True),
         },
-        lambda case: _grouped(case.call),
+        lambda case, reading: _grouped(case.call),
     ),
     "value width": Question(
         "values of another width than the keys",
@@ -218,7 +229,7 @@ QUESTIONS: Mapping[str, Question] = {
             "same": Convention("error", refuses=True),
             "some": Convention("some pairs of widths"),
         },
-        lambda case: _width(case.call)[0] != _width(case.call)[1],
+        lambda case, reading: _width(case.call)[0] != _width(case.call)[1],
     ),
     "softcap": Question(
         "soft cap",
@@ -228,7 +239,7 @@ QUESTIONS: Mapping[str, Question] = {
             "after the bias": Convention("cap tanh(s / cap), after the bias", {"softcap": "after the bias"}),
             "score_mod": Convention("by a score_mod, before the mask"),
         },
-        lambda case: case.call.softcap is not None,
+        lambda case, reading: case.call.softcap is not None,
     ),
     "sinks": Question(
         "sinks in the denominator",
@@ -238,7 +249,7 @@ QUESTIONS: Mapping[str, Question] = {
             "zero": Convention("one of logit 0, with add_zero_...", refuses=True),
             "ignored": Convention("argument taken and ignored", {"sinks": "dropped"}),
         },
-        lambda case: case.call.sinks is not None,
+        lambda case, reading: case.call.sinks is not None,
     ),
     "lse": Question(
         "log of the sum of exp(score)",
@@ -248,7 +259,7 @@ QUESTIONS: Mapping[str, Question] = {
             "natural, no gradient": Convention("natural log, float32, no gradient"),
             "natural, low": Convention("natural log, dtype of query, gradient 0"),
         },
-        lambda case: case.lse,
+        lambda case, reading: case.lse,
     ),
     "poison": Question(
         "NaN or Inf in a key and its value that nobody sees",
@@ -258,7 +269,7 @@ QUESTIONS: Mapping[str, Question] = {
             "values leak": Convention("the value leaks (0 NaN)", {"poison": "leaks from values"}),
             "unknown": UNKNOWN,
         },
-        lambda case: _poison(case.call),
+        lambda case, reading: _poison(case.call),
     ),
     "float64": Question(
         "float64 input",
@@ -268,7 +279,7 @@ QUESTIONS: Mapping[str, Question] = {
             "refused": Convention("error: 16 bit only", refuses=True),
             "unknown": UNKNOWN,
         },
-        lambda case: case.dtype == "float64",
+        lambda case, reading: case.dtype == "float64",
     ),
     "no keys": Question(
         "S = 0",
@@ -277,9 +288,12 @@ QUESTIONS: Mapping[str, Question] = {
             "refused": Convention("error", refuses=True),
             "unknown": UNKNOWN,
         },
-        lambda case: case.call.k.shape[2] == 0,
+        lambda case, reading: case.call.k.shape[2] == 0,
     ),
 }
+
+#: The answers to these decide how a library reads a call: which keys a row sees there.
+READING = ("bool mask", "float mask", "causal", "mask and causal", "window")
 
 #: The choices that most libraries make.
 USUAL: dict[str, str] = {name: next(iter(question.choices)) for name, question in QUESTIONS.items()}
