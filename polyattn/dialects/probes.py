@@ -39,6 +39,8 @@ ABSENT = {
     ("lse", "none"): ("lse", "aux"),
     ("bias", "none"): ("bias", "score_mod"),
     ("empty bias row", "no bias"): ("bias", "score_mod"),
+    ("bool mask", "refused"): ("mask",),
+    ("float mask", "refused"): ("mask",),
 }
 
 
@@ -86,11 +88,11 @@ def calls(d: Record, question: str) -> Iterator[WrittenCall]:
         return rng.normal(size=shape).astype(np.float32).astype(np.float64)
 
     def call(
-        rows: int = 3, keys: int = 3, heads: int = 2, kv_heads: int = 2, width: int = 4, **more: Any
+        rows: int = 3, keys: int = 3, heads: int = 2, kv_heads: int = 2, width: int = 16, **more: Any
     ) -> Call:
-        k = numbers(1, kv_heads, keys, 4)
-        more = {"scale": 0.5, "embed_dim": 8} | more
-        return Call(numbers(1, heads, rows, 4), k, numbers(1, kv_heads, keys, width), **more)
+        k = numbers(1, kv_heads, keys, 16)  # some kernels take no narrower ones
+        more = {"scale": 0.25, "embed_dim": 32} | more
+        return Call(numbers(1, heads, rows, 16), k, numbers(1, kv_heads, keys, width), **more)
 
     some = np.array([[[[1, 1, 0], [0, 1, 1], [1, 0, 1]]]], bool)
     gap = some.copy()
@@ -120,7 +122,9 @@ def calls(d: Record, question: str) -> Iterator[WrittenCall]:
         "bias": {"bias": bias},
         "empty bias row": {"bias": hollow},
         "mask and causal": {"mask": some | (np.arange(3) == 0), "is_causal": True},
-        "window": {"rows": 4, "keys": 6, "window": (1, 1), "offset": 1},
+        "window": {"rows": 4, "keys": 6, "window": (1, 1), "offset": 1}
+        if not d.chose("window", "with itself")
+        else {"rows": 4, "keys": 6, "window": (2, None), "is_causal": True, "offset": 2},
         "scale": {"scale": 0.3},
         "grouped heads": {"heads": 4},
         "value width": {"width": 3},
@@ -145,6 +149,10 @@ def plainly(d: Record, library: Library, case: WrittenCall, turned: bool = True)
         mask = ~mask
     if bias is not None and d.chose("bias", "mask"):
         mask, bias = bias, None
+    if (
+        mask is not None and d.of("bias") is not None and d.of("mask") is None
+    ):  # what hides is -inf in the bias
+        mask, bias = None, np.where(mask, 0.0 if bias is None else bias, -np.inf)
     cap = call.softcap
     return Words(
         array(call.q),

@@ -88,6 +88,15 @@ def _laid_out(layout: str) -> Callable[[WrittenCall], Changes]:
     return lambda case: {} if case.layout == layout else {"layout": "attends over heads"}
 
 
+def _nan_unless_causal(field: str) -> Callable[[WrittenCall], Changes]:
+    """Of a library whose kernels differ."""
+
+    def changes(case: WrittenCall) -> Changes:
+        return {field: "zero" if case.call.is_causal and case.call.softcap is None else "NaN"}
+
+    return changes
+
+
 def _first_rows_unless_alone(case: WrittenCall) -> Changes:
     return {"causal": "dropped" if case.call.q.shape[2] == 1 else "top-left"}
 
@@ -104,6 +113,9 @@ QUESTIONS: Mapping[str, Question] = {
             "BLHD": Convention("(B, L, H, D)", _laid_out("BLHD")),
             "LB(HD)": Convention("(L, B, H D), heads side by side", refuses=True),
             "B(L HD)": Convention("(L, H D) of one item, heads side by side", refuses=True),
+            "BL(HD)": Convention("(B, L, H D), heads side by side", refuses=True),
+            "LBHD": Convention("(L, B, H, D)", refuses=True),
+            "LHD": Convention("(L, H, D) of one item", refuses=True),
             "THD": Convention("(T, H, D), sequences one behind the other", refuses=True),
         },
         lambda case, reading: True,
@@ -133,6 +145,9 @@ QUESTIONS: Mapping[str, Question] = {
             "mean": Convention("mean of all values", {"empty_rows": "mean of all values"}),
             "NaN": Convention("NaN", {"empty_rows": "NaN"}),
             "0, causal mean": Convention("0; mean of all values where causality does it"),
+            "0 if causal": Convention(
+                "0 if causal and not capped, else NaN", _nan_unless_causal("empty_rows")
+            ),
             "unknown": UNKNOWN,
         },
         _empty(by_bias=False),
@@ -143,6 +158,9 @@ QUESTIONS: Mapping[str, Question] = {
             "0": Convention("0", {"bias_rows": "zero"}),
             "NaN": Convention("NaN", {"bias_rows": "NaN"}),
             "mean": Convention("mean of all values", {"bias_rows": "mean of all values"}),
+            "0 if causal": Convention(
+                "0 if causal and not capped, else NaN", _nan_unless_causal("bias_rows")
+            ),
             "no bias": Convention("no bias"),
             "unknown": UNKNOWN,
         },
@@ -172,6 +190,13 @@ QUESTIONS: Mapping[str, Question] = {
             "in the window": Convention(
                 "no flag: a window of (-1, 0); last query with last key", {"causal": "bottom-right"}
             ),
+            "word": Convention(
+                "the word 'causal' in the mask's place; last query with last key", {"causal": "bottom-right"}
+            ),
+            "words": Convention(
+                "'causal': first query with first key; 'causal_bottom_right': last with last",
+                {"causal": "top-left"},
+            ),
             "hint": Convention("a hint: error without a mask that says it", refuses=True, unmasked=True),
             "in the mask": Convention("no flag: as the mask says"),
         },
@@ -185,6 +210,8 @@ QUESTIONS: Mapping[str, Question] = {
             "mask": Convention("the mask alone", {"causal": "dropped"}),
             "no flag": Convention("no flag"),
             "no mask": Convention("no mask"),
+            "flag": Convention("the flag alone", {"mask": "dropped"}),
+            "one place": Convention("error: one place for both", refuses=True),
         },
         lambda case, reading: case.call.is_causal and case.call.mask is not None,
     ),
@@ -207,6 +234,7 @@ QUESTIONS: Mapping[str, Question] = {
         "scale",
         {
             "given": Convention("argument, 1/sqrt(D) by default"),
+            "required": Convention("argument, no default"),
             "fixed": Convention("1/sqrt(D), no argument", {"scale": "1/sqrt(D)"}),
         },
         lambda case, reading: case.call.scale != 1.0 / max(case.call.q.shape[3], 1) ** 0.5,
@@ -247,6 +275,7 @@ QUESTIONS: Mapping[str, Question] = {
             "none": NONE,
             "given": Convention("argument, a logit per head"),
             "zero": Convention("one of logit 0, with add_zero_...", refuses=True),
+            "parameter": Convention("a logit per head, parameter of the module", refuses=True),
             "ignored": Convention("argument taken and ignored", {"sinks": "dropped"}),
         },
         lambda case, reading: case.call.sinks is not None,
@@ -258,6 +287,7 @@ QUESTIONS: Mapping[str, Question] = {
             "natural": Convention("natural log, float32, differentiable"),
             "natural, no gradient": Convention("natural log, float32, no gradient"),
             "natural, low": Convention("natural log, dtype of query, gradient 0"),
+            "base 2": Convention("base-2 log, float32, no gradient"),
         },
         lambda case, reading: case.lse,
     ),
@@ -277,6 +307,7 @@ QUESTIONS: Mapping[str, Question] = {
             "float64": Convention("float64 throughout"),
             "float32": Convention("softmax in float32", {"precision": "float32 weights"}),
             "refused": Convention("error: 16 bit only", refuses=True),
+            "no float64": Convention("error", refuses=True),
             "unknown": UNKNOWN,
         },
         lambda case, reading: case.dtype == "float64",

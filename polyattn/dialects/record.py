@@ -81,6 +81,7 @@ class Record:
     returns: str = "out"  # the parts of what comes back: out, weights, lse, None
     with_lse: str = "out, lse"  # those of a call that asks for lse
     with_aux: str = "out, aux"  # those of a call with return_aux; empty if it counts for the lse in it alone
+    caches: bool = False  # keys beyond the queries must come as past_key and past_value
     mask_axes: tuple[str, ...] = ()  # of masks that do not just broadcast to BHLS; "(BH)" is one axis of both
     notes: tuple[str, ...] = ()
 
@@ -118,6 +119,8 @@ class Record:
 
     def has(self, way: Way) -> bool:
         """Whether it has one way to say something: a parameter with a role, or one of the answers to a question."""
+        if way == "causal" and self.chose("causal", "word", "words"):
+            return True
         return self.of(way) is not None if isinstance(way, str) else self.chose(*way)
 
     @cached_property
@@ -128,7 +131,9 @@ class Record:
     @property
     def aligns_last(self) -> bool:
         """Whether positions are counted so that the last query stands at the last key."""
-        return self.chose("causal", "last rows") or self.chose("window", "neighbours, last rows")
+        return self.chose("causal", "last rows", "word", "words") or self.chose(
+            "window", "neighbours, last rows"
+        )
 
     def who(self, method: str) -> str:
         """One of its methods, as the user called it."""

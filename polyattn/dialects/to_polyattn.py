@@ -69,6 +69,7 @@ class _Translation(ForeignCall):
         ):
             if self.has(role):
                 self.hides.append(make(self.given[role]))
+        self.last_keys()
         self.functions()
         for role in ("scale", "sinks"):
             if self.has(role):
@@ -94,13 +95,14 @@ class _Translation(ForeignCall):
         layout, xp = self.d.answers["layout"].choice, self.backend.xp
         q, k, v = (self.given[role] for role in ("query", "key", "value"))
         self.rank, heads = q.ndim, self.given.get("heads")
-        packed = layout in ("LB(HD)", "B(L HD)") or (heads is not None and q.ndim == 3)
+        packed = layout in ("LB(HD)", "B(L HD)", "BL(HD)") or (heads is not None and q.ndim == 3)
         if layout == "LB(HD)" and self.flag("batch_first") and q.ndim == 3:
             layout = "B(L HD)"
         if packed and layout == "BHLD":  # ONNX with heads side by side
             layout = "BL(HD)"
         self.layout = layout
-        ranks = (2, 3) if packed else {"BLHD": (3, 4), "THD": (3,)}.get(layout, (2, 3, 4))
+        of_rank = {"BLHD": (3, 4), "THD": (3,), "LHD": (3,), "BL(HD)": (3,), "LBHD": (4,)}
+        ranks = of_rank.get(layout, (2, 3) if packed else (2, 3, 4))
         if any(x.ndim != q.ndim or x.ndim not in ranks for x in (q, k, v)):
             raise self.wrong(
                 "query",
@@ -165,6 +167,8 @@ class _Translation(ForeignCall):
                     "nonpad", "without past_key", "both", "a cache is inside or outside: leave one out"
                 )
             offset = self.backend.astype(self.given["nonpad"], self.backend.xp.int32) - length
+        if "mask_word" in self.given:
+            return self.worded(length)
         if "causal" in self.given and self.given["causal"] is None:  # Hugging Face: the module decides
             self.given["causal"] = getattr(self.given["module"], "is_causal", True)
         causal = self.flag("causal")
@@ -182,12 +186,30 @@ class _Translation(ForeignCall):
             causal = False  # it sees every key
         return causal, offset
 
+    def worded(self, length: int) -> tuple[bool, Any]:
+        """The same, said by a word beside the mask; what the word does not ask for is not looked at."""
+        word, kind = self.given["mask_word"], self.given.get("bias_word")
+        if word not in ("no_mask", "arbitrary", "causal", "causal_bottom_right"):
+            known = "to be 'no_mask', 'arbitrary', 'causal' or 'causal_bottom_right'"
+            raise self.wrong("mask_word", known, repr(word), "say padding by an arbitrary mask")
+        if kind not in (None, "no_bias", "post_scale_bias"):
+            advice = "add the bias after the scale"
+            raise self.wrong("bias_word", "to be 'no_bias' or 'post_scale_bias'", repr(kind), advice)
+        if kind == "no_bias":
+            self.given["bias"] = None
+        if word != "arbitrary":
+            self.given["mask"] = None
+        causal = word.startswith("causal") and (length > 1 or word == "causal")
+        return causal, 0 if word == "causal" else "end"
+
     def window(self) -> bool:
         window = self.given.get("window")
         if "left" in self.given:
-            window = (self.given["left"], self.given["right"])
-        if window is None:
+            window = (self.given["left"], self.given.get("right"))
+        if window is None or (self.d.chose("window", "with itself") and window == -1):
             return False
+        if self.d.chose("window", "with itself"):
+            window = (window - 1, None)
         if self.d.chose("window", "ignored"):  # made into the mask, if there is one
             if self.has("mask"):
                 return False
@@ -197,6 +219,18 @@ class _Translation(ForeignCall):
         if left is not None or right is not None:
             self.hides.append(masks.window(left, right))
         return not (left is None and right is None)
+
+    def last_keys(self) -> None:
+        """How many keys each item has, said by the last of them."""
+        if not self.has("last_key"):
+            return
+        last, total = self.given["last_key"], self.scores[3]
+        if readable(last) and all(int(n) == total - 1 for n in self.backend.to_list(last)):
+            return
+        if self.past:
+            advice = "a cache of which items fill parts is not understood here: call it item by item"
+            raise self.wrong("last_key", f"= {total - 1}, the last key of all", last, advice)
+        self.hides.append(masks.key_lengths(last + 1))
 
     def mask(self, role: str) -> None:
         """A mask that may be bool, or numbers that are added."""
