@@ -120,6 +120,15 @@ def _jax(function: str | Callable[..., Any]) -> Library:
     )
 
 
+def _tokamax() -> Library:
+    from absl import flags
+
+    library = _jax("tokamax.dot_product_attention")
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(sys.argv[:1])  # it would read the command line of this program
+    return library
+
+
 def _equinox() -> Library:
     import equinox
     import jax
@@ -248,7 +257,7 @@ PEERS: Mapping[str, Peer] = {
         Peer("jax.nn", "jax.nn", "jax", partial(_jax, "jax.nn.dot_product_attention")),
         Peer("flax.nnx", "flax.nnx", "flax", partial(_jax, "flax.nnx.dot_product_attention")),
         Peer("equinox", "equinox", "equinox", _equinox),
-        Peer("tokamax", "tokamax", "tokamax", partial(_jax, "tokamax.dot_product_attention")),
+        Peer("tokamax", "tokamax", "tokamax", _tokamax),
         Peer("mlx", "mlx", "mlx", _mlx),
         Peer("keras", "keras", "keras", partial(_keras, "jax")),
         Peer("keras torch", "keras", "keras", partial(_keras, "torch")),
@@ -257,7 +266,7 @@ PEERS: Mapping[str, Peer] = {
             for n in (23, 24, 25)
         ),
         Peer("onnxruntime", "onnx.23", "onnxruntime", partial(_onnx, onnx_models.onnxruntime, 23)),
-        Peer("ort gqa", "onnxruntime.gqa", "onnxruntime", partial(_onnx, onnx_models.grouped)),
+        Peer("onnxruntime.gqa", "onnxruntime.gqa", "onnxruntime", partial(_onnx, onnx_models.grouped)),
         Peer(
             "transformers",
             "transformers",

@@ -275,7 +275,7 @@ QUESTIONS: Mapping[str, Question] = {
             "none": NONE,
             "given": Convention("argument, a logit per head"),
             "zero": Convention("one of logit 0, with add_zero_...", refuses=True),
-            "parameter": Convention("a logit per head, parameter of the module", refuses=True),
+            "apart": Convention("a logit per head, not an argument of the call", refuses=True),
             "ignored": Convention("argument taken and ignored", {"sinks": "dropped"}),
         },
         lambda case, reading: case.call.sinks is not None,

@@ -54,6 +54,7 @@ DIALECTS = (
             _JAX,
             tested={
                 "float mask": "as bool",
+                "empty row": "mean",
                 "value width": "any",
                 "softcap": "after the bias",
                 "lse": "none",
