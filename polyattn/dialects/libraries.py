@@ -121,8 +121,7 @@ def _jax(function: str | Callable[..., Any]) -> Library:
 
 
 def _tokamax() -> Library:
-    from absl import flags
-
+    flags: Any = import_module("absl.flags")
     library = _jax("tokamax.dot_product_attention")
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(sys.argv[:1])  # it would read the command line of this program
@@ -211,7 +210,7 @@ def _onnx(make: Callable[..., Callable[[Mapping[str, Any]], Any]], *settings: An
 
 
 def _mlx() -> Library:
-    import mlx.core as mx
+    mx: Any = import_module("mlx.core")
 
     def call(given: Mapping[str, Any]) -> Any:
         with mx.stream(mx.cpu):  # where float64 is

@@ -152,7 +152,8 @@ def plainly(d: Record, library: Library, case: WrittenCall, turned: bool = True)
     if (
         mask is not None and d.of("bias") is not None and d.of("mask") is None
     ):  # what hides is -inf in the bias
-        mask, bias = None, np.where(mask, 0.0 if bias is None else bias, -np.inf)
+        hiding: Any = np.where(mask, 0.0 if bias is None else bias, -np.inf)
+        mask, bias = None, hiding
     cap = call.softcap
     return Words(
         array(call.q),

@@ -203,7 +203,7 @@ class _Translation(ForeignCall):
         return causal, 0 if word == "causal" else "end"
 
     def window(self) -> bool:
-        window = self.given.get("window")
+        window: Any = self.given.get("window")
         if "left" in self.given:
             window = (self.given["left"], self.given.get("right"))
         if window is None or (self.d.chose("window", "with itself") and window == -1):
