@@ -206,7 +206,7 @@ def softmax_of_an_einsum(wrong: bool) -> Asked:
 @REPORTS(
     "facebookresearch/detr#247",
     "one softmax over the keys of all heads",
-    "softmax over (the |all )?heads and",
+    "softmax over .*heads (and|together)",
 )
 def one_softmax_for_all_heads(wrong: bool) -> Asked:
     q, k, v = heads()
