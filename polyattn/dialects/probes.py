@@ -17,7 +17,8 @@ from polyattn.conventions.answers import answer
 from polyattn.conventions.call import Call
 from polyattn.conventions.settings import Settings
 from polyattn.dialects.libraries import PEERS, Library, heads_apart, library_of
-from polyattn.dialects.questions import QUESTIONS, Convention, WrittenCall
+from polyattn.dialects.question import Convention, WrittenCall
+from polyattn.dialects.questions import QUESTIONS
 from polyattn.dialects.record import Record
 from polyattn.dialects.table import DIALECTS
 from polyattn.dialects.words import Words, spell

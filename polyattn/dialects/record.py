@@ -13,7 +13,8 @@ from polyattn.arrays import Array
 from polyattn.conventions.settings import Settings
 from polyattn.dialects.capabilities import CARRIED, Way
 from polyattn.dialects.layout import unpack
-from polyattn.dialects.questions import QUESTIONS, READING, Convention, WrittenCall
+from polyattn.dialects.question import Convention, WrittenCall
+from polyattn.dialects.questions import QUESTIONS, READING
 
 __all__ = ["Claim", "ForeignParameter", "Record", "claims"]
 

@@ -14,7 +14,8 @@ from polyattn.arrays import backend_of, is_array
 from polyattn.conventions.answers import Answer, answer
 from polyattn.conventions.call import call_of
 from polyattn.conventions.settings import Settings
-from polyattn.dialects.questions import QUESTIONS, Convention, WrittenCall
+from polyattn.dialects.question import Convention, WrittenCall
+from polyattn.dialects.questions import QUESTIONS
 from polyattn.dialects.record import Record
 from polyattn.dialects.table import dialect
 from polyattn.parity.auto import parse_plan

@@ -11,7 +11,7 @@ from polyattn import masks, mods
 from polyattn.conventions.call import call_of
 from polyattn.dialects import DIALECTS, explain
 from polyattn.dialects.probes import answers_as_judged
-from polyattn.dialects.questions import WrittenCall
+from polyattn.dialects.question import WrittenCall
 
 SQUARE = np.zeros((1, 2, 3, 8), np.float32)
 
