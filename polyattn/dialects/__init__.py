@@ -9,7 +9,8 @@
 `from_polyattn` translate a call in either direction; `explain` tells which traps bite for a call.
 """
 
-from polyattn.dialects.questions import QUESTIONS, Question
+from polyattn.dialects.question import Question
+from polyattn.dialects.questions import QUESTIONS
 from polyattn.dialects.record import Claim
 from polyattn.dialects.table import DIALECTS, dialect
 from polyattn.dialects.translate import Dialect

@@ -23,7 +23,7 @@ class Carried(NamedTuple):
     instead: str = "leave it out, or call polyattn.attention"  # what to do where there is no way
 
 
-_MASK: tuple[Way, ...] = ("mask", "block_mask")
+_MASK: tuple[Way, ...] = ("mask", "block_mask", "bias")  # -inf in a bias hides as well
 _BIAS: Way = ("bias", "bias", "mask", "score_mod")  # the answers to the question of the same name
 _CAP: tuple[Way, ...] = (("softcap", "before the bias", "after the bias"), "score_mod")
 _ALWAYS: tuple[Way, ...] = ("query",)  # multiplied into the query, or part of a mask, or seen there

@@ -50,6 +50,12 @@ class ForeignCall:
             if not is_array(given[role]):
                 raise self.no_array(role, given[role])
         self.backend: Backend = backend_of(given["query"])
+        if d.chose("causal", "word") and isinstance(word := given.get("mask"), str):
+            if word != "causal":
+                raise self.wrong(
+                    "mask", "to be an array, or the word 'causal'", repr(word), "write one of these"
+                )
+            given["mask"], given["causal"] = None, True
 
     def name(self, role: str) -> str:
         parameter = self.d.of(role)

@@ -108,6 +108,8 @@ class _Adapting:
         scale = self.scale()
         mask, bias = self.places()
         own = None if own is None else self.xp.broadcast_to(self.xp.reshape(own, (-1,)), (self.heads,))
+        if window is not None and d.chose("window", "with itself"):
+            window = (window[0] + 1 if window[0] is not None else None, window[1])
         said = (self.q, self.k, self.v, causal, window, mask, bias, scale, softcap, own, self.score_mod)
         return Words(*said, ends=self.ends)
 
@@ -138,12 +140,7 @@ class _Adapting:
         start = self.keys - self.rows if d.aligns_last else 0
         here = p.places.fixed and p.places.key == 0 and p.places.query == start
         here = here or self.ends is not None  # the last row of each beside its last key, there as here
-        windowed = (
-            window is not None
-            and here
-            and d.chose("window", "neighbours", "neighbours, last rows")
-            and (d.has("window") or d.has("left"))
-        )
+        windowed = window is not None and here and self.says(window, causal)
         if window is not None and not windowed:
             rest.append(masks.window(*window))
         masked = bool(rest) or (self.bias is not None and d.chose("bias", "mask"))
@@ -153,15 +150,32 @@ class _Adapting:
             and d.has("causal")
             and not d.chose("causal", "hint")
             and not (d.chose("causal", "first rows unless alone") and self.rows == 1)
-            and not (masked and d.chose("mask and causal", "kernel", "mask"))
+            and not (masked and d.chose("mask and causal", "kernel", "mask", "flag", "one place"))
             # Rows that see nothing are said better by a mask.
             and not (d.aligns_last and self.rows > self.keys and "dense mask" in d.carries)
         )
-        if causal and not can and not (windowed and window is not None and window[1] == 0):
+        right = windowed and window is not None and window[1] == 0 and not self.left_alone
+        if causal and not can and not right:
             rest.append(masks.causal())
         for part in rest:
             self.hide(part)
         return can, window if windowed else None
+
+    @property
+    def left_alone(self) -> bool:
+        """Whether a window has a left side only."""
+        return self.d.chose("window", "with itself") or (self.d.has("left") and not self.d.has("right"))
+
+    def says(self, window: Sides, causal: bool) -> bool:
+        """Whether there are arguments for a window."""
+        d, (left, right) = self.d, window
+        if not d.chose("window", "neighbours", "neighbours, last rows", "with itself"):
+            return False
+        if self.left_alone and not (left is not None and (right is None or (right == 0 and causal))):
+            return False
+        if d.chose("window", "with itself") and not causal:
+            return False
+        return d.has("window") or d.has("left")
 
     def dense(self, mask: Mask) -> Array:
         """A mask as (B, H, L, S)."""
@@ -287,6 +301,9 @@ class _Adapting:
             return allowed, None
         if allowed is not None:
             self.demand("dense mask", f"the mask {self.p.mask} with query_offset = {self.p.places.query}")
+        if allowed is not None and not d.has("mask"):  # what hides is -inf in the bias
+            bias = self.xp.zeros_like(self.q[:1, :1, :1, :1]) if bias is None else bias
+            return None, self.xp.where(allowed, bias, -self.xp.inf)
         if bias is not None and d.chose("bias", "mask"):
             if allowed is not None:
                 bias = self.xp.where(allowed, bias, -self.xp.inf)

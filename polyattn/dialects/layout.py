@@ -15,6 +15,10 @@ def pack(layout: str, x: Array) -> Array:
         return xp.permute_dims(x, (0, 2, 1, 3))
     if layout == "LB(HD)":
         return xp.reshape(xp.permute_dims(x, (2, 0, 1, 3)), (n, b, h * d))
+    if layout == "LBHD":
+        return xp.permute_dims(x, (2, 0, 1, 3))
+    if layout == "LHD":
+        return xp.permute_dims(x[0, ...], (1, 0, 2))
     if layout in ("B(L HD)", "BL(HD)"):
         return xp.reshape(xp.permute_dims(x, (0, 2, 1, 3)), (b, n, h * d))
     if layout == "THD":
@@ -28,8 +32,10 @@ def unpack(layout: str, x: Array, heads: int) -> Array:
     In "THD" all sequences are one item.
     """
     xp = backend_of(x).xp
-    if layout == "THD":
+    if layout in ("THD", "LHD"):
         return xp.permute_dims(x, (1, 0, 2))[None, ...]
+    if layout == "LBHD":
+        return xp.permute_dims(x, (1, 2, 0, 3))
     if layout in ("BHLD", "BLHD"):
         if x.ndim < 4:
             x = xp.reshape(x, (*(1,) * (4 - x.ndim), *x.shape))

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from polyattn.dialects import onnx_models
 from polyattn.dialects.record import Record
 from polyattn.truth.spec import Floats
 
@@ -119,6 +120,14 @@ def _jax(function: str | Callable[..., Any]) -> Library:
     )
 
 
+def _tokamax() -> Library:
+    flags: Any = import_module("absl.flags")
+    library = _jax("tokamax.dot_product_attention")
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(sys.argv[:1])  # it would read the command line of this program
+    return library
+
+
 def _equinox() -> Library:
     import equinox
     import jax
@@ -193,46 +202,28 @@ def _end(process: subprocess.Popen[bytes], home: tempfile.TemporaryDirectory[str
 # ONNX
 
 
-def _model(opset: int, given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """A model of one Attention node, and its inputs."""
-    from onnx import helper
-
-    schema = ("Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen")
-    feed = {name: np.ascontiguousarray(given[name]) for name in schema if given.get(name) is not None}
-    last = max(i for i, name in enumerate(schema) if name in feed)
-    inputs = [name if name in feed else "" for name in schema[: last + 1]]
-    attributes = {
-        n: int(x) if isinstance(x, bool) else x for n, x in given.items() if n not in schema and x is not None
-    }
-    node = helper.make_node("Attention", inputs, ["out"], **attributes)
-    kinds = {name: helper.np_dtype_to_tensor_dtype(x.dtype) for name, x in feed.items()}
-    described = [helper.make_tensor_value_info(name, kinds[name], x.shape) for name, x in feed.items()]
-    out = helper.make_tensor_value_info("out", kinds["Q"], None)
-    graph = helper.make_graph([node], "attention", described, [out])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10), feed
+def _onnx(make: Callable[..., Callable[[Mapping[str, Any]], Any]], *settings: Any) -> Library:
+    return Library(make(*settings))
 
 
-def _onnx(opset: int, session: Callable[[Any], Any]) -> Library:
+# MLX
+
+
+def _mlx() -> Library:
+    mx: Any = import_module("mlx.core")
+
     def call(given: Mapping[str, Any]) -> Any:
-        model, feed = _model(opset, given)
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore")
-            return session(model).run(None, feed)[0]
+        with mx.stream(mx.cpu):  # where float64 is
+            arrays = {
+                n: mx.array(x, dtype=_mlx_dtype(mx, x)) for n, x in given.items() if hasattr(x, "dtype")
+            }
+            return np.array(mx.fast.scaled_dot_product_attention(**{**given, **arrays}))
 
     return Library(call)
 
 
-def _onnx_reference(opset: int) -> Library:
-    return _onnx(opset, _named("onnx.reference.ReferenceEvaluator"))
-
-
-def _onnxruntime(opset: int) -> Library:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    make = partial(onnxruntime.InferenceSession, sess_options=options, providers=["CPUExecutionProvider"])
-    return _onnx(opset, lambda model: make(model.SerializeToString()))
+def _mlx_dtype(mx: Any, x: Any) -> Any:
+    return {"float64": mx.float64, "float32": mx.float32, "bool": mx.bool_}.get(x.dtype.name)
 
 
 #: Every implementation that can be asked, by column. The first one of a dialect speaks for its claims.
@@ -265,10 +256,16 @@ PEERS: Mapping[str, Peer] = {
         Peer("jax.nn", "jax.nn", "jax", partial(_jax, "jax.nn.dot_product_attention")),
         Peer("flax.nnx", "flax.nnx", "flax", partial(_jax, "flax.nnx.dot_product_attention")),
         Peer("equinox", "equinox", "equinox", _equinox),
+        Peer("tokamax", "tokamax", "tokamax", _tokamax),
+        Peer("mlx", "mlx", "mlx", _mlx),
         Peer("keras", "keras", "keras", partial(_keras, "jax")),
         Peer("keras torch", "keras", "keras", partial(_keras, "torch")),
-        *(Peer(f"onnx.{n}", f"onnx.{n}", "onnx", partial(_onnx_reference, n)) for n in (23, 24, 25)),
-        Peer("onnxruntime", "onnx.23", "onnxruntime", partial(_onnxruntime, 23)),
+        *(
+            Peer(f"onnx.{n}", f"onnx.{n}", "onnx", partial(_onnx, onnx_models.reference, n))
+            for n in (23, 24, 25)
+        ),
+        Peer("onnxruntime", "onnx.23", "onnxruntime", partial(_onnx, onnx_models.onnxruntime, 23)),
+        Peer("onnxruntime.gqa", "onnxruntime.gqa", "onnxruntime", partial(_onnx, onnx_models.grouped)),
         Peer(
             "transformers",
             "transformers",

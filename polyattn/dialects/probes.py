@@ -17,7 +17,8 @@ from polyattn.conventions.answers import answer
 from polyattn.conventions.call import Call
 from polyattn.conventions.settings import Settings
 from polyattn.dialects.libraries import PEERS, Library, heads_apart, library_of
-from polyattn.dialects.questions import QUESTIONS, Convention, WrittenCall
+from polyattn.dialects.question import Convention, WrittenCall
+from polyattn.dialects.questions import QUESTIONS
 from polyattn.dialects.record import Record
 from polyattn.dialects.table import DIALECTS
 from polyattn.dialects.words import Words, spell
@@ -25,7 +26,7 @@ from polyattn.mods import softcap
 from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF
 from polyattn.truth.spec import Floats
 
-__all__ = ["ABSENT", "calls", "check", "fits", "plainly"]
+__all__ = ["ABSENT", "answers_as_judged", "calls", "check", "fits", "plainly"]
 
 #: Where an answer is that there is no parameter of this role, the signature tells.
 ABSENT = {
@@ -39,6 +40,8 @@ ABSENT = {
     ("lse", "none"): ("lse", "aux"),
     ("bias", "none"): ("bias", "score_mod"),
     ("empty bias row", "no bias"): ("bias", "score_mod"),
+    ("bool mask", "refused"): ("mask",),
+    ("float mask", "refused"): ("mask",),
 }
 
 
@@ -65,13 +68,17 @@ def check(dialect: str, question: str) -> str | None:
 
 def fits(dialect: str, question: str, choice: Convention) -> bool:
     """Whether the library does what one choice of an answer says, on every call of the question."""
-    d = DIALECTS[dialect]
-    library = library_of(next(peer.name for peer in PEERS.values() if peer.dialect == dialect))
-    if isinstance(library, str):
-        raise ImportError(library)
+    d, library = DIALECTS[dialect], _library(dialect)
     if question == "lse":
         return _lse(d, library) == choice.says
     return all(_fits(d, library, question, case, choice) for case in calls(d, question))
+
+
+def _library(dialect: str) -> Library:
+    library = library_of(next(peer.name for peer in PEERS.values() if peer.dialect == dialect))
+    if isinstance(library, str):
+        raise ImportError(library)
+    return library
 
 
 def calls(d: Record, question: str) -> Iterator[WrittenCall]:
@@ -82,11 +89,11 @@ def calls(d: Record, question: str) -> Iterator[WrittenCall]:
         return rng.normal(size=shape).astype(np.float32).astype(np.float64)
 
     def call(
-        rows: int = 3, keys: int = 3, heads: int = 2, kv_heads: int = 2, width: int = 4, **more: Any
+        rows: int = 3, keys: int = 3, heads: int = 2, kv_heads: int = 2, width: int = 16, **more: Any
     ) -> Call:
-        k = numbers(1, kv_heads, keys, 4)
-        more = {"scale": 0.5, "embed_dim": 8} | more
-        return Call(numbers(1, heads, rows, 4), k, numbers(1, kv_heads, keys, width), **more)
+        k = numbers(1, kv_heads, keys, 16)  # some kernels take no narrower ones
+        more = {"scale": 0.25, "embed_dim": 32} | more
+        return Call(numbers(1, heads, rows, 16), k, numbers(1, kv_heads, keys, width), **more)
 
     some = np.array([[[[1, 1, 0], [0, 1, 1], [1, 0, 1]]]], bool)
     gap = some.copy()
@@ -116,7 +123,9 @@ def calls(d: Record, question: str) -> Iterator[WrittenCall]:
         "bias": {"bias": bias},
         "empty bias row": {"bias": hollow},
         "mask and causal": {"mask": some | (np.arange(3) == 0), "is_causal": True},
-        "window": {"rows": 4, "keys": 6, "window": (1, 1), "offset": 1},
+        "window": {"rows": 4, "keys": 6, "window": (1, 1), "offset": 1}
+        if not d.chose("window", "with itself")
+        else {"rows": 4, "keys": 6, "window": (2, None), "is_causal": True, "offset": 2},
         "scale": {"scale": 0.3},
         "grouped heads": {"heads": 4},
         "value width": {"width": 3},
@@ -141,6 +150,11 @@ def plainly(d: Record, library: Library, case: WrittenCall, turned: bool = True)
         mask = ~mask
     if bias is not None and d.chose("bias", "mask"):
         mask, bias = bias, None
+    if (
+        mask is not None and d.of("bias") is not None and d.of("mask") is None
+    ):  # what hides is -inf in the bias
+        hiding: Any = np.where(mask, 0.0 if bias is None else bias, -np.inf)
+        mask, bias = None, hiding
     cap = call.softcap
     return Words(
         array(call.q),
@@ -159,22 +173,43 @@ def plainly(d: Record, library: Library, case: WrittenCall, turned: bool = True)
     )
 
 
-def _fits(d: Record, library: Library, question: str, case: WrittenCall, choice: Convention) -> bool:
+def answers_as_judged(dialect: str, case: WrittenCall) -> bool | None:
+    """Whether the library returns what `Record.settings` says, if the arguments are passed on by name.
+
+    None where it has no words for the call, or refuses it by its own table."""
+    d = DIALECTS[dialect]
+    library = _library(dialect)
+    if [name for name in d.refusals(case) if name != "layout"]:
+        return None
+    if case.call.mask is not None and case.call.bias is not None and d.chose("bias", "mask"):
+        return None  # one place for both
+    found = _asked(d, library, case, turned=False)
+    return None if found is None else _matches(found, case, d.settings(case))
+
+
+def _asked(
+    d: Record, library: Library, case: WrittenCall, turned: bool = True, laid: bool = True
+) -> Floats | None:
+    """What a library returns, (B, H, L, E) in float64; None if it refuses. laid: in its own layout."""
     with library.scope():
-        words = plainly(d, library, case, turned=question != "bool mask")
+        words = plainly(d, library, case, turned)
         try:
             said = spell(d, words)
-            if question == "layout":  # the arrays as they are
+            if not laid:  # the arrays as they are
                 said |= {
                     p.name: getattr(words, p.role[0])
                     for p in d.parameters
                     if p.role in ("query", "key", "value")
                 }
-            found = heads_apart(d, library.call(said), case.call.q.shape[1]).astype(np.float64)
+            return heads_apart(d, library.call(said), case.call.q.shape[1]).astype(np.float64)
         except Exception:  # whatever it is, it is a refusal
-            return choice.refuses
-    if choice.refuses:
-        return False
+            return None
+
+
+def _fits(d: Record, library: Library, question: str, case: WrittenCall, choice: Convention) -> bool:
+    found = _asked(d, library, case, turned=question != "bool mask", laid=question != "layout")
+    if found is None or choice.refused(case):
+        return found is None and choice.refused(case)
     if question == "layout":
         settings = Settings(**choice.changes(case))
         if (d.result or d.answers["layout"].choice) == "BLHD" and d.chose("layout", "BLHD"):

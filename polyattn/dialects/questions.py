@@ -3,53 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
 from polyattn.conventions.call import Call
 from polyattn.conventions.settings import Settings
 from polyattn.conventions.visible import allowed_keys
+from polyattn.dialects.question import Changes, Convention, Question, WrittenCall
 
-__all__ = ["QUESTIONS", "USUAL", "Convention", "Question", "WrittenCall"]
-
-
-@dataclass(frozen=True)
-class WrittenCall:
-    """A call as it is meant, and how it is written down."""
-
-    call: Call
-    layout: str = "BHLD"  # of query, key and value
-    dtype: str = "float32"
-    numbers: bool = False  # the mask came as 0.0 and 1.0
-    lse: bool = False
-
-
-Changes = Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Convention:
-    """One answer: in words, and as `conventions.Settings` (those that differ from the contract)."""
-
-    says: str
-    settings: Changes | Callable[[WrittenCall], Changes] = field(default_factory=dict)
-    refuses: bool = False  # a call that raises the question is an error
-
-    def changes(self, case: WrittenCall) -> Changes:
-        return self.settings(case) if callable(self.settings) else self.settings
-
-
-@dataclass(frozen=True)
-class Question:
-    """`asks` is a row of the table; `raised` tells whether a call depends on the answer.
-
-    The first choice is the commonest.
-    """
-
-    asks: str
-    choices: Mapping[str, Convention]
-    raised: Callable[[WrittenCall], bool]
+__all__ = ["QUESTIONS", "READING", "USUAL"]
 
 
 def _width(call: Call) -> tuple[int, int]:
@@ -60,13 +23,18 @@ def _grouped(call: Call) -> bool:
     return bool(call.q.shape[1] != call.k.shape[1])
 
 
-def _empty(call: Call) -> bool:
-    """Whether masks leave some row with nothing, without -inf in the bias, however causality is aligned."""
-    bare, rows = replace(call, bias=None), np.arange(call.q.shape[2])
-    return any(
-        bool((~allowed_keys(bare, Settings(causal=causal), rows).any(-1)).any())
-        for causal in ("as stated", "top-left", "bottom-right")
-    )
+def _empty(by_bias: bool) -> Callable[[WrittenCall, Settings], bool]:
+    """Whether some row sees nothing, as the library reads its mask: by -inf in the bias alone, or otherwise."""
+
+    def raised(case: WrittenCall, reading: Settings) -> bool:
+        call, rows = case.call, np.arange(case.call.q.shape[2])
+        if not call.k.shape[2]:
+            return False
+        empty = ~allowed_keys(call, reading, rows).any(-1)
+        hidden = ~allowed_keys(replace(call, bias=None), reading, rows).all(-1)
+        return bool((empty & (hidden != by_bias)).any())
+
+    return raised
 
 
 def _poison(call: Call) -> bool:
@@ -75,6 +43,15 @@ def _poison(call: Call) -> bool:
 
 def _laid_out(layout: str) -> Callable[[WrittenCall], Changes]:
     return lambda case: {} if case.layout == layout else {"layout": "attends over heads"}
+
+
+def _nan_unless_causal(field: str) -> Callable[[WrittenCall], Changes]:
+    """Of a library whose kernels differ."""
+
+    def changes(case: WrittenCall) -> Changes:
+        return {field: "zero" if case.call.is_causal and case.call.softcap is None else "NaN"}
+
+    return changes
 
 
 def _first_rows_unless_alone(case: WrittenCall) -> Changes:
@@ -93,9 +70,12 @@ QUESTIONS: Mapping[str, Question] = {
             "BLHD": Convention("(B, L, H, D)", _laid_out("BLHD")),
             "LB(HD)": Convention("(L, B, H D), heads side by side", refuses=True),
             "B(L HD)": Convention("(L, H D) of one item, heads side by side", refuses=True),
+            "BL(HD)": Convention("(B, L, H D), heads side by side", refuses=True),
+            "LBHD": Convention("(L, B, H, D)", refuses=True),
+            "LHD": Convention("(L, H, D) of one item", refuses=True),
             "THD": Convention("(T, H, D), sequences one behind the other", refuses=True),
         },
-        lambda case: True,
+        lambda case, reading: True,
     ),
     "bool mask": Question(
         "True in a bool mask",
@@ -104,7 +84,7 @@ QUESTIONS: Mapping[str, Question] = {
             "ignore": Convention("is ignored", {"polarity": "ignore"}),
             "refused": Convention("error: no bool mask", refuses=True),
         },
-        lambda case: case.call.mask is not None and not case.numbers,
+        lambda case, reading: case.call.mask is not None and not case.numbers,
     ),
     "float mask": Question(
         "0.0 and 1.0 in the mask's place",
@@ -113,7 +93,7 @@ QUESTIONS: Mapping[str, Question] = {
             "as bool": Convention("cast to bool"),
             "refused": Convention("error", refuses=True),
         },
-        lambda case: case.call.mask is not None and case.numbers,
+        lambda case, reading: case.call.mask is not None and case.numbers,
     ),
     "empty row": Question(
         "a row that a mask leaves with no key",
@@ -122,9 +102,12 @@ QUESTIONS: Mapping[str, Question] = {
             "mean": Convention("mean of all values", {"empty_rows": "mean of all values"}),
             "NaN": Convention("NaN", {"empty_rows": "NaN"}),
             "0, causal mean": Convention("0; mean of all values where causality does it"),
+            "0 if causal": Convention(
+                "0 if causal and not capped, else NaN", _nan_unless_causal("empty_rows")
+            ),
             "unknown": UNKNOWN,
         },
-        lambda case: _empty(case.call),
+        _empty(by_bias=False),
     ),
     "empty bias row": Question(
         "a row that -inf in the bias leaves with no key",
@@ -132,10 +115,13 @@ QUESTIONS: Mapping[str, Question] = {
             "0": Convention("0", {"bias_rows": "zero"}),
             "NaN": Convention("NaN", {"bias_rows": "NaN"}),
             "mean": Convention("mean of all values", {"bias_rows": "mean of all values"}),
+            "0 if causal": Convention(
+                "0 if causal and not capped, else NaN", _nan_unless_causal("bias_rows")
+            ),
             "no bias": Convention("no bias"),
             "unknown": UNKNOWN,
         },
-        lambda case: case.call.bias is not None and bool((case.call.bias == -np.inf).all(-1).any()),
+        _empty(by_bias=True),
     ),
     "bias": Question(
         "values added to the scores",
@@ -145,7 +131,7 @@ QUESTIONS: Mapping[str, Question] = {
             "score_mod": Convention("by a score_mod"),
             "none": NONE,
         },
-        lambda case: case.call.bias is not None or case.call.shift is not None,
+        lambda case, reading: case.call.bias is not None or case.call.shift is not None,
     ),
     "causal": Question(
         "causal with L != S",
@@ -161,10 +147,17 @@ QUESTIONS: Mapping[str, Question] = {
             "in the window": Convention(
                 "no flag: a window of (-1, 0); last query with last key", {"causal": "bottom-right"}
             ),
-            "hint": Convention("a hint: error without a mask that says it", refuses=True),
+            "word": Convention(
+                "the word 'causal' in the mask's place; last query with last key", {"causal": "bottom-right"}
+            ),
+            "words": Convention(
+                "'causal': first query with first key; 'causal_bottom_right': last with last",
+                {"causal": "top-left"},
+            ),
+            "hint": Convention("a hint: error without a mask that says it", refuses=True, unmasked=True),
             "in the mask": Convention("no flag: as the mask says"),
         },
-        lambda case: case.call.is_causal,
+        lambda case, reading: case.call.is_causal,
     ),
     "mask and causal": Question(
         "a mask and the causal flag together",
@@ -174,8 +167,10 @@ QUESTIONS: Mapping[str, Question] = {
             "mask": Convention("the mask alone", {"causal": "dropped"}),
             "no flag": Convention("no flag"),
             "no mask": Convention("no mask"),
+            "flag": Convention("the flag alone", {"mask": "dropped"}),
+            "one place": Convention("error: one place for both", refuses=True),
         },
-        lambda case: case.call.is_causal and case.call.mask is not None,
+        lambda case, reading: case.call.is_causal and case.call.mask is not None,
     ),
     "window": Question(
         "a window of W",
@@ -190,15 +185,16 @@ QUESTIONS: Mapping[str, Question] = {
             "with itself": Convention("W keys, itself counted", {"window": "one key less"}),
             "ignored": Convention("argument taken and ignored: must be in the mask", {"window": "dropped"}),
         },
-        lambda case: case.call.window is not None,
+        lambda case, reading: case.call.window is not None,
     ),
     "scale": Question(
         "scale",
         {
             "given": Convention("argument, 1/sqrt(D) by default"),
+            "required": Convention("argument, no default"),
             "fixed": Convention("1/sqrt(D), no argument", {"scale": "1/sqrt(D)"}),
         },
-        lambda case: case.call.scale != 1.0 / max(case.call.q.shape[3], 1) ** 0.5,
+        lambda case, reading: case.call.scale != 1.0 / max(case.call.q.shape[3], 1) ** 0.5,
     ),
     "grouped heads": Question(
         "query head h of G per kv head reads kv head",
@@ -209,7 +205,7 @@ QUESTIONS: Mapping[str, Question] = {
             "h % Hkv": Convention("h % Hkv", {"heads": "tiled"}),
             "none": Convention("error: as many kv heads as query heads", refuses=True),
         },
-        lambda case: _grouped(case.call),
+        lambda case, reading: _grouped(case.call),
     ),
     "value width": Question(
         "values of another width than the keys",
@@ -218,7 +214,7 @@ QUESTIONS: Mapping[str, Question] = {
             "same": Convention("error", refuses=True),
             "some": Convention("some pairs of widths"),
         },
-        lambda case: _width(case.call)[0] != _width(case.call)[1],
+        lambda case, reading: _width(case.call)[0] != _width(case.call)[1],
     ),
     "softcap": Question(
         "soft cap",
@@ -228,7 +224,7 @@ QUESTIONS: Mapping[str, Question] = {
             "after the bias": Convention("cap tanh(s / cap), after the bias", {"softcap": "after the bias"}),
             "score_mod": Convention("by a score_mod, before the mask"),
         },
-        lambda case: case.call.softcap is not None,
+        lambda case, reading: case.call.softcap is not None,
     ),
     "sinks": Question(
         "sinks in the denominator",
@@ -236,9 +232,10 @@ QUESTIONS: Mapping[str, Question] = {
             "none": NONE,
             "given": Convention("argument, a logit per head"),
             "zero": Convention("one of logit 0, with add_zero_...", refuses=True),
+            "apart": Convention("a logit per head, not an argument of the call", refuses=True),
             "ignored": Convention("argument taken and ignored", {"sinks": "dropped"}),
         },
-        lambda case: case.call.sinks is not None,
+        lambda case, reading: case.call.sinks is not None,
     ),
     "lse": Question(
         "log of the sum of exp(score)",
@@ -247,8 +244,9 @@ QUESTIONS: Mapping[str, Question] = {
             "natural": Convention("natural log, float32, differentiable"),
             "natural, no gradient": Convention("natural log, float32, no gradient"),
             "natural, low": Convention("natural log, dtype of query, gradient 0"),
+            "base 2": Convention("base-2 log, float32, no gradient"),
         },
-        lambda case: case.lse,
+        lambda case, reading: case.lse,
     ),
     "poison": Question(
         "NaN or Inf in a key and its value that nobody sees",
@@ -258,7 +256,7 @@ QUESTIONS: Mapping[str, Question] = {
             "values leak": Convention("the value leaks (0 NaN)", {"poison": "leaks from values"}),
             "unknown": UNKNOWN,
         },
-        lambda case: _poison(case.call),
+        lambda case, reading: _poison(case.call),
     ),
     "float64": Question(
         "float64 input",
@@ -266,9 +264,10 @@ QUESTIONS: Mapping[str, Question] = {
             "float64": Convention("float64 throughout"),
             "float32": Convention("softmax in float32", {"precision": "float32 weights"}),
             "refused": Convention("error: 16 bit only", refuses=True),
+            "no float64": Convention("error", refuses=True),
             "unknown": UNKNOWN,
         },
-        lambda case: case.dtype == "float64",
+        lambda case, reading: case.dtype == "float64",
     ),
     "no keys": Question(
         "S = 0",
@@ -277,9 +276,12 @@ QUESTIONS: Mapping[str, Question] = {
             "refused": Convention("error", refuses=True),
             "unknown": UNKNOWN,
         },
-        lambda case: case.call.k.shape[2] == 0,
+        lambda case, reading: case.call.k.shape[2] == 0,
     ),
 }
+
+#: The answers to these decide how a library reads a call: which keys a row sees there.
+READING = ("bool mask", "float mask", "causal", "mask and causal", "window")
 
 #: The choices that most libraries make.
 USUAL: dict[str, str] = {name: next(iter(question.choices)) for name, question in QUESTIONS.items()}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -13,7 +13,8 @@ from polyattn.arrays import Array
 from polyattn.conventions.settings import Settings
 from polyattn.dialects.capabilities import CARRIED, Way
 from polyattn.dialects.layout import unpack
-from polyattn.dialects.questions import QUESTIONS, Convention, WrittenCall
+from polyattn.dialects.question import Convention, WrittenCall
+from polyattn.dialects.questions import QUESTIONS, READING
 
 __all__ = ["Claim", "ForeignParameter", "Record", "claims"]
 
@@ -81,6 +82,7 @@ class Record:
     returns: str = "out"  # the parts of what comes back: out, weights, lse, None
     with_lse: str = "out, lse"  # those of a call that asks for lse
     with_aux: str = "out, aux"  # those of a call with return_aux; empty if it counts for the lse in it alone
+    caches: bool = False  # keys beyond the queries must come as past_key and past_value
     mask_axes: tuple[str, ...] = ()  # of masks that do not just broadcast to BHLS; "(BH)" is one axis of both
     notes: tuple[str, ...] = ()
 
@@ -118,6 +120,8 @@ class Record:
 
     def has(self, way: Way) -> bool:
         """Whether it has one way to say something: a parameter with a role, or one of the answers to a question."""
+        if way == "causal" and self.chose("causal", "word", "words"):
+            return True
         return self.of(way) is not None if isinstance(way, str) else self.chose(*way)
 
     @cached_property
@@ -128,7 +132,9 @@ class Record:
     @property
     def aligns_last(self) -> bool:
         """Whether positions are counted so that the last query stands at the last key."""
-        return self.chose("causal", "last rows") or self.chose("window", "neighbours, last rows")
+        return self.chose("causal", "last rows", "word", "words") or self.chose(
+            "window", "neighbours, last rows"
+        )
 
     def who(self, method: str) -> str:
         """One of its methods, as the user called it."""
@@ -139,18 +145,32 @@ class Record:
 
     # what it does
 
+    def raises(self, name: str, call: WrittenCall, **answers: Convention) -> bool:
+        """Whether the result of a call depends on the answer to a question, as this library reads the call."""
+        return QUESTIONS[name].raised(call, self._of(READING, call, Settings(), answers))
+
     def refusals(self, call: WrittenCall) -> list[str]:
         """The questions of a call that are errors in this library."""
-        return [name for name, q in QUESTIONS.items() if q.raised(call) and self.choice(name).refuses]
+        return [name for name in QUESTIONS if self.choice(name).refused(call) and self.raises(name, call)]
 
     def settings(self, call: WrittenCall, **answers: Convention) -> Settings:
         """What the library does with a call whose arguments are passed on by name, as far as it differs from
-        the contract; `answers` replace its own."""
+        the contract; `answers` replace its own.
+
+        The mask is read first: rows that see nothing are those that see nothing there."""
+        reading = self._of(READING, call, Settings(), answers)
+        others = [name for name in QUESTIONS if name not in ("layout", *READING)]
+        return self._of(others, call, reading, answers)
+
+    def _of(
+        self, names: Iterable[str], call: WrittenCall, reading: Settings, answers: Mapping[str, Convention]
+    ) -> Settings:
+        """The settings that answers to some questions make of others."""
         changes: dict[str, str] = {}
-        for name, question in QUESTIONS.items():
-            if name != "layout" and question.raised(call):
+        for name in names:
+            if QUESTIONS[name].raised(call, reading):
                 changes.update(answers.get(name, self.choice(name)).changes(call))
-        return Settings(**changes)
+        return replace(reading, **changes)
 
     def result_of(self, out: Array, heads: int) -> Array:
         """What the foreign function returned, as (B, H, L, E)."""

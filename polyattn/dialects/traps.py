@@ -14,7 +14,8 @@ from polyattn.arrays import backend_of, is_array
 from polyattn.conventions.answers import Answer, answer
 from polyattn.conventions.call import call_of
 from polyattn.conventions.settings import Settings
-from polyattn.dialects.questions import QUESTIONS, Convention, WrittenCall
+from polyattn.dialects.question import Convention, WrittenCall
+from polyattn.dialects.questions import QUESTIONS
 from polyattn.dialects.record import Record
 from polyattn.dialects.table import dialect
 from polyattn.parity.auto import parse_plan
@@ -201,9 +202,10 @@ def _case(query: Any, key: Any, value: Any, given: dict[str, Any]) -> WrittenCal
 def _said(case: WrittenCall, name: str, a: Record, b: Record) -> tuple[Trap, Convention, Convention, bool]:
     """What two dialects say to a question, and whether that is all: it is not raised, or one refuses."""
     one, other = a.choice(name), b.choice(name)
-    raised = QUESTIONS[name].raised(case)
-    trap = Trap(name, (one.says, other.says), refuses=(raised and one.refuses, raised and other.refuses))
-    return trap, one, other, not raised or any(trap.refuses)
+    raised = [d.raises(name, case) for d in (a, b)]
+    refuses = (raised[0] and one.refused(case), raised[1] and other.refused(case))
+    trap = Trap(name, (one.says, other.says), refuses=refuses)
+    return trap, one, other, not any(raised) or any(refuses)
 
 
 def _trap(case: WrittenCall, name: str, a: Record, b: Record, meant: Answer) -> Trap:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,9 @@ from polyattn.mods import ScoreMod
 from polyattn.places import Positions
 
 __all__ = ["Words", "adding", "spell"]
+
+
+_CAUSAL = ("causal", "causal_bottom_right")  # first query with first key; last with last
 
 
 @dataclass
@@ -38,12 +42,22 @@ class Words:
 def spell(d: Record, words: Words) -> dict[str, Any]:
     """What is to be said, in the parameters of a dialect; nothing is adapted but the layout."""
     layout = d.answers["layout"].choice
-    batch, heads, length, _ = words.q.shape
+    batch, heads, length, width = words.q.shape
     kv_heads, keys = words.k.shape[1:3]
     operands = {"query": words.q, "key": words.k, "value": words.v}
-    said: dict[str, Any] = {role: pack(layout, x) for role, x in operands.items()}
-    if layout in ("LB(HD)", "B(L HD)"):
+    said: dict[str, Any] = {}
+    if d.caches:
+        said = _cached(d, words)
+        operands |= {"key": words.k[:, :, keys - length :, :], "value": words.v[:, :, keys - length :, :]}
+    if layout == "LHD" and batch > 1:
+        raise ValueError(
+            f"{d.who('from_polyattn')}: expected one batch item, got {batch}; call it item by item"
+        )
+    said |= {role: pack(layout, x) for role, x in operands.items()}
+    if layout in ("LB(HD)", "B(L HD)", "BL(HD)"):
         said["heads"] = heads
+    if d.caches:
+        said["kv_heads"] = kv_heads
     if layout == "THD":
         said |= _sequences(d, words)
     if words.mask is not None:
@@ -63,16 +77,38 @@ def spell(d: Record, words: Words) -> dict[str, Any]:
     if words.window is not None:
         left, right = words.window
         if d.of("left") is not None:
-            said |= {"left": -1 if left is None else left, "right": -1 if right is None else right}
+            said["left"] = -1 if left is None else left
+            if d.of("right") is not None:
+                said["right"] = -1 if right is None else right
+        elif d.chose("window", "with itself"):
+            said["window"] = left
         else:
             said["window"] = _sides(d, left, right, length + keys)
     for role in ("scale", "softcap", "sinks"):
         if getattr(words, role) is not None:
             said[role] = getattr(words, role)
+    if words.bias is not None and d.of("bias_word") is not None:
+        said["bias_word"] = "post_scale_bias"
     if words.softcap is not None and d.of("clamps") is not None:
         said["clamps"] = True
-    flag = d.of("causal")
-    if words.causal or (flag is not None and flag.default is None):  # None: the module decides
+    scale, flag, place = d.of("scale"), d.of("causal"), d.of("mask")
+    if place is not None and place.default is inspect.Parameter.empty:
+        said.setdefault("mask", None)
+    if scale is not None and scale.default is inspect.Parameter.empty:
+        said.setdefault("scale", max(width, 1) ** -0.5)
+    if words.causal and d.chose("causal", "word"):
+        if said.get("mask") is not None:
+            raise ValueError(
+                f"{d.who('from_polyattn')}: expected a mask or causality, got both, for which there is one place; "
+                "say it by the mask"
+            )
+        said["mask"] = "causal"
+    elif d.chose("causal", "words"):
+        said["mask_word"] = (
+            "arbitrary" if said.get("mask") is not None else _CAUSAL[1] if words.causal else "no_mask"
+        )
+    # None: the module decides; True: it is causal unless it is told otherwise
+    elif words.causal or (flag is not None and (flag.default is None or flag.default)):
         said["causal"] = words.causal
     if heads != kv_heads and d.of("gqa") is not None:
         said["gqa"] = True
@@ -80,7 +116,6 @@ def spell(d: Record, words: Words) -> dict[str, Any]:
         said["module"] = SimpleNamespace(
             num_key_value_groups=heads // max(kv_heads, 1), is_causal=words.causal, training=False
         )
-        said.setdefault("mask", None)
     if words.lse:
         said["lse"] = True
     names = {p.role: p.name for p in d.parameters}
@@ -90,6 +125,22 @@ def spell(d: Record, words: Words) -> dict[str, Any]:
             f"{', '.join(missing)}; leave it out"
         )
     return {names[role]: value for role, value in said.items()}
+
+
+def _cached(d: Record, words: Words) -> dict[str, Any]:
+    """The keys before those of the queries as a cache, and how many there are in all."""
+    (batch, _, length, _), keys, backend = words.q.shape, words.k.shape[2], backend_of(words.q)
+    if keys < length:
+        raise ValueError(
+            f"{d.who('from_polyattn')}: expected as many keys as queries or more, got {keys} and {length}; leave out "
+            "the queries that stand before all keys"
+        )
+    last = backend.astype(backend.arange(0, batch, words.q) * 0 + (keys - 1), backend.xp.int32)
+    said = {"last_key": last, "total": backend.xp.max(last) + 1}
+    if keys > length:
+        before = slice(0, keys - length)
+        said |= {"past_key": words.k[:, :, before, :], "past_value": words.v[:, :, before, :]}
+    return said
 
 
 def _sequences(d: Record, words: Words) -> dict[str, Any]:

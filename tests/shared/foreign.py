@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,14 @@ from polyattn.truth.measure import ACCEPTANCE, UNIT_ROUNDOFF
 Array = Any
 Keywords = Mapping[str, Any]
 PAGE = Path(__file__).parents[2] / "docs" / "dialects.md"
-HERE = [d.name for d in DIALECTS.values() if any(claim.tested for claim in d.answers.values())]
+#: Dialects whose library none of the extras installs: it is asked where it is.
+ELSEWHERE = ("tokamax", "mlx")
+HERE = [
+    d.name
+    for d in DIALECTS.values()
+    if any(claim.tested for claim in d.answers.values())
+    and (d.name not in ELSEWHERE or find_spec(d.package) is not None)
+]
 
 
 def library(name: str) -> Library:

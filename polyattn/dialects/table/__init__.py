@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from polyattn.dialects.table import jax_keras, kernels, onnx, pytorch
+from polyattn.dialects.table import engines, jax_keras, kernels, mlx, onnx, pytorch
 from polyattn.dialects.translate import Dialect
 
 __all__ = ["DIALECTS", "FAMILIES", "dialect"]
@@ -13,8 +13,10 @@ __all__ = ["DIALECTS", "FAMILIES", "dialect"]
 FAMILIES: Mapping[str, tuple[Dialect, ...]] = {
     "PyTorch": pytorch.DIALECTS,
     "JAX and Keras": jax_keras.DIALECTS,
+    "MLX": mlx.DIALECTS,
     "ONNX": onnx.DIALECTS,
     "Kernels and others": kernels.DIALECTS,
+    "Engines": engines.DIALECTS,
 }
 
 #: Every dialect by name.

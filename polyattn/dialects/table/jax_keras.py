@@ -42,6 +42,31 @@ DIALECTS = (
         notes=("A -inf in the bias of a row that sees nothing makes gradients of other rows NaN.",),
     ),
     Dialect(
+        name="tokamax",
+        what="tokamax.dot_product_attention",
+        package="tokamax",
+        version="0.0.12, XLA on a CPU",
+        signature="query: query, key: key, value: value, bias: bias = None, mask: mask = None, *, "
+        "scale: scale = None, is_causal: causal = False, query_seq_lengths: query_lengths = None, "
+        "key_value_seq_lengths: key_lengths = None, local_window_size: window = None, "
+        "logits_soft_cap: softcap = None, precision: free = None, implementation: free = None, q_sharding: free = None",
+        answers=claims(
+            _JAX,
+            tested={
+                "float mask": "as bool",
+                "empty row": "mean",
+                "value width": "any",
+                "softcap": "after the bias",
+                "lse": "none",
+                "float64": "float64",
+                "no keys": "refused",
+            },
+            read={"window": "neighbours"},
+            notes={"window": "an error unless L = S"},
+        ),
+        notes=("Takes more batch axes than one; other implementations than XLA may refuse what it takes.",),
+    ),
+    Dialect(
         name="flax.nnx",
         what="flax.nnx.dot_product_attention",
         package="flax",

@@ -6,9 +6,9 @@ from polyattn.dialects.questions import USUAL
 from polyattn.dialects.record import claims
 from polyattn.dialects.translate import Dialect
 
-__all__ = ["DIALECTS"]
+__all__ = ["DIALECTS", "FLASH"]
 
-_FLASH = claims(
+FLASH = claims(
     read=USUAL
     | {
         "layout": "BLHD",
@@ -42,7 +42,7 @@ DIALECTS = (
         "causal: causal = False, window_size: window = (-1, -1), softcap: softcap = 0.0, "
         "alibi_slopes: slopes = None, deterministic: free = False, return_attn_probs: lse = False",
         with_lse="out, lse, None",
-        answers=_FLASH,
+        answers=FLASH,
         notes=("ALiBi counts distances from the last query and key: |i + S - L - j|.",),
     ),
     Dialect(
@@ -55,7 +55,7 @@ DIALECTS = (
         "window_size: window = (-1, -1), softcap: softcap = 0.0, alibi_slopes: slopes = None, "
         "deterministic: free = False, return_attn_probs: lse = False, block_table: fixed = None",
         with_lse="out, lse, None",
-        answers=claims(_FLASH, read={"layout": "THD"}),
+        answers=claims(FLASH, read={"layout": "THD"}),
         notes=(
             "cu_seqlens_q and cu_seqlens_k are int32, 0 and the sums of the lengths; positions, causality, windows and "
             "ALiBi begin anew in every sequence, the last query of which stands at its last key.",
@@ -71,7 +71,7 @@ DIALECTS = (
         "q_descale: fixed = None, k_descale: fixed = None, v_descale: fixed = None, "
         "window_size: window = (-1, -1), attention_chunk: fixed = 0, softcap: softcap = 0.0, num_splits: free = 1, "
         "pack_gqa: free = None, deterministic: free = False, sm_margin: free = 0, return_attn_probs: lse = False",
-        answers=claims(_FLASH, read={"value width": "some"}),
+        answers=claims(FLASH, read={"value width": "some"}),
         notes=("With qv the default scale is 1/sqrt(D + E).",),
     ),
     Dialect(
@@ -84,7 +84,7 @@ DIALECTS = (
         "num_splits: free = 1, pack_gqa: free = None, deterministic: free = False, mask_mod: fixed = None, "
         "score_mod: fixed = None, aux_tensors: fixed = None, return_lse: lse = False",
         answers=claims(
-            _FLASH,
+            FLASH,
             read={"value width": "some", "sinks": "given"},
             notes={"window": "(W, 0) is W + 1 keys; None is unbounded"},
         ),
@@ -98,7 +98,7 @@ DIALECTS = (
         signature="query: query, key: key, value: value, attn_bias: mask = None, p: dropout = 0.0, "
         "scale: scale = None, *, op: free = None",
         answers=claims(
-            _FLASH,
+            FLASH,
             read={
                 "float mask": "added",
                 "empty row": "unknown",

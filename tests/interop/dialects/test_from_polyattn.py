@@ -23,6 +23,7 @@ from polyattn.truth.measure import ACCEPTANCE, eta
 
 Q = np.zeros((2, 4, 3, 8), np.float32)
 K = np.zeros((2, 2, 5, 8), np.float32)
+ITEM, ITEM_KEYS = Q[:1], K[:1]  # some dialects have words for one item only
 
 
 def unsaid(name: str) -> Iterator[str]:
@@ -92,6 +93,11 @@ UNSAID = {
     "torch.varlen": SOFT | NEVER | WIDE | BIASED | MASKED - PACKED,
     "flash_attn.3": SOFT | NEVER | BIASED | MASKED,
     "flash_attn.4": SOFT | NEVER | BIASED - {"sinks"} | MASKED,
+    "onnxruntime.gqa": NEVER | WIDE | {"no keys", "causal first rows", "causal last rows"},
+    "tokamax": SOFT | NEVER | {"no keys"},
+    "mlx": SOFT | NEVER,
+    "te": NEVER,
+    "ggml": NEVER,
     "xformers": SOFT | NEVER,
     "x_transformers": SOFT | NEVER,
     "transformers": SOFT | NEVER,
@@ -189,7 +195,7 @@ class Tomorrow(Problem):
 
 
 def tomorrow(**fields: Any) -> Problem:
-    today = pose("test", Q, K, K)
+    today = pose("test", ITEM, ITEM_KEYS, ITEM_KEYS)
     return Tomorrow(**{f.name: getattr(today, f.name) for f in dataclasses.fields(today)}, **fields)
 
 
@@ -197,13 +203,19 @@ def tomorrow(**fields: Any) -> Problem:
 def test_an_argument_that_is_new_is_refused_by_every_dialect_until_it_is_carried(name: str) -> None:
     d = DIALECTS[name]
     plain = express(d, tomorrow())
-    assert set(plain) == set(express(d, pose("test", Q, K, K)))
+    assert set(plain) == set(express(d, pose("test", ITEM, ITEM_KEYS, ITEM_KEYS)))
     with pytest.raises(ValueError) as error:
         express(d, tomorrow(sparsity=0.5))
     assert str(error.value).startswith(
         f"{d.who('from_polyattn')}: expected what {name} has words for (it has"
     )
     assert str(error.value).endswith("), got the argument sparsity; leave it out, or call polyattn.attention")
+
+
+def test_a_dialect_of_one_item_refuses_a_batch() -> None:
+    with pytest.raises(ValueError, match="expected one batch item, got 2; call it item by item"):
+        DIALECTS["flashinfer"].from_polyattn(Q, K, K)
+    assert DIALECTS["flashinfer"].from_polyattn(ITEM, ITEM_KEYS, ITEM_KEYS)["q"].shape == (3, 4, 8)
 
 
 def test_every_feature_of_a_problem_is_in_the_table_or_refused() -> None:

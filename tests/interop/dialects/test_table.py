@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shared.foreign import HERE, PAGE, bound, library
+from shared.foreign import ELSEWHERE, HERE, PAGE, bound, library
 
 from polyattn.conventions.answers import Answer, answer
 from polyattn.conventions.settings import Settings
@@ -33,12 +33,15 @@ def test_the_libraries_answer_as_the_table_says(name: str) -> None:
 
 
 def test_every_dialect_of_an_installed_library_is_tested_and_says_what_is_only_read() -> None:
-    assert set(DIALECTS) - set(HERE) == {
+    assert set(DIALECTS) - set(HERE) - set(ELSEWHERE) == {
         "torch.varlen",  # for CUDA alone
         "flash_attn.2",
         "flash_attn.varlen",
         "flash_attn.3",
         "flash_attn.4",
+        "flashinfer",
+        "te",
+        "ggml",
         "xformers",
         "x_transformers",
     }
@@ -97,6 +100,16 @@ def _real_parameters(name: str) -> Mapping[str, Any]:
         assert spec.origin is not None
         source = Path(spec.origin).parent / "src" / "ops" / "nn.py"
         return _from_ast(ast.parse(source.read_text()), "dot_product_attention")
+    if name == "mlx":
+        text = _named(DIALECTS[name].what).__doc__.split(" -> ")[0]
+        text = re.sub(r"\barray\b|None \| str \| array|StreamOrDevice", "object", text)
+        return _from_ast(ast.parse(f"def f{text[text.index('(') :]}: ..."), "f")
+    if name == "onnxruntime.gqa":
+        from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
+
+        schema = next(s for s in get_all_operator_schema() if s.name == "GroupQueryAttention")
+        own = {p.name: p.default for p in DIALECTS[name].parameters}  # they say no defaults
+        return {x: own[x] for x in [*(i.name for i in schema.inputs), *schema.attributes]}
     if name.startswith("onnx"):
         import onnx
 
@@ -107,20 +120,30 @@ def _real_parameters(name: str) -> Mapping[str, Any]:
             for n, a in schema.attributes.items()
         }
         return {**inputs, **attributes}
-    module, _, attribute = DIALECTS[name].what.rpartition(".")
-    function = getattr(import_module(module), attribute)
+    function = _named(DIALECTS[name].what)
     if inspect.isclass(function):
         function = function.forward if hasattr(function, "forward") else function.__call__
     found = inspect.signature(function).parameters
     return {n: p.default for n, p in found.items() if n != "self" and p.kind is not p.VAR_KEYWORD}
 
 
+def _named(path: str) -> Any:
+    module, _, attribute = path.rpartition(".")
+    return getattr(import_module(module), attribute)
+
+
 def _from_ast(tree: ast.Module, name: str) -> Mapping[str, Any]:
     made = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
     names = [arg.arg for arg in made.args.args]
     defaults = [ast.literal_eval(node) for node in made.args.defaults]
-    return dict.fromkeys(names, inspect.Parameter.empty) | dict(
-        zip(names[-len(defaults) :], defaults, strict=True)
+    named = zip(made.args.kwonlyargs, made.args.kw_defaults, strict=True)
+    return (
+        dict.fromkeys(names, inspect.Parameter.empty)
+        | dict(zip(names[len(names) - len(defaults) :], defaults, strict=True))
+        | {
+            arg.arg: inspect.Parameter.empty if node is None else ast.literal_eval(node)
+            for arg, node in named
+        }
     )
 
 

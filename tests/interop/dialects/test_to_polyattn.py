@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shared.foreign import Array, Keywords, bound, library
+from shared.foreign import ELSEWHERE, HERE, Array, Keywords, bound, library
 
 from polyattn import attention, masks
 from polyattn.dialects import DIALECTS
@@ -111,6 +111,27 @@ def foreign_calls(name: str, array: Callable[[Array], Array]) -> Iterator[Keywor
         }
         yield {"Q": q, "K": k, "V": v, "attn_mask": hidden[..., :4], "softcap": 1.5, "scale": 0.25}
         yield {"Q": q, "K": k, "V": v, "left_window_size": 1, "right_window_size": 1}
+    elif name == "onnxruntime.gqa":
+        q, k, v, heads = x(1, 3, 32), x(1, 3, 16), x(1, 3, 16), {"num_heads": 4, "kv_num_heads": 2}
+        counted = {"seqlens_k": np.array([2], np.int32), "total_sequence_length": np.array(3, np.int32)}
+        given = {"query": q, "key": k, "value": v} | heads
+        yield given | counted
+        yield given | counted | {"causal": 0, "attention_bias": hidden[:1, :, :, :3], "scale": 0.2}
+        yield given | counted | {"local_window_size": 2, "softcap": 1.5, "head_sink": x(4)}
+        yield given | counted | {"smooth_softmax": 1}
+        five = {"seqlens_k": np.array([4], np.int32), "total_sequence_length": np.array(5, np.int32)}
+        cached = {"past_key": x(1, 2, 2, 8), "past_value": x(1, 2, 2, 8)}
+        yield given | five | cached
+        yield given | five | cached | {"local_window_size": 3}
+    elif name == "mlx":
+        q, k, v = x(2, 4, 3, 8), x(2, 2, 5, 8), x(2, 2, 5, 6)
+        yield {"q": q, "k": k, "v": v, "scale": 0.2, "mask": "causal"}
+        yield {"q": q, "k": k, "v": v, "scale": 0.2, "mask": visible(3, 5), "sinks": x(4)}
+        yield {"q": q, "k": k, "v": v, "scale": 0.2, "mask": hidden}
+    elif name == "tokamax":
+        q, k, v = x(2, 3, 4, 8), x(2, 3, 2, 8), x(2, 3, 2, 6)
+        yield {"query": q, "key": k, "value": v, "mask": array(visible(2, 1, 3, 3)), "bias": x(1, 4, 3, 3)}
+        yield {"query": q, "key": k, "value": v, "logits_soft_cap": 1.5, "local_window_size": (1, 0)}
     elif name == "transformers":
         q, k, v = x(2, 4, 3, 8), x(2, 2, 5, 8), x(2, 2, 5, 8)
         module = SimpleNamespace(num_key_value_groups=2)
@@ -139,6 +160,8 @@ def foreign_calls(name: str, array: Callable[[Array], Array]) -> Iterator[Keywor
         "equinox",
         "keras",
         "onnx.25",
+        "onnxruntime.gqa",
+        *(name for name in ELSEWHERE if name in HERE),
     ],
 )
 def test_a_foreign_call_gives_what_the_library_gives(name: str) -> None:
@@ -151,6 +174,83 @@ def test_a_foreign_call_gives_what_the_library_gives(name: str) -> None:
         assert ours.shape == theirs.shape
         said = {n: np.asarray(y) for n, y in d.to_polyattn(**call).items() if n in ("query", "key", "value")}
         assert np.abs(ours - theirs).max() <= bound(*said.values(), 0.36)  # the largest scale is 1/sqrt(8)
+
+
+def test_what_a_word_beside_the_mask_says_is_meant() -> None:
+    q, k, v = (normal(n, 2, 4, 8, seed=i) for i, n in enumerate((3, 5, 5)))
+    hides = np.random.default_rng(3).random((3, 5)) < 0.4
+    hides[:, 0] = False
+    x, y, z = (a.transpose(1, 2, 0, 3) for a in (q, k, v))
+    te = DIALECTS["te"]
+
+    def meant(**options: Any) -> Array:
+        return attention(x, y, z, **options).transpose(2, 0, 1, 3).reshape(3, 2, 32)
+
+    for given, options in (
+        ({}, {"is_causal": True, "query_offset": 0}),  # 'causal' is the default
+        (
+            {"attention_mask": hides},
+            {"is_causal": True, "query_offset": 0},
+        ),  # ... and the mask is not looked at
+        ({"attn_mask_type": "causal_bottom_right"}, {"is_causal": True, "query_offset": 2}),
+        ({"attn_mask_type": "no_mask", "attention_mask": hides}, {}),
+        ({"attn_mask_type": "arbitrary", "attention_mask": hides}, {"mask": ~hides}),
+        ({"attn_mask_type": "no_mask", "softmax_scale": 0.2}, {"scale": 0.2}),
+    ):
+        assert np.array_equal(te.attention(q, k, v, **given), meant(**options)), given
+    with pytest.raises(
+        ValueError, match=r"expected attn_mask_type to be 'no_mask', .*, got 'padding'; say padding"
+    ):
+        te.to_polyattn(q, k, v, attn_mask_type="padding")
+    with pytest.raises(ValueError, match="expected core_attention_bias_type to be 'no_bias' or"):
+        te.to_polyattn(q, k, v, core_attention_bias_type="alibi")
+    assert te.from_polyattn(x, y, z, mask=masks.from_array(~hides))["attn_mask_type"] == "arbitrary"
+    assert (
+        te.from_polyattn(x, y, z, is_causal=True, query_offset="end")["attn_mask_type"]
+        == "causal_bottom_right"
+    )
+
+
+def test_one_request_has_no_axis_for_others() -> None:
+    q, k, v = (normal(n, 4, 8, seed=i) for i, n in enumerate((3, 5, 5)))
+    d = DIALECTS["flashinfer"]
+    found = d.attention(q, k, v, causal=True, window_left=1)
+    x, y, z = (a.swapaxes(0, 1)[None] for a in (q, k, v))
+    expected = attention(x, y, z, mask=masks.sliding_window(2), query_offset="end")
+    assert np.array_equal(found, expected[0].swapaxes(0, 1))
+    said = d.from_polyattn(x, y, z, mask=masks.sliding_window(2), query_offset="end")
+    assert (said["causal"], said["window_left"], said["q"].shape) == (True, 1, (3, 4, 8))
+    with pytest.raises(ValueError, match="expected one batch item, got 2; call it item by item"):
+        d.from_polyattn(*(np.concatenate([a, a]) for a in (x, y, z)))
+
+
+def test_keys_beyond_the_queries_are_a_cache() -> None:
+    q, k, v = (normal(1, 2, n, 8, seed=i) for i, n in enumerate((3, 5, 5)))
+    d = DIALECTS["onnxruntime.gqa"]
+    said = d.from_polyattn(q, k, v, mask=masks.sliding_window(2), query_offset="end")
+    assert (said["past_key"].shape, said["key"].shape, said["local_window_size"]) == (
+        (1, 2, 2, 8),
+        (1, 3, 16),
+        2,
+    )
+    assert (said["seqlens_k"].tolist(), int(said["total_sequence_length"])) == ([4], 5)
+    with pytest.raises(ValueError, match="expected as many keys as queries or more, got 3 and 5; leave out"):
+        d.from_polyattn(k, q, q)
+    short = {"seqlens_k": np.array([1], np.int32)}  # two keys of three: the prompt is padded on the right
+    given = {"query": x3(q), "key": x3(q), "value": x3(q), "num_heads": 2, "kv_num_heads": 2} | short
+    expected = attention(q, q, q, is_causal=True, mask=masks.key_lengths(np.array([2])))
+    assert np.array_equal(d.attention(**given), x3(expected))
+    with pytest.raises(ValueError, match="expected seqlens_k = 5, the last key of all, got"):
+        d.to_polyattn(**given, past_key=q, past_value=q)
+
+
+def normal(*shape: int, seed: int) -> Array:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def x3(x: Array) -> Array:
+    """(B, H, L, D) as (B, L, H D)."""
+    return x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
 
 
 def test_weights_and_logs_come_in_the_form_of_the_library() -> None:

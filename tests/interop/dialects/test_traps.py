@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from shared.foreign import Array, Keywords, bound, library
+from shared.foreign import HERE, Array, Keywords, bound, library
 
 import polyattn
 from polyattn import masks, mods
+from polyattn.conventions.call import call_of
 from polyattn.dialects import DIALECTS, explain
+from polyattn.dialects.probes import answers_as_judged
+from polyattn.dialects.question import WrittenCall
 
 SQUARE = np.zeros((1, 2, 3, 8), np.float32)
 
@@ -63,6 +66,55 @@ def test_each_trap_bites_where_its_call_is(
     assert [name for name in numeric if name in bites] == bites
     assert {name for name in numeric if name not in bites} <= {"grouped heads", "bias"}
     assert [t.question for t in found.shared if t.question in ("causal", "mask and causal")] == shared
+
+
+HALF, HOLLOW = np.ones((1, 1, 4, 4), bool), np.zeros((1, 1, 4, 4), np.float32)
+HALF[..., 1, :2], HOLLOW[..., 1, 2:] = False, -np.inf  # together they leave row 1 with nothing
+TRIL = np.tri(4, dtype=bool)[None, None]
+
+
+@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param({"mask": TRIL}, id="causal"),  # turned round, its last row is empty
+        pytest.param({"mask": ~TRIL}, id="what causality hides"),
+        pytest.param({"mask": TRIL & ~np.eye(4, dtype=bool)}, id="without itself"),
+        pytest.param({"mask": ~TRIL, "is_causal": True}, id="what causality hides, and the flag"),
+        pytest.param({"mask": HALF, "bias": HOLLOW}, id="a mask and a bias hide a row together"),
+        pytest.param({"bias": np.where(TRIL, HOLLOW, -np.inf)}, id="a bias hides half of a row"),
+        pytest.param({"mask": masks.window(1, 0), "query_offset": 2}, id="a window"),
+    ],
+)
+def test_a_call_is_judged_as_the_library_reads_it(name: str, case: Keywords) -> None:
+    """Arguments passed on by name, masks not turned round: the library returns what it is said to return."""
+    q, k, v = (x.astype(np.float64) for x in draw((1, 2, 4, 4), (1, 2, 4, 4), (1, 2, 4, 4)))
+    written = WrittenCall(call_of(q, k, v, case))
+    assert answers_as_judged(name, written) in (True, None), DIALECTS[name].settings(written)
+
+
+def test_a_mask_that_is_turned_round_there_leaves_rows_empty_there() -> None:
+    q, k, v = draw((1, 2, 4, 4), (1, 2, 4, 4), (1, 2, 4, 4))
+    found = explain("torch.sdpa", "torch.mha", q, k, v, mask=TRIL)
+    assert [trap.question for trap in found.bites] == ["layout", "bool mask", "empty row"]
+    trap = found.bites[2]
+    assert trap.where == (0, 0, 3, 0)
+    assert trap.values is not None
+    assert np.isnan(trap.values[1])
+    assert np.isnan(found.returns[1][:, :, 3]).all()
+    assert not np.isnan(found.returns[1][:, :, :3]).any()
+    assert np.array_equal(found.returns[0], found.meant)
+    # A row that is empty as it is meant bites as soon as the mask is turned round.
+    found = explain("torch.sdpa", "torch.mha", q, k, v, mask=TRIL & ~np.eye(4, dtype=bool))
+    assert [trap.where for trap in found.bites if trap.question == "empty row"] == [(0, 0, 0, 0)]
+    assert not np.isnan(found.returns[1]).any()
+
+
+def test_a_flag_that_is_a_hint_is_no_error_beside_a_mask() -> None:
+    q, k, v = draw((1, 2, 4, 4), (1, 2, 4, 4), (1, 2, 4, 4))
+    given = {"mask": np.ones((1, 1, 4, 4), bool), "is_causal": True}
+    assert isinstance(explain("torch.sdpa", "torch.mha", q, k, v, is_causal=True).returns[1], str)
+    assert isinstance(explain("torch.sdpa", "torch.mha", q, k, v, **given).returns[1], np.ndarray)
 
 
 def test_explain_knows_dtypes_poison_and_rows_without_bias() -> None:
