@@ -52,7 +52,9 @@ def run(architecture: str, mistakes: tuple[Mistake, ...], seed: int = 0) -> Tria
         mistake.plant(parts[mistake.component])
     start = time.perf_counter()
     with torch.no_grad():
-        result = compare_models(p.reference, p.port, p.batch, port_batch=p.port_batch, names=p.names, weights=False)
+        result = compare_models(
+            p.reference, p.port, p.batch, port_batch=p.port_batch, names=p.names, weights=False
+        )
     seconds = time.perf_counter() - start
     said = {wrong.port_name: wrong.cause or "" for wrong in result.wrong}
     meant = [(mistake.component, *mistake.parts) for mistake in mistakes]

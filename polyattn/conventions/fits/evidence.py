@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from polyattn.conventions.answers import Answer, _scale, _to_heads, answer
+from polyattn.conventions.answers import Answer, Answers
+from polyattn.conventions.answers.scores import scale_of
 from polyattn.conventions.call import Call
+from polyattn.conventions.fits.heads import repeated
 from polyattn.conventions.fits.probe import Change, Fit, Observed, Probe
 from polyattn.conventions.fits.turning import turned
 from polyattn.conventions.settings import CONTRACT, Settings
@@ -30,6 +32,7 @@ LEAST_TOLD = 24.0  # bits by which the output must tell a proposal from chance
 MOST_TOLD = 2.0**24  # of an element, in units of rounding
 FEW = 3  # observed rows that see nothing and may hold anything
 ROWS = 6  # query rows of a probe
+AFTER = "after the softmax"  # where a scale is that of the weights
 
 
 class Evidence:
@@ -57,11 +60,12 @@ class Evidence:
     def by_heads(self) -> bool:
         """Whether a head of an item is answered by itself, so that a probe can be cut."""
         s = self.settings
-        return s.layout == s.merge == "as stated" and s.softmax not in ("queries", "heads")
+        apart = s.layout == s.merge == s.output == s.norms == s.cache == "as stated"
+        return apart and s.softmax not in ("queries", "heads", "batch items", "keys and heads")
 
     def answer(self, call: Call, settings: Settings | None = None) -> Answer:
         with np.errstate(all="ignore"):
-            return answer(call, self.settings if settings is None else settings, self.rows)
+            return Answers(call, self.rows)(self.settings if settings is None else settings)
 
     def judged(self, expected: Answer) -> Floats:
         """Every element's error in units, 0 where it does not count."""
@@ -194,7 +198,9 @@ class Evidence:
         """
         if not self.by_heads:
             return Probe(self.call, self.settings, self.rows, self.seen.out, self.trusted, self.seen.unit)
-        settings = replace(self.settings, scale="as stated", heads="grouped")
+        settings = replace(self.settings, heads="grouped")
+        if settings.scale != AFTER:
+            settings = replace(settings, scale="as stated")
         at = np.ix_(np.asarray(items), np.asarray(heads), rows)
         return Probe(
             self.cut_call(self.call, items, heads, self.rows[rows] if turn else None),
@@ -215,9 +221,7 @@ class Evidence:
             x = x[items] if x.shape[0] == batch > 1 else x
             return x[:, heads] if x.shape[1] == count > 1 else x
 
-        def own(x: Floats) -> Floats:
-            return _to_heads(x[items], count, self.settings.heads)[:, heads]
-
+        k, v = (x[items][:, heads] for x in repeated(call, self.settings.heads))
         parts: dict[str, Any] = {
             name: part(getattr(call, name)) for name in ("mask", "shift", "bias", "temperature", "added")
         }
@@ -228,10 +232,10 @@ class Evidence:
         cut = replace(
             call,
             q=call.q[items][:, heads],
-            k=own(call.k),
-            v=own(call.v),
+            k=k,
+            v=v,
             sinks=None if call.sinks is None else call.sinks[heads],
-            scale=_scale(call, self.settings.scale),
+            scale=call.scale if self.settings.scale == AFTER else scale_of(call, self.settings.scale),
             **parts,
         )
         if rows is None:

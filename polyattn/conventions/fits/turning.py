@@ -17,8 +17,17 @@ __all__ = ["turned"]
 def turned(call: Call, settings: Settings, rows: Floats) -> Call:
     """The call with its rotary applied to the keys and to those query rows, which are all that is asked of it."""
     rotary = call.rotary
-    plain = settings.rotary == settings.operands == settings.layout == settings.merge == "as stated"
-    plain = plain and settings.softmax != "queries" and not settings.precision.endswith("inputs")
+    plain = (
+        settings.rotary
+        == settings.operands
+        == settings.layout
+        == settings.merge
+        == settings.norms
+        == "as stated"
+    )
+    plain = (
+        plain and settings.softmax != "queries" and not settings.precision.endswith(("inputs", "throughout"))
+    )
     if rotary is None or rotary.sections is not None or not plain:
         return call
     at_q, at_k = np.arange(call.q.shape[2]) + call.offset, np.arange(call.k.shape[2])

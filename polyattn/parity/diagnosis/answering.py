@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from polyattn.conventions.answers import Answer, answer
+from polyattn.conventions import answers
+from polyattn.conventions.answers import Answer
 from polyattn.conventions.call import Call
 from polyattn.conventions.items import one_by_one
 from polyattn.conventions.settings import CONTRACT, Settings
@@ -20,12 +21,11 @@ class Answers:
     """What implementations return for one call, on some query rows or on all, whatever overflows on the way."""
 
     def __init__(self, call: Call, rows: Floats | None = None) -> None:
-        self.call, self.rows = call, rows
-        self.calls = one_by_one(call)
+        self.parts = [answers.Answers(part, rows) for part in one_by_one(call)]
 
     def __call__(self, settings: Settings) -> Answer:
         with np.errstate(all="ignore"):
-            return _joined([answer(call, settings, self.rows) for call in self.calls])
+            return _joined([part(settings) for part in self.parts])
 
 
 def answered(call: Call, settings: Settings, rows: Floats | None = None) -> Answer:

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from polyattn.conventions.answers import Answer
 from polyattn.conventions.call import Call
 from polyattn.conventions.causes import Cause, settings_of, without_merge
-from polyattn.conventions.settings import CONTRACT
+from polyattn.conventions.settings import CONTRACT, Settings
 from polyattn.parity.diagnosis.answering import Answers, visible
 from polyattn.parity.diagnosis.case import Case, Explanation
 from polyattn.parity.diagnosis.findings import Finding
@@ -56,28 +57,29 @@ class Screen:
             unmerged = unmerged.at(np.linspace(0, unmerged.out.shape[2] - 1, ROWS).astype(int))
         self.unmerged = unmerged.items(self.items)
         self._kept: list[Call] = []
-        self._answers: dict[tuple[int, bool], Answers] = {}
+        self._answers: dict[tuple[int, bool, bool], Answers] = {}
         self.wrong = case.wrong[self.items][:, :, self.index]
         self.before = rms(self.seen.gap(case.contract.out[self.items][:, :, self.index])[self.wrong])
 
-    def answers(self, call: Call, unmerged: bool = False) -> Answers:
-        """What the call gives on the batch items of the part, in float32."""
-        key = (id(call), unmerged)
+    def answered(self, call: Call, settings: Settings, unmerged: bool = False, whole: bool = False) -> Answer:
+        """What the call gives on the batch items of the part, in float32; whole: where an item depends on the others."""
+        key = (id(call), unmerged, whole)
         if key not in self._answers:
             rows = (self.unmerged if unmerged else self.seen).rows
-            self._answers[key] = Answers(_cut(call, self.items), rows)
+            every = np.arange(call.shape[0])
+            self._answers[key] = Answers(_cut(call, every if whole else self.items), rows)
             self._kept.append(call)  # or another one gets its id
-        return self._answers[key]
+        found = self._answers[key](settings)
+        return found.moved(lambda x: x[self.items]) if whole and len(found.out) == call.shape[0] else found
 
     def effective(self, call: Call, causes: Iterable[Cause]) -> Iterator[Cause]:
         """The causes that change anything on the part."""
-        answers = self.answers(call)
-        contract = answers(CONTRACT)
+        contract = self.answered(call, CONTRACT)
         for cause in causes:
             if cause.field == "merge":
                 yield cause
                 continue
-            changed = answers(settings_of((cause,)))
+            changed = self.answered(call, settings_of((cause,)), whole=cause.whole_batch)
             if not np.array_equal(changed.out, contract.out, equal_nan=True):
                 yield cause
 
@@ -105,7 +107,8 @@ class Screen:
         seen = self.unmerged if undone else self.seen
         settings = replace(what.settings, merge=CONTRACT.merge) if undone else what.settings
         try:
-            expected = self.answers(what.call, undone)(settings)
+            whole = any(cause.whole_batch for cause in what.causes)
+            expected = self.answered(what.call, settings, undone, whole)
         except ValueError:  # shapes that do not fit together this way
             return None
         if expected.out.shape != seen.out.shape:

@@ -157,6 +157,8 @@ class Search:
                     yield self._explain(i, pair)
 
     def _compatible(self, pair: tuple[Cause, ...]) -> bool:
+        if any(cause.rare for cause in pair):
+            return False
         fields = {cause.field for cause in pair}
         if self.large and "softmax" in fields:
             self.case.leave_out(f"pairs with another softmax, at {_scores(self.case.call)},")
