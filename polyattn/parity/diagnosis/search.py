@@ -112,8 +112,8 @@ class Search:
 
     def _own(self, i: int, causes: Iterable[Cause]) -> list[Cause]:
         """The causes that a reading has for itself: the first has all, the second what the first cannot say."""
-        if i == 0:
-            return list(causes)
+        if i == 0:  # where a mask is causal, causality is not what nobody asked for
+            return [c for c in causes if len(self.readings) == 1 or not c.choice.startswith("unasked")]
         call = self.readings[i]
         bands = int(call.is_causal) + int(call.window is not None)
         alone = call.mask is None and bands == 1
@@ -144,8 +144,8 @@ class Search:
         """Pairs of causes, in the order of the table."""
         for i, causes in enumerate(self.effective):
             own = self._own(i, causes)
-            for pair in combinations(causes, 2):
-                if (i == 0 or pair[0] in own or pair[1] in own) and self._compatible(pair):
+            for pair in combinations(own if i == 0 else causes, 2):
+                if (pair[0] in own or pair[1] in own) and self._compatible(pair):
                     yield self._explain(i, pair)
 
     def _silent_pairs(self) -> Iterator[Explanation]:
