@@ -195,6 +195,11 @@ def _sinks(
         yield f"sinks + {figure(shift)}", stated + shift
     with np.errstate(all="ignore"):
         factor = float(np.median(x / stated))
+    usual = (2.0, 0.5, 0.25, evidence.call.scale, 1 / evidence.call.scale, math.log(2), 1 / math.log(2))
+    if math.isfinite(factor):
+        width = float(np.min(doubt / np.maximum(np.abs(stated), 1e-300)))
+        near = pick(factor, width, [(n, "") for n in usual])
+        factor = near[0] if near else factor
     if math.isfinite(factor) and (np.abs(stated * factor - x) <= doubt).all():
         yield f"sinks x {figure(factor)}", stated * factor
     yield f"other sinks: {_list(x)} instead of {_list(stated)}", x
