@@ -154,12 +154,12 @@ def test_causes_that_cannot_be_told_apart_stand_side_by_side() -> None:
 
 
 def test_what_is_not_known_is_said_to_be_so() -> None:
-    d = diagnose(1.001 * attention(Q, K, V), Q, K, V)
+    d = diagnose(attention(Q, K, V) * RNG.uniform(0.9, 1.1, size=Q.shape), Q, K, V)
     assert d.findings == ()
     assert d.tried > 300
     assert said(d) == (
         "no known convention explains this (as stated: eta _; _ explanations tried)\n"
-        "  wrong: all batch items; all heads; all rows; the output is multiplied by 1.001"
+        "  wrong: all batch items; all heads; all rows"
     )
 
 
@@ -254,8 +254,7 @@ def test_outputs_of_every_layout_are_understood(layout: str, given: Callable[[Fl
     q, k, v = (_heads_inside(x) if layout == "BLHD" else x for x in (Q, K, V))
     d = diagnose(given(attention(Q, K, V)), q, k, v, layout=layout)
     assert said(d) == "matches the contract (as stated: eta _, accepted up to 4)"
-    d = diagnose(given(attention(Q, K, V, is_causal=True)), q, k, v, layout=layout)
-    assert d.findings == ()
+    assert not diagnose(given(attention(Q, K, V, is_causal=True)), q, k, v, layout=layout).agrees
 
 
 def test_a_layout_that_was_mixed_up_is_named() -> None:
