@@ -120,9 +120,10 @@ def test_every_step_of_the_search_leaves_out_what_does_not_count() -> None:
     mean = diagnose(spoilt(np.broadcast_to(V.mean(-2, keepdims=True), V.shape)), Q, K, V, where=counts)
     assert said(mean).startswith("matches the mean of all values")
     out = attention(Q, K, V)
-    out[0] += 0.01 * np.sin(5.0 * out[0])
-    assert diagnose(spoilt(out), Q, K, V, where=counts).profile is not None
-    assert "batch 0 only" in said(diagnose(spoilt(out), Q, K, V, where=counts))
+    out[0] *= 1.01
+    profile = diagnose(spoilt(out), Q, K, V, where=counts).profile
+    assert profile is not None
+    assert "batch 0 only" in profile.sentence
 
 
 def test_the_rounding_of_a_print_is_allowed_for() -> None:
@@ -234,8 +235,10 @@ def test_a_profile_says_where_an_output_is_wrong() -> None:
         "value"
     )
     entries = attention(Q, K, V)
-    entries[..., :8] += 0.1 * np.sin(5.0 * entries[..., :8])
-    assert "entries 0-7 of 16" in said(diagnose(entries, Q, K, V, pairs=False))
+    entries[..., :8] += 0.1
+    profile = diagnose(entries, Q, K, V, pairs=False).profile
+    assert profile is not None
+    assert "entries 0-7 of 16" in profile.sentence
 
 
 def test_a_profile_is_drawn_and_shows_itself() -> None:
