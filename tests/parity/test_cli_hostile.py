@@ -22,7 +22,7 @@ from polyattn.parity.reasons import why_infinite
 from polyattn.parity.terminal import Column, Grid, print_grid
 
 DOCS = Path(__file__).parents[2] / "docs"
-COMMANDS = ("verify", "info", "tune", "mask", "dialects", "diagnose", "grade", "explain-text")
+COMMANDS = ("verify", "info", "tune", "mask", "dialects", "diagnose", "check-model", "grade", "explain-text")
 WORDS = (
     "",
     " ",
