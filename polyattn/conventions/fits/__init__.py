@@ -5,45 +5,47 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from polyattn.conventions.call import Call
-from polyattn.conventions.fits.biases import alibis, bias_factors, bias_places
-from polyattn.conventions.fits.caches import moved_keys, other_keys
-from polyattn.conventions.fits.caps import caps
+from polyattn.conventions.fits import (
+    biases,
+    caches,
+    caps,
+    fills,
+    norms,
+    orders,
+    outputs,
+    padding,
+    rotaries,
+    scales,
+    windows,
+)
 from polyattn.conventions.fits.evidence import Evidence
-from polyattn.conventions.fits.fills import fills
-from polyattn.conventions.fits.norms import norms
-from polyattn.conventions.fits.orders import head_orders, item_orders, kv_maps, row_orders
-from polyattn.conventions.fits.outputs import additions, gains, lost_weight
-from polyattn.conventions.fits.padding import padding
 from polyattn.conventions.fits.probe import Fit, Observed
-from polyattn.conventions.fits.rotaries import rotaries, turned_unasked
-from polyattn.conventions.fits.scales import scales
-from polyattn.conventions.fits.windows import windows
 from polyattn.conventions.settings import CONTRACT, Settings
 
 __all__ = ["FITS", "Fit", "Observed", "fits"]
 
 #: Every kind of fit, the simplest first.
 FITS: tuple[Callable[[Evidence], Iterator[Fit]], ...] = (
-    scales,
-    norms,
-    windows,
-    padding,
-    gains,
-    additions,
-    lost_weight,
-    fills,
-    caps,
-    bias_factors,
-    bias_places,
-    alibis,
-    rotaries,
-    turned_unasked,
-    head_orders,
-    item_orders,
-    kv_maps,
-    row_orders,
-    moved_keys,
-    other_keys,
+    scales.scales,
+    norms.norms,
+    windows.windows,
+    padding.padding,
+    outputs.gains,
+    outputs.additions,
+    outputs.lost_weight,
+    fills.fills,
+    caps.caps,
+    biases.bias_factors,
+    biases.bias_places,
+    biases.alibis,
+    rotaries.rotaries,
+    rotaries.turned_unasked,
+    orders.head_orders,
+    orders.item_orders,
+    orders.kv_maps,
+    orders.row_orders,
+    caches.moved_keys,
+    caches.other_keys,
 )
 
 
