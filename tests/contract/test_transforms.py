@@ -222,13 +222,13 @@ def test_the_engine_on_jax_goes_through_forward_mode(what: str) -> None:
             ones = tuple(1 + 0 * y for y in x)
             found = {
                 "jvp": lambda: jax.jit(tangent)(*x),
-                "linearize": lambda: jax.linearize(f, *x)[1](*ones),
-                "jacfwd": lambda: jax.jacfwd(f, (0, 4))(*x),
-                "hessian": lambda: jax.hessian(f, (1, 4))(*x),
-                "vmap of jvp": lambda: jax.vmap(tangent, (0, None, 0, None, None))(
+                "linearize": lambda: jax.jit(lambda *x: jax.linearize(f, *x)[1](*ones))(*x),
+                "jacfwd": lambda: jax.jit(jax.jacfwd(f, (0, 4)))(*x),
+                "hessian": lambda: jax.jit(jax.hessian(f, (1, 4)))(*x),
+                "vmap of jvp": lambda: jax.jit(jax.vmap(tangent, (0, None, 0, None, None)))(
                     x[0][None], x[1], x[2][None], *x[3:]
                 ),
-                "jvp of jvp": lambda: jax.jvp(tangent, x, ones),
+                "jvp of jvp": lambda: jax.jit(lambda *x: jax.jvp(tangent, x, ones))(*x),
                 "remat": lambda: jax.jit(jax.grad(jax.checkpoint(f), (0, 1, 2, 3, 4)))(*x),
             }[what]()
             return [np.asarray(y) for y in jax.tree.leaves(found)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -202,12 +202,13 @@ def _jax(what: str) -> Callable[[Any], list[Any]]:
 
     def second(f: Any) -> Any:
         first = jax.grad(loss(f), argnums=(0, 1, 2))
-        return jax.grad(lambda *qkv: sum((x * x).sum() for x in first(*qkv)), argnums=(0, 1, 2))(*args(*QKV))
+        squares = jax.grad(lambda *qkv: sum((x * x).sum() for x in first(*qkv)), argnums=(0, 1, 2))
+        return jax.jit(squares)(*args(*QKV))
 
     def batched(f: Any) -> Any:
         several = [jnp.stack([x, 2.0 * x]) for x in args(*QKV)]
-        together = jax.vmap(f)(*several)
-        return [together[i] - f(*(x[i] for x in several)) for i in range(2)]
+        together, alone = jax.jit(jax.vmap(f))(*several), jax.jit(f)
+        return [together[i] - alone(*(x[i] for x in several)) for i in range(2)]
 
     def exported(f: Any) -> Any:
         n = L if f.feature in FIXED else jax.export.symbolic_shape("n")[0]
@@ -216,9 +217,10 @@ def _jax(what: str) -> Callable[[Any], list[Any]]:
 
     ways: dict[str, Callable[[Any], Any]] = {
         "alone": lambda f: [f(*args(*QKV))],
-        "grad": lambda f: jax.grad(loss(f), argnums=(0, 1, 2))(*args(*QKV)),
+        # Compiled: op by op it takes thrice as long.
+        "grad": lambda f: jax.jit(jax.grad(loss(f), argnums=(0, 1, 2)))(*args(*QKV)),
         "second order": second,
-        "jvp": lambda f: jax.jvp(f, args(*QKV), args(*TANGENT)),
+        "jvp": lambda f: jax.jit(partial(jax.jvp, f))(args(*QKV), args(*TANGENT)),
         "vmap": batched,
         "compile": lambda f: [jax.jit(f)(*args(*QKV))],
         "export": exported,
