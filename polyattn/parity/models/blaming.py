@@ -103,7 +103,9 @@ def _cause(forced: Forced, tap: Tap, own: Own, probe: str) -> str | None:
         order = "" if axes is None else f"; its axes would be in the order {axes}"
         return f"has shape {seen.shape}, where the reference has {expected.shape}{order}"
     said = [_explained(forced, tap, site, own, (trial.inputs if trial else ()), expected, seen, unit)]
-    if bad := [part for part, eta in own.misfed.items() if eta > ACCEPTANCE]:
+    if said == [None] and not own.between and (wired := _wired(forced, tap, site, own)) is not None:
+        said = [wired]
+    elif bad := [part for part, eta in own.misfed.items() if eta > ACCEPTANCE]:
         said.append(f"gives {', '.join(bad)} another input than the reference does")
     elif forced.inside(tap.name) and said == [None]:
         said.append(
@@ -114,6 +116,35 @@ def _cause(forced: Forced, tap: Tap, own: Own, probe: str) -> str | None:
     if probe and said == [None]:
         said.append(f"wrong on {probe} inputs alone; is a small number in it another?")
     return "; ".join(x for x in said if x) or None
+
+
+def _wired(forced: Forced, tap: Tap, site: Any, own: Own) -> str | None:
+    """What it sums otherwise, and gives its parts, where these give what those of the reference do."""
+    if own.wired is None or not tap.inputs:
+        return None
+    rewired = import_module("polyattn.parity.components.rewired")
+    parts = []
+    for name, parent in forced.parents.items():
+        part = forced.record.taps[name]
+        if parent != tap.name or not part.trials or forced.held(name) != tap.name:
+            continue
+        wrong = own.misfed.get(name, 0.0) > ACCEPTANCE
+        unit = 0.0 if part.input_unit is None else part.input_unit
+        parts.append(
+            rewired.Part(
+                name.removeprefix(f"{tap.name}."),
+                part.kind == "norm",
+                part.trials[0].expected,
+                part.inputs[0] if part.inputs else None,
+                own.given[name] if wrong else None,
+                unit * coarser(tap, site),
+            )
+        )
+    expected, unit = tap.trials[0].expected, tap.trials[0].unit * coarser(tap, site)
+    said: str | None = rewired.explain_wiring(
+        tap.inputs, parts, expected, own.wired, unit=elementwise(unit, expected)
+    )
+    return said
 
 
 def _explained(
