@@ -128,7 +128,12 @@ def _bert() -> Iterator[tuple[Any, ...]]:
     yield "epsilon 1e-5", "blocks.0.norm1", put(eps=1e-5), "epsilon.*1e-0?5"
     yield "GELU by tanh", "blocks.1.mlp.act", put(kind="gelu tanh"), "tanh"
     yield "positions from 2", "places", put(shift=2), r"position|off|shift|id \+ 2"
-    yield "token types not loaded", "kinds", weight(torch.zeros_like), "zero|0 throughout|not loaded|initial|missing"
+    yield (
+        "token types not loaded",
+        "kinds",
+        weight(torch.zeros_like),
+        "zero|0 throughout|not loaded|initial|missing",
+    )
     yield "padding seen", "blocks.1", lambda m: put(no_mask=True)(m.attn), "mask"
     yield "mask inverted", "blocks.2", lambda m: put(flipped_mask=True)(m.attn), "invert|polarity"
     yield "query without its bias", "blocks.0.attn.q", without_bias, "bias"
@@ -197,7 +202,7 @@ def _retention() -> Iterator[tuple[Any, ...]]:
         "v of another head order",
         "blocks.2.attn.v",
         weight(lambda w: w.roll(16, 0)),
-        "head|permut|order|roll",
+        "head|permut|order|roll|moved round",
     )
 
 

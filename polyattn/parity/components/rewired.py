@@ -35,28 +35,37 @@ class Part:
 
 
 def explain_wiring(
-    inputs: Sequence[Floats], parts: Sequence[Part], expected: Floats, seen: Floats, *, unit: Floats | float
+    kind: str,
+    inputs: Mapping[str, Floats],
+    parts: Sequence[Part],
+    expected: Floats,
+    seen: Floats | None,
+    *,
+    unit: Floats | float,
 ) -> str | None:
     """What a block sums otherwise than the reference, in a sentence; None where it is no sum that is known.
 
-    inputs: of the block in the reference. parts: what they gave and were given there, and what the port gives them.
-    seen: the output of the port's block where its parts give what those of the reference do. expected, unit: as in
+    kind: of the block. inputs: of the block in the reference, by name, the main one first. parts: what they gave and were given there, and what the port gives them.
+    seen: the output of the port's block where its parts give what those of the reference do, None where it is not known.
+    expected, unit: as in
     `explain`. A sum is said only where it is what was seen, within 4 units.
     """
     terms = _terms(inputs, parts)
     if not terms:
         return None
-    said = list(_given_parts(parts, terms))
+    said = list(_given_parts(parts, terms, kind == "attention"))
     arrays = {f"child:{part.name}": part.gave for part in parts}
-    last = explain(Facts("other", arrays), None, tuple(inputs), expected, seen, unit=unit)
+    last = None
+    if seen is not None:
+        last = explain(Facts("other", arrays), None, tuple(inputs.values()), expected, seen, unit=unit)
     if last is not None:
         said.append(f"at the end {last}" if said else last)
     return "; ".join(said) or None
 
 
-def _terms(inputs: Sequence[Floats], parts: Sequence[Part]) -> dict[str, Floats]:
-    """The input and what the parts gave, without those that are another again."""
-    found = {"the input": inputs[0]} if inputs else {}
+def _terms(inputs: Mapping[str, Floats], parts: Sequence[Part]) -> dict[str, Floats]:
+    """The inputs and what the parts gave, without those that are another again."""
+    found = {f"the input {name}" if i else "the input": x for i, (name, x) in enumerate(inputs.items())}
     found |= {f"the output of {part.name}": part.gave for part in parts}
     kept = dict[str, Floats]()
     for name, x in found.items():
@@ -67,7 +76,7 @@ def _terms(inputs: Sequence[Floats], parts: Sequence[Part]) -> dict[str, Floats]
     return kept
 
 
-def _given_parts(parts: Sequence[Part], terms: Mapping[str, Floats]) -> Iterator[str]:
+def _given_parts(parts: Sequence[Part], terms: Mapping[str, Floats], crossed: bool) -> Iterator[str]:
     """Each part that is given another sum, with what that comes to."""
     changes = dict[str, tuple[dict[str, float], dict[str, float]]]()
     for part in parts:
@@ -78,7 +87,7 @@ def _given_parts(parts: Sequence[Part], terms: Mapping[str, Floats]) -> Iterator
     normed = {f"the output of {part.name}" for part in parts if part.norm}
     moved = [_moved(own, was, normed) for own, was in changes.values()]
     for name, (own, was) in changes.items():
-        why = "" if any(moved) else _why(own, was, normed)
+        why = "" if any(moved) else _why(own, was, normed, crossed)
         yield f"{name} is given {_words(own)}, not {_words(was)}{why}"
     if any(moved):
         yield next(said for said in moved if said)
@@ -96,7 +105,8 @@ def _sum_of(x: Floats, terms: Mapping[str, Floats], part: Part) -> dict[str, flo
             off = np.asarray(sum(a * same[name] for name, a in factors.items())) - wide
             rms = np.sqrt(np.mean(off * off, -1, keepdims=True))
             grown = max(1.0, *(abs(a) for a in factors.values()))
-            if (rms <= ACCEPTANCE * grown * np.asarray(part.unit)).all():
+            noise = np.asarray(part.unit) if x.shape == np.shape(part.given) else np.max(part.unit)
+            if (rms <= ACCEPTANCE * grown * noise).all():
                 return {name: factors[name] for name in terms if name in factors}
     return None
 
@@ -117,12 +127,13 @@ def _moved(own: Mapping[str, float], was: Mapping[str, float], normed: set[str])
     )
 
 
-def _why(own: Mapping[str, float], was: Mapping[str, float], normed: set[str]) -> str:
+def _why(own: Mapping[str, float], was: Mapping[str, float], normed: set[str], crossed: bool) -> str:
     """What a changed sum comes to: the residual left out, taken from elsewhere, scaled; or parts side by side."""
     lost, gained = [n for n in was if n not in own], [n for n in own if n not in was]
     *residual, branch = was  # what was there before, and what the last part added
     if not residual:
-        return ""
+        inputs = all(name.startswith("the input") for name in (*own, *was))
+        return ": self-attention for cross-attention, or the reverse" if inputs and crossed else ""
     if gained:
         where = "after the norm, not before it" if normed >= set(gained) else "from another place"
         return f": residual taken {where}" if branch in own and lost else ""
@@ -133,4 +144,8 @@ def _why(own: Mapping[str, float], was: Mapping[str, float], normed: set[str]) -
     if not lost and own[branch] == was[branch]:
         changed = [n for n in residual if own[n] != was[n]]
         return f": residual multiplied by {own[changed[0]] / was[changed[0]]:.6g}" if changed else ""
-    return f": residual ({_words({n: was[n] for n in lost})}) missing" if set(lost) <= set(residual) and lost else ""
+    return (
+        f": residual ({_words({n: was[n] for n in lost})}) missing"
+        if set(lost) <= set(residual) and lost
+        else ""
+    )

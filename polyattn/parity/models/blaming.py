@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from polyattn.parity.models.forcing import Forced, Own, coarser
-from polyattn.parity.models.measuring import axes_of, elementwise
+from polyattn.parity.models.measuring import aligned, axes_of, elementwise, eta_of
 from polyattn.parity.models.recording import facts_of
 from polyattn.parity.models.records import Tap
 from polyattn.truth.measure import ACCEPTANCE
@@ -103,8 +103,10 @@ def _cause(forced: Forced, tap: Tap, own: Own, probe: str) -> str | None:
         order = "" if axes is None else f"; its axes would be in the order {axes}"
         return f"has shape {seen.shape}, where the reference has {expected.shape}{order}"
     said = [_explained(forced, tap, site, own, (trial.inputs if trial else ()), expected, seen, unit)]
-    if said == [None] and not own.between and (wired := _wired(forced, tap, site, own)) is not None:
-        said = [wired]
+    if said == [None] and not own.between and not probe:
+        said = [_wired(forced, tap, site, own) or _unmatched(forced, tap, site, own)]
+    if said != [None]:
+        pass
     elif bad := [part for part, eta in own.misfed.items() if eta > ACCEPTANCE]:
         said.append(f"gives {', '.join(bad)} another input than the reference does")
     elif forced.inside(tap.name) and said == [None]:
@@ -120,7 +122,7 @@ def _cause(forced: Forced, tap: Tap, own: Own, probe: str) -> str | None:
 
 def _wired(forced: Forced, tap: Tap, site: Any, own: Own) -> str | None:
     """What it sums otherwise, and gives its parts, where these give what those of the reference do."""
-    if own.wired is None or not tap.inputs:
+    if not (own.wired is not None or own.given) or not tap.inputs:
         return None
     rewired = import_module("polyattn.parity.components.rewired")
     parts = []
@@ -142,9 +144,46 @@ def _wired(forced: Forced, tap: Tap, site: Any, own: Own) -> str | None:
         )
     expected, unit = tap.trials[0].expected, tap.trials[0].unit * coarser(tap, site)
     said: str | None = rewired.explain_wiring(
-        tap.inputs, parts, expected, own.wired, unit=elementwise(unit, expected)
+        tap.kind,
+        dict(zip(tap.paths, tap.inputs, strict=False)),
+        parts,
+        expected,
+        own.wired,
+        unit=elementwise(unit, expected),
     )
     return said
+
+
+def _unmatched(forced: Forced, tap: Tap, site: Any, own: Own) -> str | None:
+    """Why a part is wrong that the port has not as a part of its own, from what is given to the one behind it."""
+    inside = {tap.name}
+    for name, other in forced.record.taps.items():
+        if name not in forced.pairs and _within(forced, other, inside) and other.facts is not None:
+            if other.facts.kind == "other" or not other.trials:
+                continue
+            trial = other.trials[0]
+            for part, seen in own.given.items():
+                behind = forced.record.taps[part]
+                given = aligned(behind.inputs[0], trial.expected)
+                found = aligned(seen, trial.expected)
+                if own.misfed[part] <= ACCEPTANCE or given is None or found is None:
+                    continue
+                if eta_of(given, trial.expected, trial.unit) > ACCEPTANCE:
+                    continue
+                unit = elementwise(trial.unit * coarser(behind, site), trial.expected)
+                explain = import_module("polyattn.parity.components").explain
+                said = explain(other.facts, None, trial.inputs, trial.expected, found, unit=unit)
+                if said is not None:
+                    return f"{name.removeprefix(f'{tap.name}.')}: {said}"
+    return None
+
+
+def _within(forced: Forced, tap: Tap, holders: set[str]) -> bool:
+    """Whether it is called inside one of these, in the reference."""
+    parent = tap.parent
+    while parent is not None and parent not in holders:
+        parent = forced.record.taps[parent].parent if parent in forced.record.taps else None
+    return parent is not None
 
 
 def _explained(

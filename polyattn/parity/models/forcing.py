@@ -156,6 +156,8 @@ class Forced:
         if found is not None:
             eta = eta_of(found, part.inputs[0], part.input_unit * coarser(part, inner))
             own.misfed[part.name], own.given[part.name] = eta, found
+        elif given.shape[1:] and to_numpy(given).dtype.kind == part.inputs[0].dtype.kind == "f":
+            own.misfed[part.name], own.given[part.name] = math.inf, to_numpy(given)
 
     def _between(self, tap: Tap, site: Site) -> Own:
         """From a run of the whole port in which every compared tap goes on as the reference's."""
