@@ -105,7 +105,9 @@ def _sum_of(x: Floats, terms: Mapping[str, Floats], part: Part) -> dict[str, flo
             off = np.asarray(sum(a * same[name] for name, a in factors.items())) - wide
             rms = np.sqrt(np.mean(off * off, -1, keepdims=True))
             grown = max(1.0, *(abs(a) for a in factors.values()))
-            noise = np.asarray(part.unit) if x.shape == np.shape(part.given) else np.max(part.unit)
+            noise = np.asarray(
+                part.unit if part.given is not None and x.shape == part.given.shape else np.max(part.unit)
+            )
             if (rms <= ACCEPTANCE * grown * noise).all():
                 return {name: factors[name] for name in terms if name in factors}
     return None
