@@ -104,7 +104,7 @@ def _cause(forced: Forced, tap: Tap, own: Own, probe: str) -> str | None:
         return f"has shape {seen.shape}, where the reference has {expected.shape}{order}"
     said = [_explained(forced, tap, site, own, (trial.inputs if trial else ()), expected, seen, unit)]
     if said == [None] and not own.between and not probe:
-        said = [_wired(forced, tap, site, own) or _unmatched(forced, tap, site, own)]
+        said = [_wired(forced, tap, site, own) or _in_front(forced, tap, site, own)]
     if said != [None]:
         pass
     elif bad := [part for part, eta in own.misfed.items() if eta > ACCEPTANCE]:
@@ -154,28 +154,44 @@ def _wired(forced: Forced, tap: Tap, site: Any, own: Own) -> str | None:
     return said
 
 
-def _unmatched(forced: Forced, tap: Tap, site: Any, own: Own) -> str | None:
-    """Why a part is wrong that the port has not as a part of its own, from what is given to the one behind it."""
-    inside = {tap.name}
-    for name, other in forced.record.taps.items():
-        if name not in forced.pairs and _within(forced, other, inside) and other.facts is not None:
-            if other.facts.kind == "other" or not other.trials:
-                continue
-            trial = other.trials[0]
-            for part, seen in own.given.items():
-                behind = forced.record.taps[part]
-                given = aligned(behind.inputs[0], trial.expected)
-                found = aligned(seen, trial.expected)
-                if own.misfed[part] <= ACCEPTANCE or given is None or found is None:
-                    continue
-                if eta_of(given, trial.expected, trial.unit) > ACCEPTANCE:
-                    continue
-                unit = elementwise(trial.unit * coarser(behind, site), trial.expected)
-                explain = import_module("polyattn.parity.components").explain
-                said = explain(other.facts, None, trial.inputs, trial.expected, found, unit=unit)
-                if said is not None:
-                    return f"{name.removeprefix(f'{tap.name}.')}: {said}"
+def _in_front(forced: Forced, tap: Tap, site: Any, own: Own) -> str | None:
+    """Why something is wrong that is no part of the port, from what is given to the one behind it."""
+    taps = forced.record.taps.values()
+    inner = [t for t in taps if t.trials and _within(forced, t, {tap.name})]
+    for part, seen in own.given.items():
+        behind = forced.record.taps[part]
+        if own.misfed[part] <= ACCEPTANCE or seen.shape != behind.inputs[0].shape:
+            continue
+        word = part.removeprefix(f"{tap.name}.")
+        for other in inner:
+            said = _unmatched(forced, other, behind, site, seen)
+            if said is not None:
+                return f"{other.name.removeprefix(f'{tap.name}.')}: {said}"
+        explain = import_module("polyattn.parity.components.products").explain_products
+        before = inner[: next((i for i, t in enumerate(inner) if t.name == part), 0)]
+        outputs = {
+            f"the output of {t.name.removeprefix(f'{tap.name}.')}": t.trials[0].expected for t in before
+        }
+        noise = None if behind.input_unit is None else behind.input_unit * coarser(behind, site)
+        if noise is not None and seen.ndim > 1 and seen.dtype.kind == "f":
+            said = explain(outputs, behind.inputs[0], seen, unit=noise)
+            if said is not None:
+                return f"{said} in front of {word}"
     return None
+
+
+def _unmatched(forced: Forced, other: Tap, behind: Tap, site: Any, seen: Any) -> str | None:
+    """Why a part of the reference that the port has not as a part is wrong: what it gives is what one behind it is given."""
+    if other.name in forced.pairs or other.facts is None or other.facts.kind == "other":
+        return None
+    trial = other.trials[0]
+    given, found = (aligned(x, trial.expected) for x in (behind.inputs[0], seen))
+    if given is None or found is None or eta_of(given, trial.expected, trial.unit) > ACCEPTANCE:
+        return None
+    unit = elementwise(trial.unit * coarser(behind, site), trial.expected)
+    explain = import_module("polyattn.parity.components").explain
+    said: str | None = explain(other.facts, None, trial.inputs, trial.expected, found, unit=unit)
+    return said
 
 
 def _within(forced: Forced, tap: Tap, holders: set[str]) -> bool:
