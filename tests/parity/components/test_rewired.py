@@ -79,7 +79,7 @@ def test_orders_of_patches() -> None:
 
 def test_an_input_goes_where_nothing_else_fits_and_a_single_one_may_be_longer() -> None:
     memory = rng.normal(size=(2, 9, 16))
-    args, kwargs, kept = fed(
+    args, _, kept = fed(
         (X, -memory, np.ones(3, bool)), {}, (A, np.zeros((4, 4)), memory), ("0", "bias", "states")
     )
     assert np.array_equal(args[0], A)
