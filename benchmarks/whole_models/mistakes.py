@@ -65,7 +65,7 @@ def _llama() -> Iterator[tuple[Any, ...]]:
     yield "epsilon outside the root", "blocks.2.norm2", put(outside=True), "epsilon"
     yield "unbiased variance", "norm", put(unbiased=True), r"n - 1|unbiased"
     yield "rotary base", "blocks.0.attn", put(base=500000.0), "rotary.*base.*500000|base 5"
-    yield "rotary pairing", "blocks.1.attn", put(interleaved=True), "interleaved"
+    yield "rotary pairing", "blocks.1.attn", put(interleaved=True), "interleaved|neighbours"
     yield "rotary left out", "blocks.2.attn", put(base=None), "rotary.*not applied"
     yield (
         "half of the width turned",
@@ -99,7 +99,7 @@ def _llama() -> Iterator[tuple[Any, ...]]:
     yield "residual of what was normed", "blocks.2", put(from_normed=True), "residual|norm"
     yield "parallel", "blocks.0", put(parallel=True), "parallel|residual"
     yield "embedding times sqrt(width)", "embed", put(factor=8.0), r"sqrt|x 8"
-    yield "one token off", "embed", put(shift=1), "off by one|shift|one"
+    yield "one token off", "embed", put(shift=1), r"off by one|shift|id \+ 1"
     yield "negated head", "head", weight(torch.neg), "negat|-1"
 
 
@@ -109,7 +109,7 @@ def _gpt2() -> Iterator[tuple[Any, ...]]:
     yield "per head instead of thirds", "blocks.1.attn.qkv", put(per_head=True), "head"
     yield "weights packed per head", "blocks.2.attn.qkv", weight(per_head), "head|permut"
     yield "epsilon 1e-6", "blocks.2.norm2", put(eps=1e-6), "epsilon.*1e-0?6"
-    yield "positions from 1", "places", put(shift=1), "position|off by one|shift"
+    yield "positions from 1", "places", put(shift=1), r"position|off by one|shift|id \+ 1"
     yield "norm without its bias", "blocks.1.norm1", without_bias, "bias"
     yield "qkv without its bias", "blocks.0.attn.qkv", without_bias, "bias"
     yield "c_proj transposed", "blocks.0.attn.o", weight(lambda w: w.T), "transposed"
@@ -127,8 +127,13 @@ def _gpt2() -> Iterator[tuple[Any, ...]]:
 def _bert() -> Iterator[tuple[Any, ...]]:
     yield "epsilon 1e-5", "blocks.0.norm1", put(eps=1e-5), "epsilon.*1e-0?5"
     yield "GELU by tanh", "blocks.1.mlp.act", put(kind="gelu tanh"), "tanh"
-    yield "positions from 2", "places", put(shift=2), "position|off|shift"
-    yield "token types not loaded", "kinds", weight(torch.zeros_like), "zero|not loaded|initial|missing"
+    yield "positions from 2", "places", put(shift=2), r"position|off|shift|id \+ 2"
+    yield (
+        "token types not loaded",
+        "kinds",
+        weight(torch.zeros_like),
+        "zero|0 throughout|not loaded|initial|missing",
+    )
     yield "padding seen", "blocks.1", lambda m: put(no_mask=True)(m.attn), "mask"
     yield "mask inverted", "blocks.2", lambda m: put(flipped_mask=True)(m.attn), "invert|polarity"
     yield "query without its bias", "blocks.0.attn.q", without_bias, "bias"
@@ -197,7 +202,7 @@ def _retention() -> Iterator[tuple[Any, ...]]:
         "v of another head order",
         "blocks.2.attn.v",
         weight(lambda w: w.roll(16, 0)),
-        "head|permut|order|roll",
+        "head|permut|order|roll|moved round",
     )
 
 

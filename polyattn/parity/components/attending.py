@@ -13,6 +13,7 @@ from polyattn.conventions.answers import Answer, answer
 from polyattn.conventions.call import Call, call_of
 from polyattn.parity import diagnose
 from polyattn.parity.components.contexts import heads_of, read_inputs, to_batch_first
+from polyattn.parity.components.denominators import over_queries
 from polyattn.parity.components.heads import Heads
 from polyattn.parity.components.projections import (
     Changes,
@@ -42,18 +43,25 @@ def tiers(case: Case) -> Iterator[Iterator[Candidate]]:
     yield (_candidate(case, said, changed) for said, changed in _of_the_port(case, heads))
     yield (_candidate(case, said, changed) for said, changed in orders(heads))
     yield (_candidate(case, said, changed) for said, changed in rounded(heads))
+    yield (_given(case, said, out) for said, out in over_queries(heads))
+
+
+def _given(case: Case, said: str, out: Floats) -> Candidate:
+    """An output (B, L, E) as that of the component."""
+    shape, last = case.expected.shape, case.facts.numbers.get("batch_first") is False
+    out = out.swapaxes(0, 1) if last and len(shape) == 3 else out
+    return Candidate(
+        said, lambda case: out.reshape(shape) if out.size == case.expected.size else out, rowwise=False
+    )
 
 
 def _candidate(case: Case, said: str, heads: Heads) -> Candidate:
-    shape, last = case.expected.shape, case.facts.numbers.get("batch_first") is False
-
     def predict(case: Case) -> Floats:
         try:
             out = heads()
         except (ValueError, TypeError):
             return np.zeros(0)  # shapes that do not fit together this way
-        out = out.swapaxes(0, 1) if last and len(shape) == 3 else out
-        return out.reshape(shape) if out.size == case.expected.size else out
+        return _given(case, said, out).predict(case)
 
     return Candidate(said, predict, rowwise=False)
 

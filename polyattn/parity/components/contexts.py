@@ -134,7 +134,16 @@ def _readings(case: Case, base: Heads) -> Iterator[Heads]:
 
 
 def _masks(case: Case, base: Heads, length: int, keys: int) -> Iterator[dict[str, Any]]:
-    """Masks and additive biases among the inputs, and none."""
+    """Masks and additive biases among the inputs, none, and a bias of one input with the mask of another."""
+    found = list(_single_masks(case, base, length, keys))
+    yield from found
+    biases = [one["bias"] for one in found if one.keys() == {"bias"} and one["bias"] is not None]
+    for one in found:
+        if one.get("bias") is None and len(one) > 1:
+            yield from ({**one, "bias": bias} for bias in biases)
+
+
+def _single_masks(case: Case, base: Heads, length: int, keys: int) -> Iterator[dict[str, Any]]:
     relative = _relative(case.facts, length, keys)
     for x in case.inputs[1:]:
         if (

@@ -17,6 +17,7 @@ from polyattn.parity.components import (
     linears,
     mlps,
     norms,
+    patches,
     wiring,
 )
 from polyattn.parity.components.facts.record import Facts, floats
@@ -36,7 +37,7 @@ _THEMES: dict[str, tuple[Tiers, ...]] = {
     "linear": (linears.tiers,),
     "embedding": (embeddings.tiers,),
     "attention": (attending.tiers,),
-    "other": (mlps.tiers, activations.tiers, wiring.tiers, behind.tiers),
+    "other": (mlps.tiers, activations.tiers, patches.tiers, wiring.tiers, behind.tiers),
 }
 
 

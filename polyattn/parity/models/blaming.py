@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from polyattn.parity.models.forcing import Forced, Own, coarser
-from polyattn.parity.models.measuring import axes_of, elementwise
+from polyattn.parity.models.measuring import aligned, axes_of, elementwise, eta_of
 from polyattn.parity.models.recording import facts_of
 from polyattn.parity.models.records import Tap
 from polyattn.truth.measure import ACCEPTANCE
@@ -103,7 +103,11 @@ def _cause(forced: Forced, tap: Tap, own: Own, probe: str) -> str | None:
         order = "" if axes is None else f"; its axes would be in the order {axes}"
         return f"has shape {seen.shape}, where the reference has {expected.shape}{order}"
     said = [_explained(forced, tap, site, own, (trial.inputs if trial else ()), expected, seen, unit)]
-    if bad := [part for part, eta in own.misfed.items() if eta > ACCEPTANCE]:
+    if said == [None] and not own.between and not probe:
+        said = [_wired(forced, tap, site, own) or _in_front(forced, tap, site, own)]
+    if said != [None]:
+        pass
+    elif bad := [part for part, eta in own.misfed.items() if eta > ACCEPTANCE]:
         said.append(f"gives {', '.join(bad)} another input than the reference does")
     elif forced.inside(tap.name) and said == [None]:
         said.append(
@@ -114,6 +118,88 @@ def _cause(forced: Forced, tap: Tap, own: Own, probe: str) -> str | None:
     if probe and said == [None]:
         said.append(f"wrong on {probe} inputs alone; is a small number in it another?")
     return "; ".join(x for x in said if x) or None
+
+
+def _wired(forced: Forced, tap: Tap, site: Any, own: Own) -> str | None:
+    """What it sums otherwise, and gives its parts, where these give what those of the reference do."""
+    if not (own.wired is not None or own.given) or not tap.inputs:
+        return None
+    rewired = import_module("polyattn.parity.components.rewired")
+    parts = []
+    for name, parent in forced.parents.items():
+        part = forced.record.taps[name]
+        if parent != tap.name or not part.trials or forced.held(name) != tap.name:
+            continue
+        wrong = own.misfed.get(name, 0.0) > ACCEPTANCE
+        unit = 0.0 if part.input_unit is None else part.input_unit
+        parts.append(
+            rewired.Part(
+                name.removeprefix(f"{tap.name}."),
+                part.kind == "norm",
+                part.trials[0].expected,
+                part.inputs[0] if part.inputs else None,
+                own.given[name] if wrong else None,
+                unit * coarser(tap, site),
+            )
+        )
+    expected, unit = tap.trials[0].expected, tap.trials[0].unit * coarser(tap, site)
+    said: str | None = rewired.explain_wiring(
+        tap.kind,
+        dict(zip(tap.paths, tap.inputs, strict=False)),
+        parts,
+        expected,
+        own.wired,
+        unit=elementwise(unit, expected),
+    )
+    return said
+
+
+def _in_front(forced: Forced, tap: Tap, site: Any, own: Own) -> str | None:
+    """Why something is wrong that is no part of the port, from what is given to the one behind it."""
+    taps = forced.record.taps.values()
+    inner = [t for t in taps if t.trials and _within(forced, t, {tap.name})]
+    for part, seen in own.given.items():
+        behind = forced.record.taps[part]
+        if own.misfed[part] <= ACCEPTANCE or seen.shape != behind.inputs[0].shape:
+            continue
+        word = part.removeprefix(f"{tap.name}.")
+        for other in inner:
+            said = _unmatched(forced, other, behind, site, seen)
+            if said is not None:
+                return f"{other.name.removeprefix(f'{tap.name}.')}: {said}"
+        explain = import_module("polyattn.parity.components.products").explain_products
+        before = inner[: next((i for i, t in enumerate(inner) if t.name == part), 0)]
+        outputs = {
+            f"the output of {t.name.removeprefix(f'{tap.name}.')}": t.trials[0].expected for t in before
+        }
+        noise = None if behind.input_unit is None else behind.input_unit * coarser(behind, site)
+        if noise is not None and seen.ndim > 1 and seen.dtype.kind == "f":
+            said = explain(outputs, behind.inputs[0], seen, unit=noise)
+            if said is not None:
+                return f"{said} in front of {word}"
+    return None
+
+
+def _unmatched(forced: Forced, other: Tap, behind: Tap, site: Any, seen: Any) -> str | None:
+    """Why a part of the reference that the port has not as a part is wrong: what it gives is what one behind it is given."""
+    if other.name in forced.pairs or other.facts is None or other.facts.kind == "other":
+        return None
+    trial = other.trials[0]
+    given, found = (aligned(x, trial.expected) for x in (behind.inputs[0], seen))
+    if given is None or found is None or eta_of(given, trial.expected, trial.unit) > ACCEPTANCE:
+        return None
+    unit = elementwise(trial.unit * coarser(behind, site), trial.expected)
+    explain = import_module("polyattn.parity.components").explain
+    said: str | None = explain(other.facts, None, trial.inputs, trial.expected, found, unit=unit)
+    return said
+
+
+def _within(forced: Forced, tap: Tap, holders: set[str]) -> bool:
+    """Whether it is called inside one of these, in the reference."""
+    parent = tap.parent
+    while parent is not None and parent not in holders:
+        parent = forced.record.taps[parent].parent if parent in forced.record.taps else None
+    return parent is not None
 
 
 def _explained(

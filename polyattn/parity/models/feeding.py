@@ -19,13 +19,19 @@ def fed(
 ) -> tuple[Any, Any, tuple[str, ...]] | None:
     """The arguments of a port's component with the reference's arrays in them, and the paths of those it kept.
 
-    By order where every array fits; else the first is the first, and others go by their keyword, then by being alike. None
-    where the first does not fit: then nobody knows what the reference's input would be here.
+    By order where every array fits; else the first is the first, and others go by their keyword, then by being alike, then
+    where nothing else of the other side fits. A single array may be longer or shorter along its leading axes. None where the
+    first does not fit otherwise: then nobody knows what the reference's input would be here.
     """
     own = [(path.partition(".")[2], to_numpy(x)) for path, x in leaves((args, kwargs))]
     if not own and not inputs:
         return snapshot(args), snapshot(kwargs), ()
-    if not own or not inputs or not _fits(inputs[0], own[0][1]):
+    if not own or not inputs:
+        return None
+    if len(own) == len(inputs) == 1 and _longer(inputs[0], own[0][1]):
+        new = mapped(lambda _, x: native(inputs[0], x), (snapshot(args), snapshot(kwargs)))
+        return *new, ()
+    if not _fits(inputs[0], own[0][1]):
         return None
     if len(own) == len(inputs) and all(_fits(x, y) for x, (_, y) in zip(inputs, own, strict=True)):
         chosen = {path: x for x, (path, _) in zip(inputs, own, strict=True)}
@@ -53,7 +59,27 @@ def _chosen(
             if _fits(free[p], x):
                 found[path] = free.pop(p)
                 break
-    return found
+    return found | _left(own, free, found)
+
+
+def _left(
+    own: Sequence[tuple[str, Floats]], free: dict[str, Floats], found: dict[str, Floats]
+) -> dict[str, Floats]:
+    """What is left on both sides, where each fits the other and nothing else."""
+    rest = {path: x for path, x in own if path not in found}
+    pairs = [(path, p) for path, x in rest.items() for p in free if _fits(free[p], x)]
+    alone = [
+        (path, p)
+        for path, p in pairs
+        if sum(path == a for a, _ in pairs) == sum(p == b for _, b in pairs) == 1
+    ]
+    return {path: free[p] for path, p in alone}
+
+
+def _longer(x: Floats, y: Floats) -> bool:
+    """Whether one is the other with more or fewer rows."""
+    same = x.ndim == y.ndim > 1 and x.shape[-1] == y.shape[-1] and x.dtype.kind == y.dtype.kind == "f"
+    return same and x.shape != y.shape and aligned(x, y) is None
 
 
 def _fits(x: Floats, y: Floats) -> bool:

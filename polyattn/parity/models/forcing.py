@@ -27,6 +27,8 @@ class Own:
     seen: dict[str, Floats] = field(default_factory=dict)
     wiring: float | None = None  # eta where its parts give what those of the reference do
     misfed: dict[str, float] = field(default_factory=dict)  # parts that it gives another input -> eta
+    wired: Floats | None = None  # what it gives then
+    given: dict[str, Floats] = field(default_factory=dict)  # what it gives those parts
     kept: tuple[str, ...] = ()  # inputs of the port without a counterpart
     error: str | None = None
     between: bool = False  # judged from the taps before it, not called alone
@@ -119,7 +121,7 @@ class Forced:
             if name not in below or name is None:
                 return inner.output
             part = self.record.taps[name]
-            if self.parents[name] == tap.name and self._held(name) == tap.name:
+            if self.parents[name] == tap.name and self.held(name) == tap.name:
                 self._check_fed(own, part, inner)
             value = part.trials[0].expected if part.trials else part.value
             made = _replaced(inner, value)
@@ -134,9 +136,10 @@ class Forced:
             return
         found = None if out is None else aligned(to_numpy(out), trial.expected)
         unit = trial.unit * coarser(tap, site)
+        own.wired = found
         own.wiring = math.inf if found is None else eta_of(found, trial.expected, unit)
 
-    def _held(self, name: str) -> str | None:
+    def held(self, name: str) -> str | None:
         """The nearest compared component in whose call, on the reference's side, this one is called."""
         parent = self.record.taps[name].parent
         while parent is not None and parent not in self.pairs:
@@ -152,7 +155,9 @@ class Forced:
         found = aligned(to_numpy(given), part.inputs[0])
         if found is not None:
             eta = eta_of(found, part.inputs[0], part.input_unit * coarser(part, inner))
-            own.misfed[part.name] = eta
+            own.misfed[part.name], own.given[part.name] = eta, found
+        elif given.shape[1:] and to_numpy(given).dtype.kind == part.inputs[0].dtype.kind == "f":
+            own.misfed[part.name], own.given[part.name] = math.inf, to_numpy(given)
 
     def _between(self, tap: Tap, site: Site) -> Own:
         """From a run of the whole port in which every compared tap goes on as the reference's."""

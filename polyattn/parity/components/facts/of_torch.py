@@ -43,6 +43,8 @@ def torch_facts(module: Any) -> Facts:
         return _norm(module, own)
     if "Attention" in name:
         return attention_facts(module, torch_facts)
+    if (patches := _patches(module, children)) is not None:
+        return patches
     if children:
         return _mlp(children, module)
     if not own and _elementwise(module):
@@ -57,6 +59,23 @@ def _linear(own: dict[str, Any], transposed: bool) -> Facts:
     if "bias" in own:
         arrays["bias"] = floats(own["bias"])
     return Facts("linear", arrays)
+
+
+def _patches(module: Any, children: dict[str, Any]) -> Facts | None:
+    """A convolution that cuts an image into patches that neither overlap nor leave gaps, or what holds that alone."""
+    held = [child for child in children.values() if any(True for _ in child.parameters())]
+    if children:
+        own = any(True for _ in module.parameters(recurse=False))
+        module = held[0] if len(held) == 1 and not own else None
+    if module is None or type(module).__name__ != "Conv2d" or module.kernel_size != module.stride:
+        return None
+    plain = module.groups == 1 and tuple(module.dilation) == (1, 1) and module.padding in ((0, 0), "valid")
+    if not plain:
+        return None
+    arrays = {"patches.weight": floats(module.weight)}
+    if module.bias is not None:
+        arrays["patches.bias"] = floats(module.bias)
+    return Facts("other", arrays)
 
 
 def _embedding(module: Any, weight: Any) -> Facts:

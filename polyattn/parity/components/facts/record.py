@@ -31,7 +31,8 @@ class Facts:
     |            | k_norm.weight, sinks (H,)                               | rotary_width, rotary_interleaved,        |
     |            |                                                         | rotary_scaling, qk_norm_eps, ...         |
     | other      | of an MLP: gate.weight, up.weight (E, F), down.weight   | function                                 |
-    |            | (F, E), and biases                                      |                                          |
+    |            | (F, E), and biases; of patches: patches.weight          |                                          |
+    |            | (E, C, height, width), patches.bias (E,)                |                                          |
 
     A name is there only where the component says so; what is not known is left out. Whoever compares may add
     "child:NAME" (what a part of the component gave), "input:NAME" (what that part was given) and "other:NAME" (weights
