@@ -94,7 +94,7 @@ def geometric(heads: int, first: int = 1) -> Tensor:
 SLOPES = "alibi|linear bias|slope"
 
 ALIBI: tuple[Defect, ...] = (
-    defect("alibi ignored", "alibi", f"({SLOPES}|score_mod).*(ignored|left out|not applied|missing)", "alibi", leaned=lambda p, s, allowed: s),
+    defect("alibi ignored", "alibi", f"({SLOPES}|score.?mod).*(ignored|left out|not applied|missing)", "alibi", leaned=lambda p, s, allowed: s),
     defect("alibi added, not subtracted", "alibi", f"({SLOPES}).*(sign|added|subtract)", "alibi", leaned=slopes(-1.0)),
     defect("alibi slopes doubled", "alibi", Said(SLOPES, lambda p: (2, 0.5)), "alibi", leaned=slopes(2.0)),
     defect("alibi slopes times 0.7", "alibi", Said(SLOPES, lambda p: (0.7,)), "alibi", leaned=slopes(0.7)),
