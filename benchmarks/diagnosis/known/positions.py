@@ -51,7 +51,7 @@ ROTARY: tuple[Defect, ...] = (
     defect("rotary of a quarter of the width", "rotary", number("rotary.*(width|entries)", 4), "rotary", rotate=rotate(width=4)),
     defect("rotary positions divided by 4", "rotary", number("rotary.*(factor|scal|divid|times)", 4, 0.25), "rotary", rotate=rotate(factor=4.0)),
     defect("rotary positions divided by 2.5", "rotary", number("rotary.*(factor|scal|divid|times)", 2.5, 0.4), "rotary", rotate=rotate(factor=2.5)),
-    defect("rotary positions times 2", "rotary", number("rotary.*(factor|scal|divid|times)", 2, 0.5), "rotary", rotate=rotate(factor=0.5)),
+    defect("rotary positions times 2", "rotary", (number("rotary.*(factor|scal|divid|times)", 2, 0.5), Said("rotary.*twice")), "rotary", rotate=rotate(factor=0.5)),
     defect("rotary queries 3 late", "rotary", number("rotary.*(shift|off|late|ahead|later)", 3), "rotary", rotate=rotate(queries=3)),
     defect("rotary queries 2 early", "rotary", number("rotary.*(shift|off|early|behind|earlier)", 2), "rotary", rotate=rotate(queries=-2)),
     defect("rotary queries 7 late", "rotary", number("rotary.*(shift|off|late|ahead)", 7), "rotary end", rotate=rotate(queries=7)),
@@ -67,7 +67,8 @@ ROTARY: tuple[Defect, ...] = (
     defect("rotary with cos and sin exchanged", "rotary", "rotary.*(cos|sin)", "rotary", rotate=rotate(table="sin cos")),
     defect("rotary with tables of the other pairing", "rotary", "rotary.*(table|cos|pairing)", "rotary", rotate=rotate(table="mixed")),
     defect("rotary positions from the end", "rotary", "rotary.*(revers|backward|from the end|direction|other way)", "rotary", rotate=at(lambda p, q: p.shape[3] - 1 - row(q, p.start), lambda p, k: row(k).flip(0))),
-    defect("rotary positions of the keys from the end", "rotary", "rotary.*(key|revers)", "rotary", rotate=at(lambda p, q: row(q, p.start), lambda p, k: row(k).flip(0))),
+    # With nothing hidden, that is the same as keys and values in reverse order.
+    defect("rotary positions of the keys from the end", "rotary", "rotary.*(key|revers)|keys and values in reverse", "rotary", rotate=at(lambda p, q: row(q, p.start), lambda p, k: row(k).flip(0))),
 )  # fmt: skip
 
 # linear biases

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from polyattn.conventions.call import Call
+from polyattn.conventions.fits.arrangements import arrangements
 from polyattn.conventions.fits.biases import alibis, bias_factors, bias_places
 from polyattn.conventions.fits.caches import moved_keys, other_keys
 from polyattn.conventions.fits.caps import caps
@@ -41,6 +42,7 @@ FITS: tuple[Callable[[Evidence], Iterator[Fit]], ...] = (
     head_orders,
     item_orders,
     kv_maps,
+    arrangements,
     row_orders,
     moved_keys,
     other_keys,

@@ -115,7 +115,10 @@ def _moved(x: Floats, call: Call) -> Iterator[tuple[str, Floats]]:
 def _distances(call: Call) -> dict[str, Floats]:
     at, key = np.arange(call.shape[2])[:, None] + call.offset, np.arange(call.shape[3])[None, :]
     signed = (at - key).astype(float)
-    return {"i - j": signed, "|i - j|": np.abs(signed)}
+    found = {"i - j": signed, "|i - j|": np.abs(signed)}
+    if call.offset:
+        found["|i - j| of rows counted from 0, without the offset,"] = np.abs(signed - call.offset)
+    return found
 
 
 def alibis(evidence: Evidence) -> Iterator[Fit]:
