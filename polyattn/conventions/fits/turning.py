@@ -67,7 +67,7 @@ def _turn(rotary: Rotary, x: Floats, positions: Floats, mixed: bool = False) -> 
     out = x.copy()
     if mixed:
         cos, sin = (_repeated(t, not rotary.interleaved) for t in (cos, sin))
-        beside = np.empty(x.shape[:-1] + (width,))
+        beside = np.empty((*x.shape[:-1], width))
         beside[..., first], beside[..., second] = -b, a
         out[..., :width] = x[..., :width] * cos + beside * sin
         return out
