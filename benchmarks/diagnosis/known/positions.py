@@ -121,7 +121,7 @@ def sharpened(f) -> Stages:  # type: ignore[no-untyped-def]
     return {"sharpened": lambda p, s: s * f(p, p.places[0].double()).to(s.dtype)}
 
 
-LOG = "log|temperature"
+LOG = r"log|temperature|\bln\b"
 
 TEMPERATURE: tuple[Defect, ...] = (
     Defect("scores times log of the keys before", "scale", (Said(LOG),), "causal", sharpened(lambda p, i: (i + 2).clamp(min=2).log())),
@@ -129,7 +129,7 @@ TEMPERATURE: tuple[Defect, ...] = (
     Defect("scores times log_16 of the place, at least 1", "scale", (Said(LOG),), "", sharpened(lambda p, i: ((i + 1).clamp(min=1).log() / torch.tensor(16.0).double().log()).clamp(min=1.0)), "end first"),
     Defect("scores times log_8 of the place, at least 1", "scale", (Said(LOG),), "causal", sharpened(lambda p, i: ((i + 1).clamp(min=1).log() / torch.tensor(8.0).double().log()).clamp(min=1.0)), "end first"),
     Defect("temperature of late queries", "scale", (Said(LOG),), "", sharpened(lambda p, i: 1 + 0.1 * torch.floor((i + 1) / 8).log1p()), "end first"),
-    computed("scores times log of the number of keys", "scale", (Said("log"), *scaled(lambda p: p.stated_scale * float(torch.tensor(p.shape[3]).double().log()))), lambda p: {"scale": lambda p: p.stated_scale * float(torch.tensor(p.shape[3]).double().log())}),
+    computed("scores times log of the number of keys", "scale", (Said(LOG), *scaled(lambda p: p.stated_scale * float(torch.tensor(p.shape[3]).double().log()))), lambda p: {"scale": lambda p: p.stated_scale * float(torch.tensor(p.shape[3]).double().log())}),
 )  # fmt: skip
 
 POSITIONS = ROTARY + ALIBI + TEMPERATURE

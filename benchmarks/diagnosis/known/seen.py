@@ -35,7 +35,8 @@ MASKS: tuple[Defect, ...] = (
     defect("mask of item h % B, not of its own", "mask", "mask.*(item|batch|head|tile|h %)", "mask", mask=lambda p: p.mask[torch.arange(p.q.shape[0] * p.q.shape[1]) % p.q.shape[0], 0].unflatten(0, p.q.shape[:2])),
     defect("mask for the first head alone", "mask", "mask.*first head|first head", "mask", mask=lambda p: p.mask | (torch.arange(p.q.shape[1]) > 0)[:, None, None]),
     defect("mask for the first item alone", "mask", "mask.*(first|item)", "mask", mask=lambda p: p.mask | (torch.arange(p.q.shape[0]) > 0)[:, None, None, None]),
-    defect("mask one key to the right", "mask", "mask.*(shift|off by one|roll)", "mask", mask=lambda p: p.mask.roll(1, -1)),
+    # Of keys in any order the mask is one key to the right where keys and values are one to the left.
+    defect("mask one key to the right", "mask", "mask.*(shift|off by one|roll|moved)|keys and values rolled", "mask", mask=lambda p: p.mask.roll(1, -1)),
     defect("mask or causality, not and", "mask causal", "\\bor\\b|instead of (and|both)|union", "mask causal", "window sliding", allowed=lambda p, allowed: p.mask | (p.places[1] <= p.places[0])),
     defect("padding or causality, not and", "mask causal", "\\bor\\b|instead of (and|both)|union", "padding causal", "window sliding", allowed=lambda p, allowed: p.mask | (p.places[1] <= p.places[0])),
     defect("mask or window, not and", "mask window", "\\bor\\b|instead of (and|both)|union", "mask window", "causal", allowed=lambda p, allowed: p.mask | ((p.places[0] - p.window[0] <= p.places[1]) & (p.places[1] <= p.places[0] + p.window[1]))),
@@ -92,7 +93,7 @@ PADDING: tuple[Defect, ...] = (
     Defect("padding ignored in the second item", "mask", (Said("padding|length|item"),), "padding", real(lambda p: (p.lengths[0], p.shape[3]))),
     Defect("padding one key short", "mask", (each(lambda p: [n - 1 for n in p.lengths]), Said("(padding|length|keys).*(one|1)")), "padding", real(lambda p: [n - 1 for n in p.lengths])),
     Defect("padding one key long", "mask", (each(lambda p: [n + 1 for n in p.lengths]), Said("(padding|length|keys).*(one|1)")), "padding", real(lambda p: [n + 1 for n in p.lengths])),
-    Defect("padding of other lengths", "mask", (each(lambda p: [n - 4 for n in p.lengths]),), "padding", real(lambda p: [n - 4 for n in p.lengths])),
+    Defect("padding of other lengths", "mask", (each(lambda p: [n - 4 for n in p.lengths]), number("padding.*less", 4)), "padding", real(lambda p: [n - 4 for n in p.lengths])),
     Defect("padding on the other side", "mask", (Said("padding.*(side|left|right)|side"),), "padding", real(lambda p: p.lengths, left=True)),
     Defect("left padding taken for right", "mask", (Said("padding.*(side|left|right)|side"),), "left", real(lambda p: p.lengths)),
     Defect("lengths of the other item", "mask", (Said("(padding|length|mask).*(item|exchanged|order|batch|revers)"), each(lambda p: p.lengths[::-1])), "padding", real(lambda p: p.lengths[::-1])),

@@ -11,6 +11,7 @@ from polyattn.conventions.fits.caches import moved_keys, other_keys
 from polyattn.conventions.fits.caps import caps
 from polyattn.conventions.fits.evidence import Evidence
 from polyattn.conventions.fits.fills import fills
+from polyattn.conventions.fits.masks import mask_places
 from polyattn.conventions.fits.norms import norms
 from polyattn.conventions.fits.orders import head_orders, item_orders, kv_maps, row_orders
 from polyattn.conventions.fits.outputs import additions, gains, lost_weight
@@ -29,6 +30,7 @@ FITS: tuple[Callable[[Evidence], Iterator[Fit]], ...] = (
     norms,
     windows,
     padding,
+    mask_places,
     gains,
     additions,
     lost_weight,
