@@ -100,7 +100,7 @@ PADDING: tuple[Defect, ...] = (
     Defect("lengths of the first item for all", "mask", (Said("(padding|length|mask).*(first|item)"), each(lambda p: p.lengths[:1])), "padding", real(lambda p: [p.lengths[0]] * p.shape[0])),
     Defect("longest length for all", "mask", (Said("padding|length|item", lambda p: (max(p.lengths), p.shape[3] - max(p.lengths))), Said("padding.*item", lambda p: (max(p.lengths) - min(p.lengths),))), "padding", real(lambda p: [max(p.lengths)] * p.shape[0])),
     Defect("padding unasked", "mask", (each(some),), "", hidden(some), f"{MASKED} three"),
-    Defect("padding unasked, of three items", "mask", (each(some),), "three", hidden(some), MASKED),
+    Defect("padding unasked, of three items", "mask", (each(some), Said("sees keys", each=lambda p: [n - 1 for n in some(p)])), "three", hidden(some), MASKED),
     Defect("padding unasked, on the left", "mask", (each(some),), "", hidden(some, left=True), MASKED),
 )  # fmt: skip
 
