@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from .naming import Named, Said
@@ -41,6 +42,13 @@ from .perturbing import (
 FACTOR = "(output|values?|weights|result)"
 
 
+GATED = "output gated by each head"
+
+
+def gates(rng: np.random.Generator, heads: int) -> torch.Tensor:
+    return torch.sigmoid(normal(rng, heads))
+
+
 def ever(number: float) -> Named:
     return (Said(FACTOR, lambda p: (number, 1 / number)),)
 
@@ -58,7 +66,7 @@ def _list() -> tuple[Unknown, ...]:
         U("relu of the output", output(lambda x, rng: x.relu())),
         U("output of length 1", output(lambda x, rng: x / x.norm(dim=-1, keepdim=True).clamp(min=1e-6))),
         U("output gated by chance", output(lambda x, rng: x * torch.sigmoid(like(rng, x)))),
-        U("output gated by each head", output(lambda x, rng: x * torch.sigmoid(normal(rng, x.shape[1], 1, 1)))),
+        U(GATED, output(lambda x, rng: x * gates(rng, x.shape[1])[:, None, None]), true=(Said("output of every head", each=lambda p: gates(p.rng(GATED), p.q.shape[1]).tolist()),)),
         U("output mixed over heads", output(lambda x, rng: torch.einsum("gh,bhle->bgle", torch.eye(x.shape[1]) + 0.1 * normal(rng, x.shape[1], x.shape[1]), x))),
         U("output smoothed along rows", output(lambda x, rng: 0.9 * x + 0.1 * x.roll(1, 2))),
         U("output turned at random", output(turned)),

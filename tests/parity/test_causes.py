@@ -276,6 +276,7 @@ WRITTEN: tuple[Written, ...] = (
     ("output", "divided by S", "cross", lambda p: p.out() / 15),
     ("output", "mean of heads", "", lambda p: np.stack([p.out().mean(1)] * 4, 1)),
     ("output", "heads reversed", "", lambda p: np.flip(p.out(), 1)),
+    ("output", "heads interleaved", "", lambda p: np.stack([np.moveaxis(x, 0, -1).reshape(len(x[0]), -1) for x in p.out()]).reshape(p.out().swapaxes(1, 2).shape).swapaxes(1, 2)),
     ("rotary", "keys alone", "rotary", lambda p: p.out(*turned(p, q=None))),
     ("rotary", "positions are heads", "rotary gqa", lambda p: p.out(turn(p.q.swapaxes(1, 2), np.arange(4)).swapaxes(1, 2), np.repeat(turn(p.call.k.swapaxes(1, 2), np.arange(2)).swapaxes(1, 2), 2, 1))),
     ("rotary", "other direction", "rotary", lambda p: p.out(*turned(p, -1, -1))),

@@ -51,7 +51,7 @@ ROTARY: tuple[Defect, ...] = (
     defect("rotary of a quarter of the width", "rotary", number("rotary.*(width|entries)", 4), "rotary", rotate=rotate(width=4)),
     defect("rotary positions divided by 4", "rotary", number("rotary.*(factor|scal|divid|times)", 4, 0.25), "rotary", rotate=rotate(factor=4.0)),
     defect("rotary positions divided by 2.5", "rotary", number("rotary.*(factor|scal|divid|times)", 2.5, 0.4), "rotary", rotate=rotate(factor=2.5)),
-    defect("rotary positions times 2", "rotary", number("rotary.*(factor|scal|divid|times)", 2, 0.5), "rotary", rotate=rotate(factor=0.5)),
+    defect("rotary positions times 2", "rotary", (number("rotary.*(factor|scal|divid|times)", 2, 0.5), Said("rotary.*twice")), "rotary", rotate=rotate(factor=0.5)),
     defect("rotary queries 3 late", "rotary", number("rotary.*(shift|off|late|ahead|later)", 3), "rotary", rotate=rotate(queries=3)),
     defect("rotary queries 2 early", "rotary", number("rotary.*(shift|off|early|behind|earlier)", 2), "rotary", rotate=rotate(queries=-2)),
     defect("rotary queries 7 late", "rotary", number("rotary.*(shift|off|late|ahead)", 7), "rotary end", rotate=rotate(queries=7)),
@@ -67,7 +67,8 @@ ROTARY: tuple[Defect, ...] = (
     defect("rotary with cos and sin exchanged", "rotary", "rotary.*(cos|sin)", "rotary", rotate=rotate(table="sin cos")),
     defect("rotary with tables of the other pairing", "rotary", "rotary.*(table|cos|pairing)", "rotary", rotate=rotate(table="mixed")),
     defect("rotary positions from the end", "rotary", "rotary.*(revers|backward|from the end|direction|other way)", "rotary", rotate=at(lambda p, q: p.shape[3] - 1 - row(q, p.start), lambda p, k: row(k).flip(0))),
-    defect("rotary positions of the keys from the end", "rotary", "rotary.*(key|revers)", "rotary", rotate=at(lambda p, q: row(q, p.start), lambda p, k: row(k).flip(0))),
+    # With nothing hidden, that is the same as keys and values in reverse order.
+    defect("rotary positions of the keys from the end", "rotary", "rotary.*(key|revers)|keys and values in reverse", "rotary", rotate=at(lambda p, q: row(q, p.start), lambda p, k: row(k).flip(0))),
 )  # fmt: skip
 
 # linear biases
@@ -94,7 +95,7 @@ def geometric(heads: int, first: int = 1) -> Tensor:
 SLOPES = "alibi|linear bias|slope"
 
 ALIBI: tuple[Defect, ...] = (
-    defect("alibi ignored", "alibi", f"({SLOPES}|score_mod).*(ignored|left out|not applied|missing)", "alibi", leaned=lambda p, s, allowed: s),
+    defect("alibi ignored", "alibi", f"({SLOPES}|score.?mod).*(ignored|left out|not applied|missing)", "alibi", leaned=lambda p, s, allowed: s),
     defect("alibi added, not subtracted", "alibi", f"({SLOPES}).*(sign|added|subtract)", "alibi", leaned=slopes(-1.0)),
     defect("alibi slopes doubled", "alibi", Said(SLOPES, lambda p: (2, 0.5)), "alibi", leaned=slopes(2.0)),
     defect("alibi slopes times 0.7", "alibi", Said(SLOPES, lambda p: (0.7,)), "alibi", leaned=slopes(0.7)),
@@ -120,7 +121,7 @@ def sharpened(f) -> Stages:  # type: ignore[no-untyped-def]
     return {"sharpened": lambda p, s: s * f(p, p.places[0].double()).to(s.dtype)}
 
 
-LOG = "log|temperature"
+LOG = r"log|temperature|\bln\b"
 
 TEMPERATURE: tuple[Defect, ...] = (
     Defect("scores times log of the keys before", "scale", (Said(LOG),), "causal", sharpened(lambda p, i: (i + 2).clamp(min=2).log())),
@@ -128,7 +129,7 @@ TEMPERATURE: tuple[Defect, ...] = (
     Defect("scores times log_16 of the place, at least 1", "scale", (Said(LOG),), "", sharpened(lambda p, i: ((i + 1).clamp(min=1).log() / torch.tensor(16.0).double().log()).clamp(min=1.0)), "end first"),
     Defect("scores times log_8 of the place, at least 1", "scale", (Said(LOG),), "causal", sharpened(lambda p, i: ((i + 1).clamp(min=1).log() / torch.tensor(8.0).double().log()).clamp(min=1.0)), "end first"),
     Defect("temperature of late queries", "scale", (Said(LOG),), "", sharpened(lambda p, i: 1 + 0.1 * torch.floor((i + 1) / 8).log1p()), "end first"),
-    computed("scores times log of the number of keys", "scale", (Said("log"), *scaled(lambda p: p.stated_scale * float(torch.tensor(p.shape[3]).double().log()))), lambda p: {"scale": lambda p: p.stated_scale * float(torch.tensor(p.shape[3]).double().log())}),
+    computed("scores times log of the number of keys", "scale", (Said(LOG), *scaled(lambda p: p.stated_scale * float(torch.tensor(p.shape[3]).double().log()))), lambda p: {"scale": lambda p: p.stated_scale * float(torch.tensor(p.shape[3]).double().log())}),
 )  # fmt: skip
 
 POSITIONS = ROTARY + ALIBI + TEMPERATURE

@@ -35,7 +35,8 @@ MASKS: tuple[Defect, ...] = (
     defect("mask of item h % B, not of its own", "mask", "mask.*(item|batch|head|tile|h %)", "mask", mask=lambda p: p.mask[torch.arange(p.q.shape[0] * p.q.shape[1]) % p.q.shape[0], 0].unflatten(0, p.q.shape[:2])),
     defect("mask for the first head alone", "mask", "mask.*first head|first head", "mask", mask=lambda p: p.mask | (torch.arange(p.q.shape[1]) > 0)[:, None, None]),
     defect("mask for the first item alone", "mask", "mask.*(first|item)", "mask", mask=lambda p: p.mask | (torch.arange(p.q.shape[0]) > 0)[:, None, None, None]),
-    defect("mask one key to the right", "mask", "mask.*(shift|off by one|roll)", "mask", mask=lambda p: p.mask.roll(1, -1)),
+    # Of keys in any order the mask is one key to the right where keys and values are one to the left.
+    defect("mask one key to the right", "mask", "mask.*(shift|off by one|roll|moved)|keys and values rolled", "mask", mask=lambda p: p.mask.roll(1, -1)),
     defect("mask or causality, not and", "mask causal", "\\bor\\b|instead of (and|both)|union", "mask causal", "window sliding", allowed=lambda p, allowed: p.mask | (p.places[1] <= p.places[0])),
     defect("padding or causality, not and", "mask causal", "\\bor\\b|instead of (and|both)|union", "padding causal", "window sliding", allowed=lambda p, allowed: p.mask | (p.places[1] <= p.places[0])),
     defect("mask or window, not and", "mask window", "\\bor\\b|instead of (and|both)|union", "mask window", "causal", allowed=lambda p, allowed: p.mask | ((p.places[0] - p.window[0] <= p.places[1]) & (p.places[1] <= p.places[0] + p.window[1]))),
@@ -55,7 +56,7 @@ POSITIONS: tuple[Defect, ...] = (
     defect("window three wider on the right", "window", Said("window", lambda p: (p.window[1] + 3, 3, p.window[1] + 4)), "window", "causal", window=lambda p, i, j, left, right: (i - left <= j) & (j <= i + right + 3)),
     defect("window two narrower on the left", "window", Said("window", lambda p: (p.window[0] - 2, 2, p.window[0] - 1)), "window", window=lambda p, i, j, left, right: (i - left + 2 <= j) & (j <= i + right)),
     defect("causal window twice as wide", "window", Said("window", lambda p: (2 * p.window[0], p.window[0], 2 * p.window[0] + 1, 2)), "window causal", window=lambda p, i, j, left, right: (i - 2 * left <= j) & (j <= i + right)),
-    defect("window with its sides exchanged", "window", "window.*(side|exchanged|swapped|left|right)", "window", "causal", window=lambda p, i, j, left, right: (i - right <= j) & (j <= i + left)),
+    defect("window with its sides exchanged", "window", (Said("window.*(side|exchanged|swapped|left|right)"), Said("window of .* before and .* after", each=lambda p: p.window)), "window", "causal", window=lambda p, i, j, left, right: (i - right <= j) & (j <= i + left)),
     defect("window to the left alone", "window", "window.*(side|left|right|one side)|causal", "window", "causal", window=lambda p, i, j, left, right: (i - left <= j) & (j <= i)),
     Defect("window of 8 unasked", "window", (number("window", 8, 7),), "causal", besides(lambda p, i, j: i - 8 < j), "window sliding"),
     Defect("window of 4 on both sides unasked", "window", (number("window", 4),), "", besides(lambda p, i, j: (i - j).abs() <= 4), "window sliding causal"),
@@ -83,7 +84,7 @@ def some(p: Problem) -> list[int]:
     return [p.shape[3], p.shape[3] - 5, p.shape[3] - 9][: p.shape[0]]
 
 
-def each(f: Callable[[Problem], Sequence[int]], words: str = "padding|length|keys") -> Said:
+def each(f: Callable[[Problem], Sequence[int]], words: str = "padding|length|keys|sees") -> Said:
     """Every item's length is said, or how many keys of it are hidden: of those that differ."""
     return Said(words, lambda p: [x for n in f(p) for x in (n, p.shape[3] - n) if x])
 
@@ -92,14 +93,14 @@ PADDING: tuple[Defect, ...] = (
     Defect("padding ignored in the second item", "mask", (Said("padding|length|item"),), "padding", real(lambda p: (p.lengths[0], p.shape[3]))),
     Defect("padding one key short", "mask", (each(lambda p: [n - 1 for n in p.lengths]), Said("(padding|length|keys).*(one|1)")), "padding", real(lambda p: [n - 1 for n in p.lengths])),
     Defect("padding one key long", "mask", (each(lambda p: [n + 1 for n in p.lengths]), Said("(padding|length|keys).*(one|1)")), "padding", real(lambda p: [n + 1 for n in p.lengths])),
-    Defect("padding of other lengths", "mask", (each(lambda p: [n - 4 for n in p.lengths]),), "padding", real(lambda p: [n - 4 for n in p.lengths])),
+    Defect("padding of other lengths", "mask", (each(lambda p: [n - 4 for n in p.lengths]), number("padding.*less", 4)), "padding", real(lambda p: [n - 4 for n in p.lengths])),
     Defect("padding on the other side", "mask", (Said("padding.*(side|left|right)|side"),), "padding", real(lambda p: p.lengths, left=True)),
     Defect("left padding taken for right", "mask", (Said("padding.*(side|left|right)|side"),), "left", real(lambda p: p.lengths)),
     Defect("lengths of the other item", "mask", (Said("(padding|length|mask).*(item|exchanged|order|batch|revers)"), each(lambda p: p.lengths[::-1])), "padding", real(lambda p: p.lengths[::-1])),
     Defect("lengths of the first item for all", "mask", (Said("(padding|length|mask).*(first|item)"), each(lambda p: p.lengths[:1])), "padding", real(lambda p: [p.lengths[0]] * p.shape[0])),
-    Defect("longest length for all", "mask", (Said("padding|length|item", lambda p: (max(p.lengths), p.shape[3] - max(p.lengths))),), "padding", real(lambda p: [max(p.lengths)] * p.shape[0])),
+    Defect("longest length for all", "mask", (Said("padding|length|item", lambda p: (max(p.lengths), p.shape[3] - max(p.lengths))), Said("padding.*item", lambda p: (max(p.lengths) - min(p.lengths),))), "padding", real(lambda p: [max(p.lengths)] * p.shape[0])),
     Defect("padding unasked", "mask", (each(some),), "", hidden(some), f"{MASKED} three"),
-    Defect("padding unasked, of three items", "mask", (each(some),), "three", hidden(some), MASKED),
+    Defect("padding unasked, of three items", "mask", (each(some), Said("sees keys", each=lambda p: [n - 1 for n in some(p)])), "three", hidden(some), MASKED),
     Defect("padding unasked, on the left", "mask", (each(some),), "", hidden(some, left=True), MASKED),
 )  # fmt: skip
 

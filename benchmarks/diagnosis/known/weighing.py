@@ -83,14 +83,16 @@ def normed(which: str, f: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Ten
     return lambda q, k, v: tuple(f(x) if n in which else x for n, x in zip("qkv", (q, k, v), strict=True))
 
 
+NORMED = "norm|root mean square"
+
 NORMS: tuple[Defect, ...] = (
-    defect("queries and keys normed by rms", "norm scale", "norm", normed=normed("qk", rms)),
-    defect("queries alone normed by rms", "norm scale", "norm.*quer|quer.*norm", normed=normed("q", rms)),
-    defect("keys alone normed by rms", "norm scale", "norm.*key|key.*norm", normed=normed("k", rms)),
-    defect("queries and keys of length 1", "norm scale", "norm|length 1|cosine", normed=normed("qk", length)),
-    defect("queries and keys normed by layer norm", "norm scale", "norm", normed=normed("qk", layer)),
-    defect("values normed by rms", "norm", "norm.*value|value.*norm", normed=normed("v", rms)),
-    defect("values of length 1", "norm", "norm.*value|value.*norm", normed=normed("v", length)),
+    defect("queries and keys normed by rms", "norm scale", NORMED, normed=normed("qk", rms)),
+    defect("queries alone normed by rms", "norm scale", f"quer.*({NORMED})|({NORMED}).*quer", normed=normed("q", rms)),
+    defect("keys alone normed by rms", "norm scale", f"key.*({NORMED})|({NORMED}).*key", normed=normed("k", rms)),
+    defect("queries and keys of length 1", "norm scale", f"{NORMED}|length|cosine", normed=normed("qk", length)),
+    defect("queries and keys normed by layer norm", "norm scale", f"{NORMED}|standard deviation", normed=normed("qk", layer)),
+    defect("values normed by rms", "norm", f"value.*({NORMED})", normed=normed("v", rms)),
+    defect("values of length 1", "norm", f"value.*({NORMED}|length)", normed=normed("v", length)),
 )  # fmt: skip
 
 # normalisers
@@ -115,6 +117,13 @@ def again(p: Problem, s: Tensor) -> Tensor:
     return torch.softmax(torch.where(s.isfinite(), w, -torch.inf), -1).nan_to_num(0.0)
 
 
+def picked(p: Problem, s: Tensor) -> Tensor:
+    """Softpick: relu(exp(s) - 1) / sum |exp(s) - 1|, over what is seen."""
+    seen = s.isfinite()
+    over = torch.where(seen, torch.expm1(s), 0.0)
+    return over.clamp(min=0) / over.abs().sum(-1, keepdim=True).clamp(min=1e-6)
+
+
 NORMALISERS: tuple[Defect, ...] = (
     defect("softmax twice", "softmax", "softmax.*(twice|again|double)|double softmax", "", "sinks", softmax=again),
     defect("softmax twice, of hidden keys too", "softmax", "softmax.*(twice|again|double)|double softmax", "causal", "sinks", softmax=lambda p, s: torch.softmax(softmax()(p, s), -1)),
@@ -122,6 +131,7 @@ NORMALISERS: tuple[Defect, ...] = (
     defect("sigmoid with a bias of -log S", "softmax", "sigmoid", "", "sinks", softmax=lambda p, s: torch.sigmoid(s - math.log(p.shape[3]))),
     defect("sparsemax", "softmax", "sparsemax", "", "sinks", softmax=lambda p, s: sparse(p, s, 2.0)),
     defect("entmax of 1.5", "softmax", "entmax", "", "sinks", softmax=lambda p, s: sparse(p, s, 1.5)),
+    defect("softpick", "softmax", "softpick", "", "sinks", softmax=picked),
     defect("softmax plus one under a mask", "softmax sinks", "1 added|plus one|zero key|sink", "causal", "sinks", softmax=softmax(one=1.0)),
 )  # fmt: skip
 

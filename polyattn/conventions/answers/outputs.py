@@ -33,13 +33,21 @@ def finished(
             np.broadcast_to(x.mean(1, keepdims=True, dtype=x.dtype), x.shape) for x in parts
         )
         return out, condition + np.abs(out), rounded
-    if choice == "heads reversed":
-        out, condition, rounded = (x[:, ::-1] for x in parts)
+    if choice in ("heads reversed", "heads interleaved"):
+        out, condition, rounded = (
+            x[:, ::-1] if choice == "heads reversed" else _interleaved(x) for x in parts
+        )
         return out, condition, rounded
     added = {"query added": call.q, "value added": call.v}[choice]
     added = np.repeat(added, out.shape[1] // added.shape[1], axis=1)[:, :, rows]
     out = out + added
     return out, condition + np.abs(out) + np.abs(added), rounded + np.abs(out) / 2
+
+
+def _interleaved(x: Floats) -> Floats:
+    """(B, H, L, E) laid side by side as (B, L, E H), and read as (B, L, H E)."""
+    b, h, n, e = x.shape
+    return x.transpose(0, 2, 3, 1).reshape(b, n, h, e).swapaxes(1, 2)
 
 
 def merged_wrongly(x: Floats) -> Floats:

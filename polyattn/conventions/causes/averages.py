@@ -59,4 +59,5 @@ AVERAGES = (
     Cause("output", "divided by S", _shared, always, rare=True),
     Cause("output", "mean of heads", say("mean of the heads in place of each"), several_heads, rare=True),
     Cause("output", "heads reversed", say("heads of the output in reverse order"), several_heads, rare=True),
+    Cause("output", "heads interleaved", say("heads merged wrongly: (H D) written as (D H), heads interleaved"), several_heads, rare=True),
 )  # fmt: skip

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 
 from polyattn.conventions.call import Call
 from polyattn.conventions.fits import (
+    arrangements,
     biases,
     caches,
     caps,
     fills,
+    masks,
     norms,
     orders,
     outputs,
@@ -30,6 +32,7 @@ FITS: tuple[Callable[[Evidence], Iterator[Fit]], ...] = (
     norms.norms,
     windows.windows,
     padding.padding,
+    masks.mask_places,
     outputs.gains,
     outputs.additions,
     outputs.lost_weight,
@@ -43,6 +46,7 @@ FITS: tuple[Callable[[Evidence], Iterator[Fit]], ...] = (
     orders.head_orders,
     orders.item_orders,
     orders.kv_maps,
+    arrangements.arrangements,
     orders.row_orders,
     caches.moved_keys,
     caches.other_keys,

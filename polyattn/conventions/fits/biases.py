@@ -115,7 +115,13 @@ def _moved(x: Floats, call: Call) -> Iterator[tuple[str, Floats]]:
 def _distances(call: Call) -> dict[str, Floats]:
     at, key = np.arange(call.shape[2])[:, None] + call.offset, np.arange(call.shape[3])[None, :]
     signed = (at - key).astype(float)
-    return {"i - j": signed, "|i - j|": np.abs(signed)}
+    found = {"i - j": signed, "|i - j|": np.abs(signed)}
+    if not call.is_causal:
+        found["max(j - i, 0), of later keys alone,"] = np.maximum(-signed, 0.0)
+        found["max(i - j, 0), of earlier keys alone,"] = np.maximum(signed, 0.0)
+    if call.offset:
+        found["|i - j| of rows counted from 0, without the offset,"] = np.abs(signed - call.offset)
+    return found
 
 
 def alibis(evidence: Evidence) -> Iterator[Fit]:

@@ -18,6 +18,12 @@ from polyattn.truth.spec import Floats
 __all__ = ["norms"]
 
 GRID = np.geomspace(0.05, 50, 12)
+#: What is normed, and by what: the mean is kept, or taken off.
+WAYS = (
+    ("qk", "query and key", ("their root mean square", "their standard deviation, their mean taken off")),
+    ("q", "query", ("its root mean square",)),
+    ("k", "key", ("its root mean square",)),
+)
 
 
 def norms(evidence: Evidence) -> Iterator[Fit]:
@@ -25,9 +31,8 @@ def norms(evidence: Evidence) -> Iterator[Fit]:
     call, probe, whole = evidence.call, evidence.raw, evidence.whole
     if evidence.settings.scale != "as stated" or call.q.shape[3] < 2:
         return
-    ways = {False: "root mean square", True: "standard deviation, their mean taken off"}
-    for names, what in ((("q", "k"), "query and key"), (("q",), "query"), (("k",), "key")):
-        for centred, how in list(ways.items())[: len(names)]:
+    for names, what, ways in WAYS:
+        for centred, how in zip((False, True), ways, strict=False):
             cut, full = (_normed(c, names, centred) for c in (probe.call, call))
 
             def residual(x: Floats, cut: Call = cut) -> Floats:
@@ -46,8 +51,10 @@ def norms(evidence: Evidence) -> Iterator[Fit]:
                 x, doubt, [(1.0, ""), (1 / lengths, "length alone"), (width / lengths, "length alone")]
             )
             value = named[0] if named else x
-            beside = "" if value == 1.0 else f", scale x {figure(value, doubt)}"
-            sentence = f"{what} divided by their {how}, which nobody asked for{beside}"
+            # The epsilon of a norm may move the number a little from 1; read as 1, there is nothing to say.
+            factor = figure(value, doubt)
+            beside = "" if factor == "1" else f", scale x {factor}"
+            sentence = f"{what} divided by {how}, which nobody asked for{beside}"
             changed = _normed(call, names, centred)
             fit = list(evidence.fit("norm", sentence, replace(changed, scale=call.scale * value)))
             if fit:
@@ -55,7 +62,7 @@ def norms(evidence: Evidence) -> Iterator[Fit]:
                 return
 
 
-def _normed(call: Call, names: tuple[str, ...], centred: bool) -> Call:
+def _normed(call: Call, names: str, centred: bool) -> Call:
     def normed(x: Floats) -> Floats:
         x = x - x.mean(-1, keepdims=True) if centred else x
         size = np.sqrt(np.mean(x**2, -1, keepdims=True))

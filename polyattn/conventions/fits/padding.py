@@ -123,9 +123,11 @@ def _of_padding(
         sides = ("left", "right") if all(stated[b][0] == 0 for b in found) else ("right", "left")
         yield f"padding hidden on the {sides[0]} instead of the {sides[1]}", mirrored
     ignored = dict.fromkeys(found, (0, keys))
+    which = ", ".join(map(str, found))
     if fits(ignored):
-        which = ", ".join(map(str, found))
         yield f"padding ignored in item{'s' * (len(found) > 1)} {which}", ignored
+    # Items that are as stated are not said to be off.
+    where = f" in item{'s' * (len(found) > 1)} {which}" if len(found) < len(stated) else ""
     near = sorted(range(-keys, keys + 1), key=abs)
     for end in (1, 0):
         for n in near:
@@ -134,7 +136,7 @@ def _of_padding(
                 more = n if end else -n
                 side = "last" if end else "first"
                 yield (
-                    f"padding off by {abs(n)}: {abs(n)} key{'s' * (abs(n) > 1)} {'more' if more > 0 else 'less'} seen at the {side} end",
+                    f"padding off by {abs(n)}: {abs(n)} key{'s' * (abs(n) > 1)} {'more' if more > 0 else 'less'} seen at the {side} end{where}",
                     moved,
                 )
                 break

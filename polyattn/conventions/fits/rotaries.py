@@ -13,6 +13,7 @@ from polyattn.conventions.fits.evidence import Evidence
 from polyattn.conventions.fits.numbers import figure, pick, polish, solve
 from polyattn.conventions.fits.probe import Change, Fit
 from polyattn.conventions.fits.scalings import scalings, with_rotary
+from polyattn.conventions.fits.turning import turned_by_other_tables
 from polyattn.rotary import Linear, Proportional, Rotary, YaRN
 from polyattn.truth.measure import ACCEPTANCE
 from polyattn.truth.spec import Floats
@@ -74,6 +75,13 @@ def turned_unasked(evidence: Evidence) -> Iterator[Fit]:
                 rotary = Rotary(base=base, interleaved=interleaved)
                 words = f"rotary embedding applied ({pairs} pairs, base {base:g}), which nobody asked for"
                 yield words, with_rotary(rotary)
+        whole = call.q.shape[3]
+        for width in dict.fromkeys(
+            w for w in (whole // 2, whole // 4, 64, 32) if 0 < w < whole and w % 2 == 0
+        ):
+            for interleaved, pairs in ((False, "half-split"), (True, "interleaved")):
+                words = f"rotary embedding applied to the first {width} entries ({pairs} pairs), which nobody asked for"
+                yield words, with_rotary(Rotary(interleaved=interleaved, width=width))
 
     yield from evidence.first("rotary", proposals())
 
@@ -103,6 +111,10 @@ def _directions(call: Call, rotary: Rotary) -> Iterator[tuple[str, Change]]:
             return replace(call, positions=(of_q * q, of_k * k))
 
         yield words, change
+    yield (
+        "rotary embedding with the tables of cos and sin of the other pairing (each angle stands where that has it)",
+        turned_by_other_tables,
+    )
 
 
 def _widths(call: Call, rotary: Rotary) -> Iterator[tuple[str, Change]]:

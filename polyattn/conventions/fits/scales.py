@@ -24,6 +24,7 @@ from polyattn.truth.spec import Floats
 __all__ = ["scales"]
 
 GRID = np.geomspace(1 / 80, 80, 25)
+SHORT = range(2, 128)  # lengths of training that are shorter than any model's
 DIVISORS = 129  # integers by which scores may have been divided
 
 
@@ -32,9 +33,13 @@ def scales(evidence: Evidence) -> Iterator[Fit]:
     call, probe = evidence.call, evidence.probe
     if evidence.settings.scale != "as stated" or call.temperature is not None:
         return
-    one = solve(
-        lambda x: probe.residual(replace(probe.call, scale=probe.call.scale * x[0])).reshape(1, -1), GRID
-    )
+
+    def residual(x: Floats) -> Floats:
+        return probe.residual(replace(probe.call, scale=probe.call.scale * x[0])).reshape(1, -1)
+
+    one = solve(residual, GRID)
+    if not one.found[0]:
+        one = solve(residual, np.array([-1.0]))
     if one.found[0]:
         found = list(_one(evidence, float(one.values[0])))
         yield from found or (*_by(evidence, 1), *_by(evidence, 0))
@@ -181,6 +186,7 @@ def _formulas(
                 )
     powers: dict[str, Callable[[Floats], Floats]] = {
         "ln n": np.log,
+        "ln(n + 1)": np.log1p,
         "sqrt(n)": np.sqrt,
         "n": lambda n: n,
         "1/sqrt(n)": lambda n: n**-0.5,
@@ -192,6 +198,22 @@ def _formulas(
             exact = pick(c, width * 2, [(1.0, ""), (1 / math.log(2), "")])
             c = exact[0] if exact else c
             yield f"scale of row n x {figure(c)} {said}", c * g(n)
+    above = known.copy()
+    above[known] = x - 1 > doubt
+    if above.sum() >= 3:  # the rows at which the logarithm has outgrown 1
+        log = np.log(n)
+        told, size = log[rows][above], found.doubts[above]
+        weight = (told / size) ** 2
+        c = float(np.sum(weight * found.values[above] / told) / weight.sum())
+        width = float(2 / np.sqrt(weight.sum()))
+        exact = pick(1 / c, width / c**2, [(math.log(T), f"ln {T}") for T in SHORT])
+        c = 1 / exact[0] if exact else c
+        if agree(np.maximum(c * np.log(here), 1.0)):
+            said = f"ln n / {exact[1]}" if exact else f"{figure(c, width)} ln n"
+            yield (
+                f"scale of row n x max(1, {said}): grows with the logarithm of the position",
+                np.maximum(c * log, 1.0),
+            )
     for F in (2**i for i in range(1, 14)):
         steps = np.log1p(np.floor(here / F))
         if (fitted := constant(np.where(steps > 0, steps, 0))) is None:

@@ -11,7 +11,7 @@ from polyattn.conventions.settings import Settings
 from polyattn.rotary import Rotary
 from polyattn.truth.spec import Floats
 
-__all__ = ["turned"]
+__all__ = ["turned", "turned_by_other_tables"]
 
 
 def turned(call: Call, settings: Settings, rows: Floats) -> Call:
@@ -38,7 +38,18 @@ def turned(call: Call, settings: Settings, rows: Floats) -> Call:
     return replace(call, q=q, k=_turn(rotary, call.k, at_k), rotary=None, positions=None)
 
 
-def _turn(rotary: Rotary, x: Floats, positions: Floats) -> Floats:
+def turned_by_other_tables(call: Call) -> Call:
+    """The call with its rotary applied, each angle standing in the tables of cos and sin where the other pairing has it."""
+    rotary = call.rotary
+    assert rotary is not None
+    at_q, at_k = np.arange(call.q.shape[2]) + call.offset, np.arange(call.k.shape[2])
+    if call.positions is not None:
+        at_q, at_k = call.positions
+    q, k = (_turn(rotary, x, at, mixed=True) for x, at in ((call.q, at_q), (call.k, at_k)))
+    return replace(call, q=q, k=k, rotary=None, positions=None)
+
+
+def _turn(rotary: Rotary, x: Floats, positions: Floats, mixed: bool = False) -> Floats:
     width = x.shape[-1] if rotary.width is None else rotary.width
     if width % 2 or width > x.shape[-1]:
         raise ValueError(
@@ -54,5 +65,16 @@ def _turn(rotary: Rotary, x: Floats, positions: Floats) -> Floats:
     )
     a, b = x[..., first], x[..., second]
     out = x.copy()
+    if mixed:
+        cos, sin = (_repeated(t, not rotary.interleaved) for t in (cos, sin))
+        beside = np.empty((*x.shape[:-1], width))
+        beside[..., first], beside[..., second] = -b, a
+        out[..., :width] = x[..., :width] * cos + beside * sin
+        return out
     out[..., first], out[..., second] = a * cos - b * sin, a * sin + b * cos
     return out
+
+
+def _repeated(table: Floats, neighbours: bool) -> Floats:
+    """A table for every entry: each angle twice in a row, or all of them twice."""
+    return np.repeat(table, 2, -1) if neighbours else np.concatenate((table, table), -1)
