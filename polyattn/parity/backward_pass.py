@@ -14,7 +14,7 @@ from polyattn.truth.judged import Judged
 from polyattn.truth.spec import Floats, Spec
 from polyattn.truth.tiles import Place, cut
 
-__all__ = ["RIGHT", "BackwardPass", "Head", "Mistake", "over"]
+__all__ = ["RIGHT", "BackwardPass", "Head", "Mistake"]
 
 
 class Head(NamedTuple):
@@ -110,7 +110,7 @@ class BackwardPass:
             x = x.reshape(batch, like[1], heads // like[1], *rest).sum(2)
             return x.sum(0, keepdims=True) if like[0] == 1 < batch else x
 
-        return over(self.each(quantity, mistake), share)
+        return self.each(quantity, mistake).moved(share)
 
     def _product(self, quantity: str, head: Head, mistake: Mistake) -> tuple[Floats, ...]:
         """The product with K, Q or dO, and bounds on what rounding does to it, whatever the matrix."""
@@ -158,8 +158,3 @@ class BackwardPass:
         w = tile.weighing.weights
         dp = tile.keep * (do @ tile.operands.v.mT)
         return Head(tile, do, w, unmasked, dp, (w * dp).sum(-1, keepdims=True))
-
-
-def over(judged: Judged, move: Callable[[Floats], Floats]) -> Judged:
-    """The same change on the value and on everything beside it."""
-    return Judged(*(move(np.asarray(x)) for x in judged))

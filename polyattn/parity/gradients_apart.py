@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from polyattn.parity.backward_pass import RIGHT, BackwardPass, Mistake, over
+from polyattn.parity.backward_pass import RIGHT, BackwardPass, Mistake
 from polyattn.parity.meaning import Meaning
 from polyattn.truth.judged import Judged
 from polyattn.truth.measure import ACCEPTANCE, eta
@@ -125,7 +125,7 @@ class _Search:
         if self.work.group > 1:
             yield from self._of_groups(quantity)
         if self.work.spec.k.shape[1] > 1:
-            yield "has the kv heads in reverse order", over(right, lambda x: x[:, ::-1])
+            yield "has the kv heads in reverse order", right.moved(lambda x: x[:, ::-1])
 
     def _factors(self, quantity: str) -> Iterator[tuple[str, float]]:
         """Factors that are left out, or applied twice."""
@@ -153,13 +153,13 @@ class _Search:
         yield "is not summed over the query heads that share it", each
         yield (
             "is that of the first query head of each group alone",
-            over(each, lambda x: parts(x, kv_heads)[:, :, 0]),
+            each.moved(lambda x: parts(x, kv_heads)[:, :, 0]),
         )
         yield (
             "is that of the last query head of each group alone",
-            over(each, lambda x: parts(x, kv_heads)[:, :, -1]),
+            each.moved(lambda x: parts(x, kv_heads)[:, :, -1]),
         )
-        tiled = over(each, lambda x: parts(x, group).sum(1))
+        tiled = each.moved(lambda x: parts(x, group).sum(1))
         yield "is summed over query heads h, h + Hkv, ..., which are of different groups", tiled
 
 
@@ -168,7 +168,7 @@ def _summed(work: BackwardPass, quantity: str, mistake: Mistake) -> Judged:
 
 
 def _times(judged: Judged, factor: float) -> Judged:
-    return over(judged, lambda x: abs(factor) * x)._replace(value=factor * judged.value)
+    return judged.moved(lambda x: abs(factor) * x)._replace(value=factor * judged.value)
 
 
 def _factor(x: Floats, value: Floats) -> float:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
+
+import numpy as np
 
 from polyattn.truth.spec import Floats
 
@@ -23,3 +26,11 @@ class Judged(NamedTuple):
     condition: Floats
     floor: Floats | float = 0.0
     rounded: Floats | None = None
+
+    def moved(self, move: Callable[[Floats], Floats]) -> Judged:
+        """Some elements of it, or all in another order or shape: move is applied to each of its arrays.
+
+        >>> Judged(np.arange(3.0), np.ones(3)).moved(lambda x: x[1:]).value
+        array([1., 2.])
+        """
+        return Judged(*(move(np.asarray(x)) if np.ndim(x) else x for x in self))  # type: ignore[arg-type]

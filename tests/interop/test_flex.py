@@ -37,7 +37,7 @@ def numbers(*shape: int, seed: int = 0) -> Floats:
 def seen(computed: Floats, judged: Judged) -> tuple[Floats, Judged]:
     """The rows that see something: FlexAttention leaves open what the others are."""
     rows = np.broadcast_to(np.asarray(judged.condition).any(-1), judged.value.shape[:-1])
-    return computed[rows], Judged(*(np.broadcast_to(x, judged.value.shape)[rows] for x in judged))
+    return computed[rows], judged.moved(lambda x: np.broadcast_to(x, judged.value.shape)[rows])
 
 
 # There: 2 items, 4 heads over 2, 8 queries, 12 keys

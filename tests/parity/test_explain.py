@@ -164,7 +164,7 @@ def test_the_page_computes_every_head_as_the_library_does_whatever_is_switched(
             right = judged(spec)
             assert eta(weights, right["weights"], "float64") <= ACCEPTANCE, (name, layer)
             assert eta(out, right["output"], "float64") <= ACCEPTANCE, (name, layer)
-            row = Judged(*(x[:, :, computed[0][3]] for x in right["output"]))
+            row = right["output"].moved(lambda x: x[:, :, computed[0][3]])
             assert eta(last, row, "float64") <= ACCEPTANCE, (name, layer)
             library = trace(*turned_by_the_library(data, qkv, own), **options)["weights"].value
             assert eta(library, right["weights"], "float32") <= ACCEPTANCE, (name, layer)
@@ -185,7 +185,7 @@ def test_a_score_that_is_retyped_is_what_the_weights_are_made_of(browser: Any, t
     for key, score in ((2, 3.5), (9, -1.25)):
         bias[0, 7, 4, key] = score - judged(spec)["scores"].value[0, 7, 4, key]
     right = judged(Spec(*qkv, bias=bias))["weights"]
-    of_head = Judged(*(x[0, 7] for x in right))
+    of_head = right.moved(lambda x: x[0, 7])
     assert eta(np.asarray(after), of_head, "float64") <= ACCEPTANCE
     assert eta(np.asarray(before), of_head, "float64") > 1e6
     kept = [i for i in range(len(before)) if i != 4]

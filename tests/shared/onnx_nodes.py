@@ -173,7 +173,7 @@ def _attention(node: Node) -> dict[str, Judged]:
     spec = Spec(q, k, v, allowed, scale=a.get("scale"), softcap=a.get("softcap") or None, bias=bias)
     out = truth(spec)["out"]
     if flat:
-        out = Judged(*(_join(np.asarray(x)) for x in out))
+        out = out.moved(_join)
     return {
         "Y": out,
         "present_key": _exact(k),

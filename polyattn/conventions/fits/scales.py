@@ -200,6 +200,7 @@ def _formulas(
             yield f"scale of row n x {figure(c)} {said}", c * g(n)
     above = known.copy()
     above[known] = x - 1 > doubt
+    above &= n[rows] > 1  # where its logarithm tells anything
     if above.sum() >= 3:  # the rows at which the logarithm has outgrown 1
         log = np.log(n)
         told, size = log[rows][above], found.doubts[above]

@@ -85,7 +85,9 @@ def _given_parts(parts: Sequence[Part], terms: Mapping[str, Floats], crossed: bo
             if own is not None and was is not None and own != was:
                 changes[part.name] = own, was
     normed = {f"the output of {part.name}" for part in parts if part.norm}
-    moved = [_moved(own, was, normed) for own, was in changes.values()]
+    # A norm that is given the same as ever has not moved.
+    norms_too = any(part.norm and part.name in changes for part in parts)
+    moved = [_moved(own, was, normed) for own, was in changes.values()] if norms_too else []
     for name, (own, was) in changes.items():
         why = "" if any(moved) else _why(own, was, normed, crossed)
         yield f"{name} is given {_words(own)}, not {_words(was)}{why}"

@@ -102,7 +102,9 @@ def test_a_container_that_feeds_its_parts_wrongly_is_named() -> None:
     block.forward = forward
     found = compare_models(model, port, (BATCH,))
     assert names(found) == ["blocks.0.attention.out", "blocks.0"]
-    assert "gives blocks.0.mlp another input" in (found.wrong[1].cause or "")
+    assert (
+        found.wrong[1].cause == "mlp is given the input + the output of attention, not the output of norm_2"
+    )
 
 
 def test_half_precision_is_judged_as_what_it_is() -> None:
