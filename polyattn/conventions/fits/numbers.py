@@ -136,5 +136,6 @@ def figure(x: float, doubt: float = 0.0) -> str:
     """
     digits = 6
     if doubt > 0 and x:
-        digits = min(max(math.floor(math.log10(abs(x) / doubt)), 3), 6)
+        known = abs(x) / doubt  # 0 where it may be anything
+        digits = min(max(math.floor(math.log10(known)), 3), 6) if known else 3
     return f"{x:.{digits}g}"

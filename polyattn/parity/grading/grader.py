@@ -172,7 +172,8 @@ def _named(ask: Callable[[Mapping[str, Any]], Reply], check: Check) -> str:
         found = diagnose(out, **check.probe, dtype="float32")
     except (ValueError, TypeError):  # the answer has another shape
         return ""
-    if not found.findings:
+    # What no call answers, as NaN everywhere, is seen and no mistake that could be mended.
+    if not found.findings or found.findings[0].call is None:
         return ""
     alike = "".join(f", or {' and '.join(other.sentences)}" for other in found.alike[:3])
     return " and ".join(found.findings[0].sentences) + alike
