@@ -215,11 +215,11 @@ def test_right_outputs_of_every_library_are_never_accused(suite: Any, dtype: str
     assert bad(trials, "agrees", "rounding", "none") == []
 
 
-@pytest.mark.parametrize(("dtype", "every"), [("float32", 9), ("bfloat16", 13)])
+@pytest.mark.parametrize(("dtype", "every"), [("float32", 17), ("bfloat16", 19)])
 def test_what_nobody_knows_is_not_called_by_a_name(suite: Any, dtype: str, every: int) -> None:
     names = [unknown.name for unknown in suite.unknown.UNKNOWN][::every]
     trials = tried(suite, "unknown", dtype, names)
-    assert len(trials) >= 5
+    assert len(trials) >= 3
     assert bad(trials, "none", "true") == []
 
 
