@@ -138,7 +138,7 @@ def _list() -> tuple[Unknown, ...]:
         U("a vector added to every key and channel", inputs(k=lambda x, rng: x + 0.3 * normal(rng, x.shape[1], x.shape[2], x.shape[3]))),
         U("a vector added to one key", inputs(k=lambda x, rng: some_rows(x, rng, 1, lambda y: y + normal(rng, y.shape[-1])))),
         U("a vector added to all queries", inputs(q=lambda x, rng: x + 0.3 * normal(rng, x.shape[-1]))),
-        U("a vector added to all values", inputs(v=lambda x, rng: x + 0.3 * normal(rng, x.shape[-1]))),
+        U("a vector added to all values", inputs(v=lambda x, rng: x + 0.3 * normal(rng, x.shape[-1])), true=(Said("vector added to the output"),)),
         U("values of other numbers", inputs(v=lambda x, rng: like(rng, x))),
         U("keys of other numbers", inputs(k=lambda x, rng: like(rng, x))),
         U("queries of other numbers", inputs(q=lambda x, rng: like(rng, x))),
