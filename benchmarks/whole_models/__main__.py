@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from benchmarks.whole_models.mistakes import MISTAKES, Mistake
-from benchmarks.whole_models.references import ARCHITECTURES, pair
+from benchmarks.whole_models.pairing import ARCHITECTURES, pair
 from polyattn.parity import compare_models
 
 __all__ = ["Trial", "figures", "run", "singles", "triples"]
@@ -52,9 +52,7 @@ def run(architecture: str, mistakes: tuple[Mistake, ...], seed: int = 0) -> Tria
         mistake.plant(parts[mistake.component])
     start = time.perf_counter()
     with torch.no_grad():
-        result = compare_models(
-            p.reference, p.port, p.batch, port_batch=p.port_batch, names=p.names, weights=False
-        )
+        result = compare_models(p.reference, p.port, p.batch, port_batch=p.port_batch, names=p.names)
     seconds = time.perf_counter() - start
     said = {wrong.port_name: wrong.cause or "" for wrong in result.wrong}
     meant = [(mistake.component, *mistake.parts) for mistake in mistakes]
