@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from typing import Any
@@ -49,6 +49,7 @@ class TorchRunner:
         self.wide = wide
         self.names = {id(module): name or OUTPUT for name, module in self.model.named_modules()}
         self.modules = list(self.model.modules())
+        self.called = dict[int, dict[int, Any]]()  # id of a module -> those that were called in its calls, by id
         self.counting = any(module.training for module in self.modules)
         # A module that was put in later says that it is in training, and most do nothing else then.
         changed = ("Dropout", "BatchNorm")
@@ -66,14 +67,15 @@ class TorchRunner:
     def again(
         self, site: Site, args: tuple[Any, ...], kwargs: Mapping[str, Any], leave: Leave | None = None
     ) -> Any:
-        """One component alone."""
-        held = nullcontext() if leave is None else self._hooked(Watch(leave, site.counts))
+        """One component alone, hooked with what it was seen to call."""
+        below = {id(site.module): site.module} | self.called.get(id(site.module), {})
+        held = nullcontext() if leave is None else self._hooked(Watch(leave, site.counts), list(below.values()))
         with self._quiet(), held:
             return site.module(*args, **kwargs)
 
     @contextmanager
     def _watching(self, watch: Watch) -> Iterator[None]:
-        with self._quiet(), self._hooked(watch):
+        with self._quiet(), self._hooked(watch, self.modules):
             yield
 
     @contextmanager
@@ -90,17 +92,19 @@ class TorchRunner:
                     buffer.copy_(old)
 
     @contextmanager
-    def _hooked(self, watch: Watch) -> Iterator[None]:
-        begun: list[Any] = []
+    def _hooked(self, watch: Watch, modules: Iterable[Any]) -> Iterator[None]:
+        begun: list[tuple[Any, Any]] = []
 
         def before(module: Any, args: Any, kwargs: Any) -> None:
-            begun.append(watch.enter(self.names[id(module)], module, args, kwargs))
+            for holder, _ in begun:
+                self.called.setdefault(id(holder), {})[id(module)] = module
+            begun.append((module, watch.enter(self.names[id(module)], module, args, kwargs)))
 
         def after(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
-            return watch.finish(begun.pop(), module, output, self.again)
+            return watch.finish(begun.pop()[1], module, output, self.again)
 
         with ExitStack() as stack:
-            for module in self.modules:
+            for module in modules:
                 stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
                 stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
             yield
