@@ -27,7 +27,7 @@ def allowed_keys(call: Call, settings: Settings, rows: Floats) -> Floats:
     if settings.mask == "all added as 0/1":
         allowed = np.ones_like(allowed)
     if call.mask is not None and settings.mask not in _WITHOUT:
-        mask = at_rows(_read(call, settings.mask), rows)
+        mask = at_rows(_read(call, call.mask, settings.mask), rows)
         if settings.polarity == "ignore":
             mask = ~mask
         allowed = allowed | mask if settings.mask == "or causal" else allowed & mask
@@ -77,10 +77,9 @@ def _near(
     return near
 
 
-def _read(call: Call, choice: str) -> Floats:
+def _read(call: Call, mask: Floats, choice: str) -> Floats:
     """The mask (1 or B, 1 or Hq, 1 or L, 1 or S) as an implementation reads it."""
-    assert call.mask is not None
-    mask, (_, heads, length, _) = _four(call.mask), call.shape
+    mask, (_, heads, length, _) = _four(mask), call.shape
     if choice == "hides queries":
         return mask[..., :1, :].swapaxes(-1, -2) if mask.shape[3] == length else mask
     if choice == "only in the first head":

@@ -41,7 +41,8 @@ def turned(call: Call, settings: Settings, rows: Floats) -> Call:
 def turned_by_other_tables(call: Call) -> Call:
     """The call with its rotary applied, each angle standing in the tables of cos and sin where the other pairing has it."""
     rotary = call.rotary
-    assert rotary is not None
+    if rotary is None:
+        return call
     at_q, at_k = np.arange(call.q.shape[2]) + call.offset, np.arange(call.k.shape[2])
     if call.positions is not None:
         at_q, at_k = call.positions

@@ -93,19 +93,17 @@ class Case:
             self.untried.append(what)
 
     def noise(self, finding: Finding) -> Floats:
-        """The eta of every element beside an explanation."""
-        return self.seen.ratio(self._answer_of(finding))
+        """The eta of every element beside an explanation; infinite where no call answers so."""
+        if finding.call is None:
+            return np.full(self.seen.out.shape, np.inf)
+        return self.seen.ratio(answered(finding.call, finding.settings, self.seen.rows))
 
     def same(self, a: Finding, b: Finding, up_to: float | None = None) -> bool:
         """Whether two explanations differ by no more than can be seen beside what rounding leaves."""
         if a.call is None or b.call is None:
             return False
-        one, other = self._answer_of(a), self._answer_of(b)
+        one, other = (answered(call, x.settings, self.seen.rows) for call, x in ((a.call, a), (b.call, b)))
         apart = replace(self.seen, out=one.out, half=2 * self.seen.half).ratio(other)
         if up_to is not None:
             return float(np.max(apart, initial=0.0)) <= up_to
         return rms(apart) <= ALIKE * max(rms(self.seen.ratio(one)), ALIKE)
-
-    def _answer_of(self, finding: Finding) -> Answer:
-        assert finding.call is not None
-        return answered(finding.call, finding.settings, self.seen.rows)

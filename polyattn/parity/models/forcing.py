@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,8 @@ from polyattn.parity.models.watching import OUTPUT, Runner, Site
 from polyattn.truth.spec import Floats
 
 __all__ = ["Forced", "Own", "coarser"]
+
+Again = Callable[..., Any]  # a component alone: `Site.again`
 
 
 @dataclass
@@ -76,27 +78,27 @@ class Forced:
     def of(self, name: str) -> Own:
         """One component."""
         tap, site = self.record.taps[name], self.sites[self.pairs[name]]
-        if not tap.alone or site.again is None:
+        again = site.again
+        if not tap.alone or again is None:
             return self._between(tap, site)
         own = Own()
         for trial in tap.trials:
             if trial.label and not own.etas:
                 break  # its inputs are of another shape
-            self._try(own, tap, site, trial)
+            self._try(own, tap, site, again, trial)
         if not own.etas and own.error is None:
             return self._between(tap, site)
         if own.etas and self.inside(name):
-            self._wire(own, tap, site)
+            self._wire(own, tap, site, again)
         return own
 
-    def _try(self, own: Own, tap: Tap, site: Site, trial: Trial) -> None:
+    def _try(self, own: Own, tap: Tap, site: Site, again: Again, trial: Trial) -> None:
         call = fed(site.args, site.kwargs, trial.inputs, tap.paths)
         if call is None:
             return
         own.kept = call[2]
         try:
-            assert site.again is not None
-            out = first(site.again(site, *call[:2]))
+            out = first(again(site, *call[:2]))
         except (Exception, SystemExit) as error:
             own.error = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
             return
@@ -108,12 +110,12 @@ class Forced:
         unit = trial.unit * coarser(tap, site)
         own.etas[trial.label] = math.inf if found is None else eta_of(found, trial.expected, unit)
 
-    def _wire(self, own: Own, tap: Tap, site: Site) -> None:
+    def _wire(self, own: Own, tap: Tap, site: Site, again: Again) -> None:
         """The same component, where each of its parts gives what the reference's part gives."""
         trial, below = tap.trials[0], set(self.inside(tap.name))
         call = fed(site.args, site.kwargs, trial.inputs, tap.paths)
-        assert call is not None
-        assert site.again is not None
+        if call is None:
+            return
         other_shape = []
 
         def leave(inner: Site) -> Any:
@@ -129,7 +131,7 @@ class Forced:
             return made
 
         try:
-            out = first(site.again(site, *call[:2], leave))
+            out = first(again(site, *call[:2], leave))
         except (Exception, SystemExit):  # what comes after a part that gave another shape
             return
         if other_shape:  # what it does with the right one cannot be seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,12 +73,13 @@ class Trials:
                 return inner.output
             return replace_first(inner.output, pushed(x, self.rng, self.free.units.get(inner.name, u)))
 
-        def widened(_: str, x: Any) -> Any:
-            assert wide is not None
-            return doubled(wide, x)
-
         true, runs = own, list[Floats | None]()
         if wide is not None and other is not None and type(wide) is type(self.runner):
+            double = partial(doubled, wide)
+
+            def widened(_: str, x: Any) -> Any:
+                return double(x)
+
             found = self._called(other, args, kwargs, widened)
             if found is not None and found.shape == own.shape:
                 true = found

@@ -125,18 +125,18 @@ def _heads(heads: int, kv: int, width: int) -> dict[str, Number]:
 
 def _attention(parts: dict[str, tuple[Floats | None, Floats | None]], norms: dict[str, Facts]) -> Facts:
     """From kernels (E, H, D) and (H, D, E)."""
-    found = dict[str, Floats]()
+    found, kernels = dict[str, Floats](), dict[str, Floats]()
     for name, (kernel, bias) in parts.items():
         if kernel is None or kernel.ndim != 3:
             return Facts("other")
+        kernels[name] = kernel
         found[f"{name}.weight"] = (
             kernel.reshape(-1, kernel.shape[2]) if name == "o" else kernel.reshape(len(kernel), -1)
         )
         if bias is not None:
             found[f"{name}.bias"] = bias.ravel()
-    query, key = parts["q"][0], parts["k"][0]
-    assert query is not None and key is not None  # noqa: PT018  looked at above
-    numbers = _heads(query.shape[1], key.shape[1], query.shape[2])
+    _, heads, width = kernels["q"].shape
+    numbers = _heads(heads, kernels["k"].shape[1], width)
     for ours, told in norms.items():
         found |= {f"{ours}.{n}": x for n, x in told.arrays.items()}
         numbers |= {f"qk_norm_{n}": x for n, x in told.numbers.items()}

@@ -49,7 +49,9 @@ class TorchRunner:
         self.wide = wide
         self.names = {id(module): name or OUTPUT for name, module in self.model.named_modules()}
         self.modules = list(self.model.modules())
-        self.called = dict[int, dict[int, Any]]()  # id of a module -> those that were called in its calls, by id
+        self.called = dict[
+            int, dict[int, Any]
+        ]()  # id of a module -> those that were called in its calls, by id
         self.counting = any(module.training for module in self.modules)
         # A module that was put in later says that it is in training, and most do nothing else then.
         changed = ("Dropout", "BatchNorm")
@@ -69,7 +71,9 @@ class TorchRunner:
     ) -> Any:
         """One component alone, hooked with what it was seen to call."""
         below = {id(site.module): site.module} | self.called.get(id(site.module), {})
-        held = nullcontext() if leave is None else self._hooked(Watch(leave, site.counts), list(below.values()))
+        held = (
+            nullcontext() if leave is None else self._hooked(Watch(leave, site.counts), list(below.values()))
+        )
         with self._quiet(), held:
             return site.module(*args, **kwargs)
 
