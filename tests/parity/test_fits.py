@@ -32,6 +32,9 @@ LENGTHS = np.array([40, 29])[:, None, None, None]
 CALL = Call(Q, K, V, scale=0.25, is_causal=True)
 FREE = replace(CALL, is_causal=False)
 PADDED = replace(FREE, mask=KEY < LENGTHS)
+PATTERN = (RNG.random(size=(B, 1, N, N)) < 0.6) | (ROW == KEY)
+PATTERN[..., :2] = True
+MASKED = replace(FREE, mask=PATTERN)
 TURNED = replace(CALL, rotary=Rotary())
 PLACES = np.arange(N)
 
@@ -126,6 +129,7 @@ PLANTED: dict[str, Callable[[], Planted]] = {
     "alibi order": lambda: (attend(plus=-ALIBI[::-1] * (ROW - KEY)), SLOPED, "slopes of ALiBi in reverse order"),
     "alibi x": lambda: (attend(plus=-3 * ALIBI * (ROW - KEY)), SLOPED, "slopes of ALiBi x 3"),
     "alibi rule": lambda: (attend(plus=-(0.5 ** np.arange(1, 5))[:, None, None] * (ROW - KEY)), SLOPED, "slopes of ALiBi by the first of the rule for 8 heads"),
+    "alibi of one side": lambda: (attend(plus=-ALIBI * np.maximum(ROW - KEY, 0), mask=True), replace(SLOPED, is_causal=False), "max(i - j, 0), of earlier keys alone, instead of i - j"),
     "alibi absolute": lambda: (attend(plus=-ALIBI * abs(ROW - KEY), mask=True), replace(SLOPED, is_causal=False), "ALiBi with distance |i - j| instead of i - j"),
     # masks
     "causal +3": lambda: (attend(mask=KEY <= ROW + 3), CALL, "causal mask shifted by +3"),
@@ -142,6 +146,11 @@ PLANTED: dict[str, Callable[[], Planted]] = {
     "padding off": lambda: (attend(mask=KEY < LENGTHS + 2), PADDED, "padding off by 2: 2 keys more seen at the last end"),
     "padding exchanged": lambda: (attend(mask=LENGTHS[::-1] > KEY), PADDED, "padding of another item"),
     "keys missing": lambda: (attend(mask=KEY < N - 5), FREE, "the last 5 keys missing"),
+    "diagonal": lambda: (attend(mask=KEY != ROW), FREE, "mask hides the diagonal, which nobody asked for"),
+    "mask mirrored": lambda: (attend(mask=PATTERN[..., ::-1]), MASKED, "mask in reverse order along the keys"),
+    "mask moved": lambda: (attend(mask=np.roll(PATTERN, 1, 2)), MASKED, "mask moved by +1 along the rows"),
+    "mask once": lambda: (attend(mask=PATTERN | (np.arange(B) > 0)[:, None, None, None]), MASKED, "mask applied in the first batch item alone"),
+    "mask tiled": lambda: (attend(mask=np.tile(PATTERN[:, 0], (H, 1, 1)).reshape(B, H, N, N)), MASKED, "mask repeated wrongly over the heads"),
     "leak": lambda: (weights(0.25 * Q @ K.mT, hidden=-5.0) @ V, CALL, "hidden scores hold -5, which leaks"),
     "leak added": lambda: (attend(plus=np.where(CAUSAL, 0.0, -2.7), mask=True), CALL, "-2.7, which leaks, added to the scores that causality hides"),
     # rotary
@@ -163,6 +172,10 @@ PLANTED: dict[str, Callable[[], Planted]] = {
     "keys of items": lambda: (attend(k=K[::-1]), CALL, "key of other items: in reverse order"),
     "kv heads": lambda: (attend(k=K2[:, [0, 1, 1, 0]], v=V2[:, [0, 1, 1, 0]]), replace(CALL, k=K2, v=V2), "keys and values of other kv heads: 0, 1, 1, 0"),
     "heads of keys": lambda: (attend(k=K[:, ::-1]), CALL, "query heads read keys of other kv heads: in reverse order"),
+    "queries of heads": lambda: (attend(q=np.roll(Q, -1, 1)), CALL, "heads of the query"),
+    "key split": lambda: (attend(k=K.swapaxes(1, 2).reshape(K.shape)), CALL, "heads of the key alone split wrongly"),
+    "kv packed": lambda: (attend(k=np.concatenate((K, V), 1)[:, ::2], v=np.concatenate((K, V), 1)[:, 1::2]), CALL, "fused projection of key and value split wrongly: packed as (2, Hkv, D)"),
+    "in turn": lambda: (attend(K, V, Q), CALL, "query, key and value taken in the order key, value, query"),
     "rows late": lambda: (np.roll(attend(), 1, 2), CALL, "rows of the output moved by 1"),
     "rows reversed": lambda: (attend()[:, :, ::-1], CALL, "rows of the output in reverse order"),
     # keys and values
