@@ -70,10 +70,11 @@ Named = tuple[Said, ...]  # any of them
 
 
 def names(sentences: Sequence[str], planted: Sequence[Named], p: Problem) -> bool:
-    """Whether the sentences say what was planted, each one thing of it, and nothing else."""
-    return len(sentences) == len(planted) and any(
-        all(any(said.fits(x, p) for said in named) for x, named in zip(order, planted, strict=True))
-        for order in permutations(sentences)
+    """Whether the sentences say what was planted, each a thing of it, and nothing else: roundings are said stage by stage."""
+    told = [[any(said.fits(x, p) for said in named) for named in planted] for x in sentences]
+    return all(map(any, told)) and any(
+        all(told[i][j] for j, i in enumerate(order))
+        for order in permutations(range(len(sentences)), len(planted))
     )
 
 

@@ -152,7 +152,7 @@ BESIDE: tuple[Defect, ...] = (
     Defect("bias of the first head for all", "bias", words("bias.*head"), "bias", biased(lambda p: p.bias[:, :1])),
     Defect("bias of the next head", "bias", words("bias.*head"), "bias", biased(lambda p: p.bias.roll(1, 1))),
     Defect("bias doubled", "bias", (Said("bias", lambda p: (2,)), Said("bias.*(twice|doubled)")), "bias", {"biased": add(2.0)}),
-    Defect("bias one key to the right", "bias", words("bias.*(shift|roll|off by one)"), "bias", biased(lambda p: p.bias.roll(1, -1))),
+    Defect("bias one key to the right", "bias", words("bias.*(shift|roll|moved|off by one)"), "bias", biased(lambda p: p.bias.roll(1, -1))),
     defect("bias after the softmax", "bias", "bias.*after the softmax", "bias", biased=add(0.0), weights=lambda p, w, allowed: w + torch.where(allowed, p.bias, 0.0).to(w.dtype)),
     defect("sink of the first head for all", "sinks", "sink", "sinks", softmax=sunk(lambda x: x[:1].expand_as(x))),
     defect("sinks of other heads", "sinks", "sink", "sinks", softmax=sunk(lambda x: x.roll(1))),

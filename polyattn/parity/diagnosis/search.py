@@ -7,6 +7,7 @@ one change at a time, with a number fitted, two changes at a time. What explains
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import combinations, product
@@ -36,7 +37,7 @@ __all__ = ["searched"]
 LARGE = (
     2**22
 )  # scores beyond which changes that need every row are not tried in pairs, and no number is fitted beside a change
-BESIDE = 12  # changes beside which a number is fitted, a rounding simulated and dropout recognised
+BESIDE = 10  # changes beside which a number is fitted, a rounding simulated and dropout recognised
 CLOSEST = 6  # explanations beside which roundings of a right program are tried
 #: What a mask that was given as one array says of position, when it is taken apart.
 POSITIONAL = ("causal", "window")
@@ -177,7 +178,8 @@ class Search:
         if self.large:
             self.case.leave_out(f"pairs with a fitted number, at {_scores(self.case.call)},")
             return []
-        likely = _likely(singles)
+        # A cache is rounded anew for every number that is tried.
+        likely = _likely([x for x in singles if all(cause.field != "cache" for cause in x.what.causes)])
         if len(likely) < len(singles):
             self.case.leave_out(
                 f"fitted numbers beside {len(singles) - len(likely)} of {len(singles)} changes"
@@ -189,9 +191,14 @@ class Search:
 
 
 def _likely(singles: list[Scored]) -> list[Scored]:
-    """The changes beside which something else may be the matter: those that leave least, and a merge, which moves all."""
+    """The changes beside which something else may be the matter: those that leave least, of each field the best two; and
+    a merge, which moves all."""
     merges = [x for x in singles if any(cause.field == "merge" for cause in x.what.causes)]
-    others = sorted((x for x in singles if all(x is not y for y in merges)), key=lambda x: x.left)
+    others, seen = list[Scored](), Counter[str]()
+    for x in sorted((x for x in singles if all(x is not y for y in merges)), key=lambda x: x.left):
+        field = x.what.causes[0].field
+        seen[field] += 1
+        others += [x] if seen[field] <= 2 else []
     return others[: BESIDE - len(merges)] + merges
 
 
